@@ -1,0 +1,51 @@
+# The commands of README. On a fresh machine each makes .venv, installs and builds what it needs first.
+PYTHON ?= python3
+VENV ?= .venv
+# Pinned, so that every machine tests the same thing; any torch >= 2.10 works: make TORCH=torch==2.10.0 ...
+TORCH ?= torch==2.13.0
+TRITON ?= triton==3.7.1
+BIN := $(VENV)/bin
+SOURCES := setup.py pyproject.toml $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h)
+
+.PHONY: demo test bench lint clean
+.DELETE_ON_ERROR:
+
+$(VENV)/torch:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip "setuptools>=77" wheel ninja
+	$(BIN)/python -m pip install --quiet $(TORCH) numpy
+	touch $@
+
+# Editable, so that Python changes need no rebuild; built here (--no-build-isolation), against the torch just installed.
+$(VENV)/study: $(VENV)/torch $(SOURCES)
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[study]"
+	touch $@
+
+$(VENV)/test: $(VENV)/study
+	$(BIN)/python -m pip install --quiet $(TRITON)
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[test]"
+	touch $@
+
+$(VENV)/bench: $(VENV)/study
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[bench]"
+	touch $@
+
+$(VENV)/lint: $(VENV)/study
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[lint]"
+	touch $@
+
+demo: $(VENV)/study
+	$(BIN)/hvae gaussian --dims 25 --out runs/demo --resume
+
+test: $(VENV)/test
+	$(BIN)/python -m pytest
+
+bench: $(VENV)/bench
+	$(BIN)/python benchmarks/run.py
+
+lint: $(VENV)/lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:
+	rm -rf $(VENV) build runs *.egg-info hvae_kernels/*.so

@@ -1,0 +1,37 @@
+// The CPU operators, as registered.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+#include <tuple>
+
+namespace hk {
+
+using torch::stable::Tensor;
+using MaybeTensor = std::optional<Tensor>;
+
+std::tuple<Tensor, Tensor> gaussian_leapfrog(Tensor z, Tensor rho, Tensor precision, Tensor loc, Tensor step_size,
+                                             Tensor tempering);
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> gaussian_leapfrog_backward(
+    MaybeTensor grad_z, MaybeTensor grad_rho, Tensor z, Tensor rho, Tensor precision, Tensor loc, Tensor step_size,
+    Tensor tempering, int64_t needs);
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> gaussian_leapfrog_double_backward(
+    MaybeTensor h_z, MaybeTensor h_rho, MaybeTensor h_precision, MaybeTensor h_loc, MaybeTensor h_step_size,
+    MaybeTensor h_tempering, MaybeTensor grad_z, MaybeTensor grad_rho, Tensor z, Tensor rho, Tensor precision,
+    Tensor loc, Tensor step_size, Tensor tempering, int64_t needs);
+
+std::tuple<Tensor, Tensor> leapfrog_update(Tensor z, Tensor rho, Tensor grad, Tensor decay, Tensor kick, Tensor drift);
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> leapfrog_update_backward(MaybeTensor grad_z, MaybeTensor grad_rho,
+                                                                            Tensor rho, Tensor grad, Tensor decay,
+                                                                            Tensor kick, Tensor drift, int64_t needs);
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> leapfrog_update_double_backward(
+    MaybeTensor h_rho, MaybeTensor h_grad, MaybeTensor h_decay, MaybeTensor h_kick, MaybeTensor h_drift,
+    MaybeTensor grad_z, MaybeTensor grad_rho, Tensor rho, Tensor grad, Tensor decay, Tensor kick, Tensor drift,
+    int64_t needs);
+
+}  // namespace hk

@@ -1,0 +1,65 @@
+// What every torch-free kernel uses: inlining, run-time instruction-set choice, dual numbers.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <memory>
+#include <new>
+
+#define HK_INLINE inline __attribute__((always_inline))
+
+// One source, several instruction sets, chosen when the library loads. Only thin non-template functions can be cloned,
+// so the loops live in HK_INLINE templates and lambdas (which are not cloned) stay outside.
+#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
+#define HK_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define HK_CLONES
+#endif
+
+namespace hk {
+
+// Zero-filled scratch, on the stack while small: a call on a tiny batch should not pay for the allocator.
+template <class T>
+class Buffer {
+ public:
+  explicit Buffer(int64_t size) : size_(size), data_(size <= kInline ? reinterpret_cast<T*>(inline_) : nullptr) {
+    if (!data_) heap_.reset(data_ = static_cast<T*>(::operator new(size * sizeof(T), std::align_val_t(kAlignment))));
+    std::fill(begin(), end(), T(0));
+  }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+
+  T* data() { return data_; }
+  const T* data() const { return data_; }
+  T* begin() { return data_; }
+  T* end() { return data_ + size_; }
+  int64_t size() const { return size_; }
+  T& operator[](int64_t i) { return data_[i]; }
+  const T& operator[](int64_t i) const { return data_[i]; }
+
+ private:
+  // A cache line: vector loads and stores of scratch must not straddle two.
+  static constexpr size_t kAlignment = 64;
+  static constexpr int64_t kInline = 4096 / sizeof(T);
+  struct Free {
+    void operator()(T* p) const { ::operator delete(p, std::align_val_t(kAlignment)); }
+  };
+  int64_t size_;
+  T* data_;
+  std::unique_ptr<T, Free> heap_;
+  alignas(kAlignment) unsigned char inline_[4096];
+};
+
+// A value and its tangent: running a reverse sweep on these gives Hessian-vector products.
+struct Dual {
+  double value, tangent;
+  Dual() = default;
+  Dual(double v, double t = 0) : value(v), tangent(t) {}
+};
+HK_INLINE Dual operator+(Dual a, Dual b) { return {a.value + b.value, a.tangent + b.tangent}; }
+HK_INLINE Dual operator-(Dual a, Dual b) { return {a.value - b.value, a.tangent - b.tangent}; }
+HK_INLINE Dual operator-(Dual a) { return {-a.value, -a.tangent}; }
+HK_INLINE Dual operator*(Dual a, Dual b) { return {a.value * b.value, a.value * b.tangent + a.tangent * b.value}; }
+HK_INLINE Dual& operator+=(Dual& a, Dual b) { return a = a + b; }
+
+}  // namespace hk

@@ -1,0 +1,238 @@
+// K tempered leapfrog steps through a diagonal Gaussian potential, collapsed: per dimension one 2x2 map
+//   [z - loc; rho] -> P [z - loc; rho],  P = M_K ... M_1,
+//   M_k = [[c, e], [alpha_k s, alpha_k c]],  c = 1 - p e^2 / 2,  s = -p e (1 - p e^2 / 4).
+// The K-step composition ("chain") costs O(d K) and runs in double; the batch is one pass of row kernels.
+// Derivation and byte counts: hvae_kernels/ops/leapfrog/README.md.
+#pragma once
+
+#include <algorithm>
+#include <cstring>
+#include <memory>
+
+#include "common.h"
+#include "rows.h"
+
+namespace hk::leapfrog {
+
+// One replica's problem. A step size of step k, dimension j is step[k * step_k + j * step_j]: strides are 0 where shared.
+struct Shape {
+  int64_t features, n_steps, step_k, step_j;
+};
+
+// The chain works on this many dimensions at a time, so that its scratch stays in the first-level cache.
+constexpr int64_t kBlock = 32;
+
+template <class S>
+struct Step {
+  S c, s, e, p;
+};
+
+template <class S>
+HK_INLINE Step<S> step_of(S p, S e) {
+  S q = S(0.25) * p * e * e;
+  return {S(1) - S(2) * q, -(p * e) * (S(1) - q), e, p};
+}
+
+// Loads a parameter with its tangent (from `direction`, absent = 0) when S is Dual.
+template <class S, class T>
+HK_INLINE S load(const T* values, const T* direction, int64_t i) {
+  if constexpr (sizeof(S) == sizeof(double)) return S(values[i]);
+  else return S(values[i], direction ? double(direction[i]) : 0.0);
+}
+
+template <class T>
+struct Parameters {
+  const T *precision, *step, *tempering;
+  const T *h_precision = nullptr, *h_step = nullptr, *h_tempering = nullptr;
+};
+
+// A block's precisions and the step sizes of one step, padded with zeros: the arithmetic always runs full width.
+template <class S>
+struct Block {
+  S p[kBlock], e[kBlock];
+
+  template <class T>
+  HK_INLINE Block(const Parameters<T>& in, int64_t j0, int64_t width) {
+    for (int64_t j = 0; j < kBlock; ++j) p[j] = e[j] = S(0);
+    for (int64_t j = 0; j < width; ++j) p[j] = load<S>(in.precision, in.h_precision, j0 + j);
+  }
+
+  template <class T>
+  HK_INLINE void load_step(const Shape& shape, const Parameters<T>& in, int64_t k, int64_t j0, int64_t width) {
+    if (k && !shape.step_k) return;  // shared by all steps
+    const int64_t at = k * shape.step_k + j0 * shape.step_j;
+    for (int64_t j = 0; j < width; ++j) e[j] = load<S>(in.step, in.h_step, at + j * shape.step_j);
+  }
+};
+
+// Composes P_k for k = 0..K-1 into prefix[k][4][kBlock] (kept only if `prefix`) and P_K into map[4][kBlock].
+template <class S, class T>
+HK_INLINE void compose_block(const Shape& shape, const Parameters<T>& in, int64_t j0, int64_t width, S* map, S* prefix) {
+  S *A = map, *B = map + kBlock, *C = map + 2 * kBlock, *D = map + 3 * kBlock;
+  Block<S> block(in, j0, width);
+  for (int64_t j = 0; j < kBlock; ++j) A[j] = D[j] = S(1), B[j] = C[j] = S(0);
+  for (int64_t k = 0; k < shape.n_steps; ++k) {
+    if (prefix) std::memcpy(static_cast<void*>(prefix + k * 4 * kBlock), map, 4 * kBlock * sizeof(S));
+    block.load_step(shape, in, k, j0, width);
+    const S alpha = load<S>(in.tempering, in.h_tempering, k);
+    for (int64_t j = 0; j < kBlock; ++j) {
+      const auto m = step_of(block.p[j], block.e[j]);
+      const S a = m.c * A[j] + m.e * C[j], b = m.c * B[j] + m.e * D[j];
+      C[j] = alpha * (m.s * A[j] + m.c * C[j]);
+      D[j] = alpha * (m.s * B[j] + m.c * D[j]);
+      A[j] = a;
+      B[j] = b;
+    }
+  }
+}
+
+// Maps all dimensions: value[4][features] and, when S is Dual, tangent[4][features].
+template <class S, class T>
+HK_INLINE void compose(const Shape& shape, const Parameters<T>& in, double* value, double* tangent) {
+  S map[4 * kBlock];
+  for (int64_t j0 = 0; j0 < shape.features; j0 += kBlock) {
+    const int64_t width = std::min(kBlock, shape.features - j0);
+    compose_block<S>(shape, in, j0, width, map, static_cast<S*>(nullptr));
+    for (int64_t i = 0; i < 4; ++i)
+      for (int64_t j = 0; j < width; ++j) {
+        const S entry = map[i * kBlock + j];
+        if constexpr (sizeof(S) == sizeof(double)) {
+          value[i * shape.features + j0 + j] = entry;
+        } else {
+          value[i * shape.features + j0 + j] = entry.value;
+          tangent[i * shape.features + j0 + j] = entry.tangent;
+        }
+      }
+  }
+}
+
+HK_INLINE double derivative_part(double x) { return x; }
+HK_INLINE double derivative_part(Dual x) { return x.tangent; }
+HK_INLINE void assign_cotangent(double& x, double value, double) { x = value; }
+HK_INLINE void assign_cotangent(Dual& x, double value, double tangent) { x = {value, tangent}; }
+
+// Reverse sweep of the chain. `cotangent` [4][features] is that of P_K (with its tangent for duals). Adds to
+// d_precision [features], d_step (laid out as the step sizes) and d_tempering [K]; for duals, the tangent parts.
+template <class S, class T>
+HK_INLINE void chain_backward(const Shape& shape, const Parameters<T>& in, const double* cotangent,
+                              const double* cotangent_tangent, double* d_precision, double* d_step,
+                              double* d_tempering) {
+  const std::unique_ptr<S[]> prefix(new S[shape.n_steps * 4 * kBlock]);
+  S map[4 * kBlock], g[4 * kBlock];
+  double step_bar[kBlock], precision_bar[kBlock], alpha_bar[kBlock];
+  for (int64_t j0 = 0; j0 < shape.features; j0 += kBlock) {
+    const int64_t width = std::min(kBlock, shape.features - j0);
+    compose_block<S>(shape, in, j0, width, map, prefix.get());
+    Block<S> block(in, j0, width);
+    if (shape.n_steps) block.load_step(shape, in, 0, j0, width);
+    std::fill(g, g + 4 * kBlock, S(0));
+    for (int64_t i = 0; i < 4; ++i)
+      for (int64_t j = 0; j < width; ++j) {
+        const int64_t at = i * shape.features + j0 + j;
+        assign_cotangent(g[i * kBlock + j], cotangent[at], cotangent_tangent ? cotangent_tangent[at] : 0.0);
+      }
+    std::fill(precision_bar, precision_bar + kBlock, 0.0);
+    for (int64_t k = shape.n_steps - 1; k >= 0; --k) {
+      const S* P = prefix.get() + k * 4 * kBlock;
+      const S alpha = load<S>(in.tempering, in.h_tempering, k);
+      block.load_step(shape, in, k, j0, width);
+      for (int64_t j = 0; j < kBlock; ++j) {
+        const auto m = step_of(block.p[j], block.e[j]);
+        const S A = P[j], B = P[kBlock + j], C = P[2 * kBlock + j], D = P[3 * kBlock + j];
+        const S a = g[j], b = g[kBlock + j], c = g[2 * kBlock + j], d = g[3 * kBlock + j];
+        const S m21 = c * A + d * B, m22 = c * C + d * D;
+        const S c_bar = a * A + b * B + alpha * m22, s_bar = alpha * m21, ee = m.e * m.e, pe = m.p * m.e;
+        alpha_bar[j] = derivative_part(m.s * m21 + m.c * m22);
+        precision_bar[j] += derivative_part(S(-0.5) * c_bar * ee + s_bar * m.e * (S(0.5) * pe * m.e - S(1)));
+        step_bar[j] = derivative_part(a * C + b * D - c_bar * pe + s_bar * m.p * (S(0.75) * pe * m.e - S(1)));
+        g[j] = m.c * a + alpha * m.s * c;
+        g[kBlock + j] = m.c * b + alpha * m.s * d;
+        g[2 * kBlock + j] = m.e * a + alpha * m.c * c;
+        g[3 * kBlock + j] = m.e * b + alpha * m.c * d;
+      }
+      for (int64_t j = 0; j < width; ++j) d_tempering[k] += alpha_bar[j];
+      for (int64_t j = 0; j < width; ++j) d_step[k * shape.step_k + (j0 + j) * shape.step_j] += step_bar[j];
+    }
+    for (int64_t j = 0; j < width; ++j) d_precision[j0 + j] += precision_bar[j];
+  }
+}
+
+// ---- Row kernels: `width` entries a row, coefficients as long as a row ----
+
+template <class T>
+struct Map {
+  const T *A, *B, *C, *D, *loc;
+};
+
+template <class T>
+HK_INLINE void forward_rows(int64_t rows, int64_t width, const Map<T>& m, const T* __restrict z, const T* __restrict rho,
+                            T* __restrict z_out, T* __restrict rho_out) {
+  const T *__restrict A = m.A, *__restrict B = m.B, *__restrict C = m.C, *__restrict D = m.D, *__restrict l = m.loc;
+  for (int64_t row = 0; row < rows; ++row) {
+    for (int64_t j = 0; j < width; ++j) {
+      const T y = z[j] - l[j], r = rho[j];
+      z_out[j] = l[j] + (A[j] * y + B[j] * r);
+      rho_out[j] = C[j] * y + D[j] * r;
+    }
+    z += width, rho += width, z_out += width, rho_out += width;
+  }
+}
+
+constexpr int64_t kSums = 6, kDoubleSums = 10;
+
+// Writes dz, drho and adds the six column sums  gz y, gz rho, gr y, gr rho, gz, gr  to sums[6][width]. Rows do not
+// overlap, but those of scratch or zeros, whose order does not matter: hence ivdep.
+template <class T>
+HK_INLINE void backward_rows(int64_t first, int64_t rows, int64_t width, const Map<T>& m, In<T> grad_z, In<T> grad_rho,
+                             In<T> z, In<T> rho, Out<T> d_z, Out<T> d_rho, T* acc, double* sums) {
+  const T *A = m.A, *B = m.B, *C = m.C, *D = m.D, *l = m.loc;
+  for (int64_t i = 0; i < rows; ++i) {
+    const T *gz = grad_z.row(first + i), *gr = grad_rho.row(first + i);
+    const T *zi = z.row(first + i), *ri = rho.row(first + i);
+    T *dz = d_z.row(first + i), *dr = d_rho.row(first + i);
+#pragma GCC ivdep
+    for (int64_t j = 0; j < width; ++j) {
+      const T a = gz[j], b = gr[j], y = zi[j] - l[j], r = ri[j];
+      dz[j] = A[j] * a + C[j] * b;
+      dr[j] = B[j] * a + D[j] * b;
+      acc[j] += a * y;
+      acc[width + j] += a * r;
+      acc[2 * width + j] += b * y;
+      acc[3 * width + j] += b * r;
+      acc[4 * width + j] += a;
+      acc[5 * width + j] += b;
+    }
+    if (i % kRun == kRun - 1 || i == rows - 1) flush(sums, acc, kSums * width);
+  }
+}
+
+// Directions h and cotangents g; t is the tangent of the map. Writes gg_z, gg_rho, d_z, d_rho and adds the ten sums
+// gz y, gz rho, gr y, gr rho, gz, gr, gz u, gz hr, gr u, gr hr  with u = hz - hl.
+template <class T>
+HK_INLINE void double_backward_rows(int64_t first, int64_t rows, int64_t width, const Map<T>& m, const Map<T>& t,
+                                    const T* h_loc, In<T> h_z, In<T> h_rho, In<T> grad_z, In<T> grad_rho,
+                                    In<T> z, In<T> rho, Out<T> gg_z, Out<T> gg_rho, Out<T> d_z, Out<T> d_rho,
+                                    T* acc, double* sums) {
+  const T *A = m.A, *B = m.B, *C = m.C, *D = m.D, *l = m.loc;
+  const T *tA = t.A, *tB = t.B, *tC = t.C, *tD = t.D;
+  for (int64_t i = 0; i < rows; ++i) {
+    const T *hz = h_z.row(first + i), *hr = h_rho.row(first + i);
+    const T *gz = grad_z.row(first + i), *gr = grad_rho.row(first + i);
+    const T *zi = z.row(first + i), *ri = rho.row(first + i);
+    T *ggz = gg_z.row(first + i), *ggr = gg_rho.row(first + i);
+    T *dz = d_z.row(first + i), *dr = d_rho.row(first + i);
+#pragma GCC ivdep
+    for (int64_t j = 0; j < width; ++j) {
+      const T a = gz[j], b = gr[j], y = zi[j] - l[j], r = ri[j], u = hz[j] - h_loc[j], v = hr[j];
+      ggz[j] = A[j] * u + B[j] * v + h_loc[j] + tA[j] * y + tB[j] * r;
+      ggr[j] = C[j] * u + D[j] * v + tC[j] * y + tD[j] * r;
+      dz[j] = tA[j] * a + tC[j] * b;
+      dr[j] = tB[j] * a + tD[j] * b;
+      const T products[kDoubleSums] = {a * y, a * r, b * y, b * r, a, b, a * u, a * v, b * u, b * v};
+      for (int64_t s = 0; s < kDoubleSums; ++s) acc[s * width + j] += products[s];
+    }
+    if (i % kRun == kRun - 1 || i == rows - 1) flush(sums, acc, kDoubleSums * width);
+  }
+}
+
+}  // namespace hk::leapfrog

@@ -1,0 +1,93 @@
+"""The one ``torch.library`` fragment, and what every op's autograd glue shares.
+
+An op ``x`` has one schema and one overload an implementation: ``hvae_kernels::x.cpp``, ``hvae_kernels::x.triton``.
+The overloads are raw kernels without autograd; the differentiable op is the ``autograd.Function`` in its room.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+NAMESPACE = "hvae_kernels"
+LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
+
+
+def define(name: str, signature: str, fake: Callable, implementations: tuple[str, ...]) -> dict[str, Callable]:
+    """Define ``name``'s raw overloads with their fake; returns the overload to call for each implementation."""
+    overloads = {}
+    for implementation in implementations:
+        qualified = f"{name}.{implementation}"
+        LIBRARY.define(qualified + signature)
+        torch.library.register_fake(f"{NAMESPACE}::{qualified}", fake, lib=LIBRARY)
+        overloads[implementation] = getattr(getattr(torch.ops.hvae_kernels, name), implementation)
+    return overloads
+
+
+def implement(name: str, implementation: str, function: Callable) -> None:
+    """Register a Python kernel (a Triton launcher) for an overload, for every device."""
+    LIBRARY.impl(f"{name}.{implementation}", function, "CompositeExplicitAutograd")
+
+
+class OpFunction(torch.autograd.Function):
+    """An ``autograd.Function`` in ``setup_context`` style without the price of that style.
+
+    The stock ``apply`` re-binds the signature with ``inspect`` at every call (15 us), which only functorch needs.
+    """
+
+    @classmethod
+    def apply(cls, *args):
+        if torch._C._are_functorch_transforms_active():
+            return super().apply(*args)
+        return super(torch.autograd.Function, cls).apply(*args)
+
+
+def nothing_differentiates() -> bool:
+    """Whether an op may skip its Function: no gradients are recorded, no functorch transform, no forward mode."""
+    return (
+        not torch.is_grad_enabled()
+        and not torch._C._are_functorch_transforms_active()
+        and torch.autograd.forward_ad._current_level < 0
+    )
+
+
+def vjp_of_double_backward(
+    reference: Callable[..., tuple[Tensor, ...]],
+    directions: tuple[Tensor | None, ...],
+    cotangents: tuple[Tensor | None, ...],
+    inputs: tuple[Tensor, ...],
+    upstream: tuple[Tensor | None, ...],
+) -> tuple[Tensor, ...]:
+    """Third derivatives, from the reference: rarely asked for, so plain PyTorch, differentiable for ever.
+
+    Args:
+        reference: the op, plain.
+        directions: cotangents of the first backward's results, one an input (None is zero).
+        cotangents: cotangents of the op's outputs (None is zero).
+        inputs: the op's inputs.
+        upstream: cotangents of the double backward's results: one an output, then one an input.
+
+    Returns:
+        Gradients for ``directions``, ``cotangents`` and ``inputs``, in this order.
+    """
+    outputs = reference(*inputs)
+    directions = tuple(torch.zeros_like(x) if h is None else h for h, x in zip(directions, inputs, strict=True))
+    cotangents = tuple(torch.zeros_like(y) if g is None else g for g, y in zip(cotangents, outputs, strict=True))
+    n_outputs, n_inputs = len(cotangents), len(inputs)
+
+    def pairing(*variables: Tensor) -> Tensor:
+        """``sum_i <direction_i, gradient_i>``; its gradients are the double backward's results."""
+        h, g, x = variables[:n_inputs], variables[n_inputs : n_inputs + n_outputs], variables[n_inputs + n_outputs :]
+        gradients = torch.func.vjp(reference, *x)[1](tuple(g))
+        return sum((a * b).sum() for a, b in zip(h, gradients, strict=True))
+
+    def double_backward(*variables: Tensor) -> tuple[Tensor, ...]:
+        wanted = tuple(range(n_inputs, len(variables)))
+        return torch.func.grad(pairing, argnums=wanted)(*variables)
+
+    variables = (*directions, *cotangents, *inputs)
+    wanted = (*cotangents, *inputs)
+    upstream = tuple(torch.zeros_like(v) if u is None else u for u, v in zip(upstream, wanted, strict=True))
+    return torch.func.vjp(double_backward, *variables)[1](upstream)

@@ -1,0 +1,218 @@
+"""The Hamiltonian flow: tempered leapfrog with learned step sizes and temperatures, and Gaussian potentials."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from hvae_kernels import _checks, functional
+from hvae_kernels.ops.leapfrog import reference
+
+TEMPERINGS = ("none", "quadratic", "quadratic-beta", "free")
+
+
+class GaussianPotential(nn.Module):
+    r"""The potential of a Gaussian, :math:`U(z) = \frac12 (z - \mu)^\top P (z - \mu)`, up to its constant.
+
+    Args:
+        precision: P: its positive diagonal ``(d,)``, a symmetric positive definite ``(d, d)``, or ``(R, 1, d)`` for R
+            replicas. An ``nn.Parameter`` is registered as one, any other tensor as a buffer.
+        loc: mu, ``(d,)``, or ``(R, 1, d)``.
+
+    Raises:
+        TypeError: not floating-point tensors of one dtype.
+        ValueError: shapes or devices do not fit; a diagonal precision is not positive (looked at on the CPU only, where
+            looking costs no device sync).
+
+    Equivalent to:
+        >>> import torch, hvae_kernels as hk
+        >>> precision, loc, z = torch.rand(3) + 1, torch.randn(3), torch.randn(8, 3)
+        >>> energies = hk.nn.GaussianPotential(precision, loc)(z)
+        >>> torch.testing.assert_close(energies, (precision * (z - loc) ** 2).sum(-1) / 2)
+    """
+
+    def __init__(self, precision: Tensor, loc: Tensor):
+        super().__init__()
+        name = "GaussianPotential"
+        _checks.same_kind(name, precision=precision, loc=loc)
+        dense = precision.dim() == 2
+        if dense and precision.shape != (loc.shape[-1],) * 2:
+            raise _checks.fail(name, "precision", f"of shape (d, d) with d = {loc.shape[-1]}", precision)
+        if not dense and (precision.dim() not in (1, 3) or precision.shape != loc.shape):
+            expected = f"of shape (d,), (d, d) or (R, 1, d) to go with loc {tuple(loc.shape)}"
+            raise _checks.fail(name, "precision", expected, precision)
+        if not dense and _checks.values_readable(precision) and not bool((precision > 0).all()):
+            raise _checks.fail(name, "precision", "positive", f"a smallest value of {precision.min().item()}")
+        self._own("precision", precision)
+        self._own("loc", loc)
+
+    def _own(self, name: str, tensor: Tensor) -> None:
+        if isinstance(tensor, nn.Parameter):
+            self.register_parameter(name, tensor)
+        else:
+            self.register_buffer(name, tensor)
+
+    @property
+    def dense(self) -> bool:
+        """Whether the precision is a full matrix."""
+        return self.precision.dim() == 2
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Energies ``(...)`` of positions ``z (..., d)``."""
+        centred = z - self.loc
+        gradient = centred @ self.precision if self.dense else self.precision * centred
+        return (gradient * centred).sum(-1) / 2
+
+    def extra_repr(self) -> str:
+        """Shape of the precision."""
+        return f"precision={tuple(self.precision.shape)}"
+
+
+class HamiltonianFlow(nn.Module):
+    r"""K tempered leapfrog steps with learned step sizes and temperatures.
+
+    Step sizes are ``max_step_size * sigmoid(.)``, one a dimension. Tempering schedules, with temperatures ``T_k`` and
+    ``alpha_k = T_k / T_{k-1}``, ``T_K = 1``:
+
+    ================== =============================================================== ======================
+    ``none``           ``T_k = 1``                                                     nothing learned
+    ``quadratic``      ``T_k = 1 + (T_0 - 1)(1 - k^2/K^2)``                            ``log(T_0 - 1)``
+    ``quadratic-beta`` ``T_k^2 = 1 + (T_0^2 - 1)(1 - k^2/K^2)``                        ``log(T_0 - 1)``
+    ``free``           ``alpha_k = sigmoid(a_k)``, ``T_0 = prod_k 1/alpha_k``          every ``a_k``
+    ================== =============================================================== ======================
+
+    The flow's momentum starts at ``rho_0 = T_0 gamma`` with ``gamma ~ N(0, I)``. The map ``(z, gamma) -> (z_K, rho_K)``
+    has Jacobian determinant 1 for every schedule, so the evidence bound is
+    ``log p(x, z_K) + log N(rho_K) - log q0(z) - log N(gamma) + log_abs_det``.
+
+    Args:
+        features: d.
+        n_steps: K; 0 makes the identity with ``T_0 = 1``.
+        tempering: one of the four schedules.
+        max_step_size: upper end of every step size.
+        init_step_size: initial step size, in ``(0, max_step_size)``.
+        init_temperature: initial ``T_0``, above 1 (not used by ``none``).
+        replicas: R independent flows in one module, for ``z (R, B, d)`` and parameters with a leading R.
+
+    Raises:
+        ValueError: an argument is out of its range.
+
+    References:
+        Caterini, Doucet and Sejdinovic, Hamiltonian variational auto-encoder, 2018.
+
+    Example:
+        >>> import torch, hvae_kernels as hk
+        >>> flow = hk.nn.HamiltonianFlow(3, n_steps=10)
+        >>> potential = hk.nn.GaussianPotential(precision=torch.ones(3), loc=torch.zeros(3))
+        >>> z_K, rho_K, log_abs_det = flow(torch.randn(8, 3), torch.randn(8, 3), potential)
+        >>> log_abs_det.abs().max().item()
+        0.0
+    """
+
+    def __init__(
+        self,
+        features: int,
+        n_steps: int,
+        tempering: str = "quadratic",
+        max_step_size: float = 0.5,
+        init_step_size: float = 0.005,
+        init_temperature: float = 5.0,
+        *,
+        replicas: int | None = None,
+    ):
+        super().__init__()
+        name = "HamiltonianFlow"
+        if features < 1:
+            raise _checks.fail(name, "features", "at least 1", features)
+        if n_steps < 0:
+            raise _checks.fail(name, "n_steps", "at least 0", n_steps)
+        if tempering not in TEMPERINGS:
+            raise _checks.fail(name, "tempering", f"one of {', '.join(TEMPERINGS)}", tempering)
+        if not 0 < init_step_size < max_step_size:
+            raise _checks.fail(name, "init_step_size", f"between 0 and max_step_size = {max_step_size}", init_step_size)
+        if tempering != "none" and not init_temperature > 1:
+            raise _checks.fail(name, "init_temperature", "above 1", init_temperature)
+        self.features, self.n_steps, self.tempering, self.replicas = features, n_steps, tempering, replicas
+        self.max_step_size = max_step_size
+        lead = () if replicas is None else (replicas,)
+        row = () if replicas is None else (replicas, 1)
+        ratio = init_step_size / max_step_size
+        self.step_size_logit = nn.Parameter(torch.full((*row, features), math.log(ratio / (1 - ratio))))
+        if tempering == "free":
+            alpha = init_temperature ** (-1 / max(n_steps, 1))
+            self.tempering_logit = nn.Parameter(torch.full((*lead, n_steps), math.log(alpha / (1 - alpha))))
+        elif tempering != "none":
+            self.log_excess_temperature = nn.Parameter(torch.full((*lead, 1), math.log(init_temperature - 1)))
+        k = torch.arange(n_steps + 1, dtype=torch.float64)
+        profile = 1 - (k / max(n_steps, 1)) ** 2
+        self.register_buffer("_profile", profile.to(torch.get_default_dtype()), persistent=False)
+
+    @property
+    def step_size(self) -> Tensor:
+        """Step sizes ``(d,)``, or ``(R, 1, d)``, in ``(0, max_step_size)``."""
+        return self.max_step_size * torch.sigmoid(self.step_size_logit)
+
+    def temperatures(self) -> tuple[Tensor, Tensor]:
+        """``(T_0, alpha)``: ``(1,)`` and ``(K,)``, or ``(R, 1)`` and ``(R, K)``."""
+        if self.n_steps == 0 or self.tempering == "none":
+            ones = self._profile.new_ones((*self.step_size_logit.shape[:-2], 1))
+            return ones, ones.expand(*ones.shape[:-1], self.n_steps)
+        if self.tempering == "free":
+            alpha = torch.sigmoid(self.tempering_logit)
+            return 1 / alpha.prod(-1, keepdim=True), alpha
+        excess = torch.exp(self.log_excess_temperature)
+        if self.tempering == "quadratic":
+            temperature = 1 + excess * self._profile
+        else:
+            temperature = torch.sqrt(1 + excess * (excess + 2) * self._profile)
+        return temperature[..., :1], temperature[..., 1:] / temperature[..., :-1]
+
+    def forward(
+        self, z: Tensor, gamma: Tensor, potential: Callable[[Tensor], Tensor] | nn.Module
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Transport ``(z, gamma)`` along the dynamics of ``potential``.
+
+        Args:
+            z: positions ``(..., d)``; ``(R, B, d)`` with replicas.
+            gamma: standard normal momenta of ``z``'s shape.
+            potential: energies ``(...)`` of positions; a :class:`GaussianPotential` takes the fused path, any other
+                callable is differentiated by autograd, K + 1 times, exactly.
+
+        Returns:
+            ``(z_K, rho_K, log_abs_det)``, the last ``(...)`` and zero.
+        """
+        if z.shape[-1:] != (self.features,):
+            raise _checks.fail("HamiltonianFlow", "z", f"of shape (..., {self.features})", z)
+        if gamma.shape != z.shape:
+            raise _checks.fail("HamiltonianFlow", "gamma", f"of z's shape {tuple(z.shape)}", gamma)
+        initial, alpha = self.temperatures()
+        rho = gamma * (initial if self.replicas is None else initial[:, None])
+        z_final, rho_final = self._transport(z, rho, potential, alpha)
+        return z_final, rho_final, z.new_zeros(z.shape[:-1])
+
+    def _transport(self, z: Tensor, rho: Tensor, potential, alpha: Tensor) -> tuple[Tensor, Tensor]:
+        if isinstance(potential, GaussianPotential):
+            op = functional.dense_gaussian_leapfrog if potential.dense else functional.gaussian_leapfrog
+            return op(z, rho, potential.precision, potential.loc, self.step_size, alpha)
+        return reference.trajectory(z, rho, _gradient_of(potential), self.step_size, alpha)
+
+    def extra_repr(self) -> str:
+        """Sizes and schedule."""
+        replicas = "" if self.replicas is None else f", replicas={self.replicas}"
+        return f"features={self.features}, n_steps={self.n_steps}, tempering={self.tempering!r}{replicas}"
+
+
+def _gradient_of(potential: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """``grad U`` by autograd, differentiable itself where gradients are recorded."""
+    record = torch.is_grad_enabled()
+
+    def gradient(z: Tensor) -> Tensor:
+        with torch.enable_grad():
+            position = z if record and z.requires_grad else z.detach().requires_grad_()
+            (grad,) = torch.autograd.grad(potential(position).sum(), position, create_graph=record)
+        return grad
+
+    return gradient

@@ -1,0 +1,1 @@
+"""One folder an op family; :mod:`hvae_kernels.functional` is the way in."""

@@ -1,0 +1,71 @@
+"""Where calls enter: docstring, validation, dispatch. Internal: the public ops built on it check their own arguments."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from hvae_kernels import _checks, _dispatch
+from hvae_kernels.ops.leapfrog_update import autograd, reference
+
+NAME = "leapfrog_update"
+_dispatch.register(_dispatch.Op(NAME, ("cpp", "triton", "reference")))
+
+
+def leapfrog_update(
+    z: Tensor, rho: Tensor, grad: Tensor, decay: Tensor, kick: Tensor, drift: Tensor
+) -> tuple[Tensor, Tensor]:
+    r"""What a leapfrog trajectory does between two gradient evaluations, in one pass.
+
+    .. math::
+        \rho' = a \rho - c \, \nabla U(z), \quad z' = z + e \rho'
+
+    The second half kick of step k and the first of step k + 1 use the same gradient, so with tempering
+    :math:`\alpha` and step sizes :math:`\epsilon` an interior point has :math:`a = \alpha_k`,
+    :math:`c = (\alpha_k \epsilon_k + \epsilon_{k+1}) / 2` and :math:`e = \epsilon_{k+1}`.
+
+    Args:
+        z: positions ``(..., d)``.
+        rho: momenta, the shape of ``z``.
+        grad: the potential's gradient at ``z``, the shape of ``z``.
+        decay: a, ``()``.
+        kick: c, ``(d,)``.
+        drift: e, ``(d,)``.
+
+    Returns:
+        ``(z', rho')``, new contiguous tensors of ``z``'s shape.
+
+    One dtype and device for all arguments. Differentiable, to any order, in every argument.
+
+    Raises:
+        TypeError: an argument is not a floating-point tensor, or dtypes differ.
+        ValueError: shapes or devices do not fit.
+
+    Equivalent to:
+        >>> import torch
+        >>> from hvae_kernels.ops.leapfrog_update import leapfrog_update
+        >>> z, rho, grad = torch.randn(3, 8, 5, dtype=torch.float64).unbind()
+        >>> kick, drift = torch.rand(2, 5, dtype=torch.float64).unbind()
+        >>> decay = torch.tensor(0.9, dtype=torch.float64)
+        >>> fused = leapfrog_update(z, rho, grad, decay, kick, drift)
+        >>> rho = decay * rho - kick * grad
+        >>> torch.testing.assert_close(fused, (z + drift * rho, rho))
+    """
+    implementation = _dispatch.resolve(NAME, z)
+    _validate(z, rho, grad, decay, kick, drift)
+    if implementation == "reference":
+        return reference.leapfrog_update(z, rho, grad, decay, kick, drift)
+    return autograd.call(implementation, z, rho, grad, decay, kick, drift)
+
+
+def _validate(z: Tensor, rho: Tensor, grad: Tensor, decay: Tensor, kick: Tensor, drift: Tensor) -> None:
+    _checks.same_kind(NAME, z=z, rho=rho, grad=grad, decay=decay, kick=kick, drift=drift)
+    if not z.shape:
+        raise _checks.fail(NAME, "z", "of shape (..., d)", z)
+    if decay.shape:
+        raise _checks.fail(NAME, "decay", "of shape ()", decay)
+    for argument, tensor in (("rho", rho), ("grad", grad)):
+        if tensor.shape != z.shape:
+            raise _checks.fail(NAME, argument, f"of z's shape {tuple(z.shape)}", tensor)
+    for argument, tensor in (("kick", kick), ("drift", drift)):
+        if tensor.shape != z.shape[-1:]:
+            raise _checks.fail(NAME, argument, f"of shape ({z.shape[-1]},)", tensor)

@@ -1,0 +1,138 @@
+"""The table of ops. A new op is one row here; ``test_contract.py`` runs every check on every row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hvae_kernels import _dispatch
+from hvae_kernels import functional as F
+from hvae_kernels.ops.leapfrog import autograd as leapfrog_autograd
+from hvae_kernels.ops.leapfrog import reference as leapfrog_reference
+
+
+@dataclass(frozen=True)
+class RawOp:
+    """A raw kernel for ``opcheck``: its overloads and how to call it on the op's inputs."""
+
+    overloads: dict[str, Callable]
+    arguments: Callable[[tuple[Tensor, ...]], tuple]
+
+
+@dataclass(frozen=True)
+class OpSpec:
+    """One op of the contract.
+
+    ``make(dtype, device, **case)`` makes inputs; ``cases`` are its sizes, ``small`` the one for finite differences;
+    ``extremes`` are cases at the edge of the number range; ``same`` are pairs of arguments that may be one tensor.
+    """
+
+    name: str
+    op: Callable[..., tuple[Tensor, ...]]
+    reference: Callable[..., tuple[Tensor, ...]]
+    make: Callable[..., tuple[Tensor, ...]]
+    cases: dict[str, dict[str, Any]]
+    small: dict[str, Any]
+    extremes: dict[str, dict[str, Any]]
+    same: tuple[int, int]
+    raw: tuple[RawOp, ...] = field(default=())
+
+    @property
+    def implementations(self) -> tuple[str, ...]:
+        return _dispatch.OPS[self.name].implementations
+
+
+def _uniform(low: float, high: float, *shape: int, **kind) -> Tensor:
+    return low + (high - low) * torch.rand(shape, **kind)
+
+
+def gaussian_inputs(
+    dtype: torch.dtype,
+    device: str,
+    *,
+    shape: tuple[int, ...],
+    n_steps: int = 3,
+    step: str = "features",
+    replicas: bool = False,
+    layout: str = "contiguous",
+    scale: float = 1.0,
+) -> tuple[Tensor, ...]:
+    """Inputs of ``gaussian_leapfrog``; ``step`` is scalar, features or steps, ``layout`` how z and rho lie in memory."""
+    kind = {"dtype": dtype, "device": device}
+    features = shape[-1]
+    row = (shape[0], 1, features) if replicas else (features,)
+    step_shape = {
+        "scalar": (),
+        "features": row,
+        "steps": (shape[0], n_steps, features) if replicas else (n_steps, features),
+    }[step]
+    z, rho = (_in_layout(scale * torch.randn(shape, **kind), layout) for _ in range(2))
+    precision, loc = _uniform(0.5, 2.0, *row, **kind), torch.randn(row, **kind)
+    tempering = _uniform(0.7, 1.1, *((shape[0],) if replicas else ()), n_steps, **kind)
+    return z, rho, precision, loc, _uniform(0.05, 0.5, *step_shape, **kind), tempering
+
+
+def _in_layout(tensor: Tensor, layout: str) -> Tensor:
+    if layout == "strided":
+        return torch.stack([tensor, tensor], -1)[..., 0]
+    if layout == "transposed":
+        return tensor.mT.contiguous().mT
+    if layout == "expanded":
+        return tensor[:1].expand(tensor.shape)
+    return tensor
+
+
+def _ones_like_results(inputs: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+    return torch.randn_like(inputs[0]), torch.randn_like(inputs[1])
+
+
+GAUSSIAN_CASES = {
+    "plain": {"shape": (7, 5)},
+    "scalar_step": {"shape": (7, 5), "step": "scalar"},
+    "step_per_step": {"shape": (7, 5), "step": "steps"},
+    "one_step": {"shape": (7, 5), "n_steps": 1},
+    "no_steps": {"shape": (7, 5), "n_steps": 0},
+    "many_steps": {"shape": (3, 2), "n_steps": 40},
+    "no_rows": {"shape": (0, 5)},
+    "no_leading": {"shape": (5,)},
+    "one_element": {"shape": (1, 1)},
+    "one_feature": {"shape": (33, 1)},
+    "prime": {"shape": (13, 17)},
+    "below_power": {"shape": (15, 31)},
+    "above_power": {"shape": (17, 33)},
+    "wide": {"shape": (2, 1031)},
+    "leading_dims": {"shape": (2, 3, 4, 5)},
+    "replicas": {"shape": (3, 4, 5), "replicas": True},
+    "replicas_step_per_step": {"shape": (3, 4, 5), "replicas": True, "step": "steps"},
+    "replicas_no_rows": {"shape": (3, 0, 5), "replicas": True},
+    "strided": {"shape": (7, 5), "layout": "strided"},
+    "transposed": {"shape": (7, 5), "layout": "transposed"},
+    "expanded": {"shape": (7, 5), "layout": "expanded"},
+}
+
+OPSPECS = (
+    OpSpec(
+        name="gaussian_leapfrog",
+        op=F.gaussian_leapfrog,
+        reference=leapfrog_reference.gaussian_leapfrog,
+        make=gaussian_inputs,
+        cases=GAUSSIAN_CASES,
+        small={"shape": (2, 3), "n_steps": 2, "step": "steps"},
+        extremes={"large": {"shape": (7, 5), "scale": 1e18}, "tiny": {"shape": (7, 5), "scale": 1e-18}},
+        same=(0, 1),
+        raw=(
+            RawOp(leapfrog_autograd.RAW_FORWARD, lambda x: x),
+            RawOp(leapfrog_autograd.RAW_BACKWARD, lambda x: (*_ones_like_results(x), *x, 3)),
+            RawOp(leapfrog_autograd.RAW_BACKWARD, lambda x: (None, torch.randn_like(x[1]), *x, 1)),
+            RawOp(
+                leapfrog_autograd.RAW_DOUBLE_BACKWARD,
+                lambda x: (*(torch.randn_like(t) for t in x), *_ones_like_results(x), *x, 7),
+            ),
+            RawOp(leapfrog_autograd.RAW_DOUBLE_BACKWARD, lambda x: (*(None,) * 6, *_ones_like_results(x), *x, 2)),
+        ),
+    ),
+)

@@ -1,0 +1,225 @@
+"""The benchmarks' own arithmetic: percentiles, tables, the gate. Nothing here is about speed."""
+
+import dataclasses
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+from benchmarks import breakdown, gate, memory, readme, registry, results, run, timing, training_step  # noqa: E402
+from benchmarks.registry import GAUSSIAN_LEAPFROG, Case, Row  # noqa: E402
+from benchmarks.timing import Candidate, Plan, Timing  # noqa: E402
+
+CPU = torch.device("cpu")
+TINY = Case("(5, 3), K = 2", {"batch": 5, "features": 3, "steps": 2})
+BRIEF = Plan(rounds=2, turn=0.0, cap=0.0, sample=1e-5, fewest=2)
+
+
+def quick_row(**changes) -> Row:
+    return dataclasses.replace(GAUSSIAN_LEAPFROG, cases=(dataclasses.replace(TINY, stock=False),), **changes)
+
+
+def test_percentiles_interpolate_between_samples():
+    taken = Timing((4.0, 1.0, 3.0, 2.0, 5.0))
+    assert (taken.min, taken.p50, taken.percentile(100)) == (1.0, 3.0, 5.0)
+    assert taken.p20 == pytest.approx(1.8)
+    assert taken.p80 == pytest.approx(4.2)
+    assert Timing((7.0,)).p80 == 7.0
+
+
+def test_candidates_take_turns_and_prepare_is_off_the_clock(monkeypatch):
+    order = []
+    monkeypatch.setattr(timing, "calibrate", lambda *_: 1)
+
+    def candidate(name: str) -> Candidate:
+        return Candidate(name, order.append, lambda i: (time.sleep(0.002), name)[1])
+
+    timings = timing.interleave([candidate("a"), candidate("b"), candidate("c")], "cpu", BRIEF)
+    assert "".join(order) == "abc" + "bca", "every round starts with another candidate"
+    assert len(timings["a"].samples) == 2
+    assert timings["a"].min < 1000, "the sleep in prepare was timed"
+
+
+def test_calls_behind_one_call_share_its_time():
+    work = Candidate("one", lambda _: time.sleep(0.002), lambda i: None)
+    many = dataclasses.replace(work, name="many", calls=10)
+    timings = timing.interleave([work, many], "cpu", BRIEF)
+    assert timings["one"].min > 5 * timings["many"].min
+
+
+def test_leapfrog_bytes_are_sixteen_and_twenty_four_an_element():
+    sizes = {"batch": 7, "features": 11, "steps": 3}
+    counted = [GAUSSIAN_LEAPFROG.bytes(direction, 4, sizes) for direction in registry.DIRECTIONS]
+    assert counted == [16 * 77, 24 * 77, 40 * 77]
+    operations = [GAUSSIAN_LEAPFROG.operations(direction, sizes) for direction in registry.DIRECTIONS]
+    assert operations[2] == operations[0] + operations[1]
+
+
+def test_select_names_the_ops_there_are():
+    assert registry.select("leapfrog") == [GAUSSIAN_LEAPFROG]
+    assert registry.select(None) == list(registry.ROWS)
+    with pytest.raises(ValueError, match="gaussian_leapfrog"):
+        registry.select("no such op")
+
+
+def test_gate_is_green_for_the_op():
+    verdict = gate.check(GAUSSIAN_LEAPFROG, TINY, torch.float32, "cpu")
+    assert verdict.passed, verdict.message
+
+
+def test_gate_is_red_for_a_wrong_value():
+    def wrong(z, *rest):
+        last, rho = GAUSSIAN_LEAPFROG.op(z, *rest)
+        return last * (1 + 1e-5), rho
+
+    assert not gate.check(quick_row(op=wrong), TINY, torch.float32, "cpu").passed
+
+
+def test_gate_is_red_for_a_wrong_gradient_only():
+    def wrong(z, rho, precision, *rest):
+        held = precision * 0.5 + precision.detach() * 0.5
+        return GAUSSIAN_LEAPFROG.op(z, rho, held, *rest)
+
+    verdict = gate.check(quick_row(op=wrong), TINY, torch.float32, "cpu")
+    assert not verdict.passed
+    assert verdict.message.startswith("result 4"), "the gradient of precision comes after two outputs, z and rho"
+
+
+def test_gate_is_red_for_nan():
+    def wrong(*inputs):
+        last, rho = GAUSSIAN_LEAPFROG.op(*inputs)
+        return last * float("nan"), rho
+
+    assert not gate.check(quick_row(op=wrong), TINY, torch.float32, "cpu").passed
+
+
+def test_a_red_gate_is_not_timed_and_fails_the_run(monkeypatch, capsys, tmp_path):
+    def wrong(*inputs):
+        return GAUSSIAN_LEAPFROG.formula(*(1.001 * x for x in inputs))
+
+    monkeypatch.setattr(registry, "ROWS", (quick_row(op=wrong),))
+    monkeypatch.setattr(run, "header", lambda device: "")
+    assert run.main(["--quick", "--out", str(tmp_path)]) == 1
+    printed = capsys.readouterr().out
+    assert "WRONG" in printed
+    assert "not timed" in printed
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_green_run_writes_every_column(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(registry, "ROWS", (quick_row(peers={"peer": GAUSSIAN_LEAPFROG.formula}),))
+    monkeypatch.setattr(run, "header", lambda device: "")
+    monkeypatch.setattr(run, "QUICK", BRIEF)
+    assert run.main(["--quick", "--out", str(tmp_path)]) == 0
+    (path,) = tmp_path.glob("*.csv")
+    records = results.read(path)
+    assert {r["implementation"] for r in records} == {"hvae_kernels", "peer", "copy"}
+    assert {r["direction"] for r in records} == set(registry.DIRECTIONS)
+    assert all(set(r) == set(results.FIELDS) and float(r["p20_us"]) > 0 for r in records)
+
+
+def test_csv_round_trip_and_merge(tmp_path):
+    def record(op: str, value: str) -> dict[str, str]:
+        return dict.fromkeys(results.FIELDS, "") | {"op": op, "p20_us": value}
+
+    path = tmp_path / "folder" / "device.csv"
+    results.write(path, [record("a", "1"), record("b", "2")])
+    merged = results.merge(results.read(path), [record("b", "3"), record("c", "4")])
+    results.write(path, merged)
+    assert [(r["op"], r["p20_us"]) for r in results.read(path)] == [("a", "1"), ("b", "3"), ("c", "4")]
+    assert results.read(tmp_path / "none.csv") == []
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [(None, ""), (1234567.0, "1235000"), (0.123456, "0.1235"), (0.0, "0"), (26214400, "26214400"), ("x", "x")],
+)
+def test_text_keeps_four_digits(value, expected):
+    assert results.text(value) == expected
+
+
+def test_units_for_people():
+    assert [results.duration(v) for v in (8.19, 1200, 2.5e6)] == ["8.19 us", "1.2 ms", "2.5 s"]
+    assert [results.size(v) for v in ("", "0", "26214400", "3e12")] == ["", "0 B", "26.2 MB", "3e+03 GB"]
+    assert (results.times("33.333"), results.times(""), results.share("0.856")) == ("33.3x", "", "86 %")
+
+
+def test_slug_is_a_plain_file_name():
+    assert results.slug("Intel(R) Xeon(R) Gold 6354 CPU @ 3.00GHz") == "intel-xeon-gold-6354-cpu"
+    assert results.slug("NVIDIA H200") == "nvidia-h200"
+
+
+def test_only_what_is_between_the_markers_is_replaced():
+    document = f"above\n{readme.BEGIN}\nold\n{readme.END}\nbelow\n"
+    once = readme.replace_between(document, "new")
+    assert once == f"above\n{readme.BEGIN}\nnew\n{readme.END}\nbelow\n"
+    assert readme.replace_between(once, "new") == once
+    assert readme.replace_between("no markers", "new") is None
+    assert readme.replace_between(f"{readme.END}{readme.BEGIN}", "new") is None
+
+
+def test_readme_table_comes_from_the_csv(tmp_path):
+    def record(implementation: str, **values: str) -> dict[str, str]:
+        key = {"op": "an_op", "size": "(2, 3)", "dtype": "float32", "direction": "forward+backward"}
+        held = {"device": "A Device", "torch": "2.13.0", "commit": "abc", "date": "2026-01-01", "threads": "2"}
+        return dict.fromkeys(results.FIELDS, "") | key | held | {"implementation": implementation} | values
+
+    ours = record("hvae_kernels", p20_us="10", speedup_vs_eager="33.33", share_of_copy="0.856", saved_bytes="0")
+    results.write(tmp_path / "results" / "device.csv", [ours, record("eager", p20_us="333.3")])
+    document = tmp_path / "README.md"
+    assert "does not exist" in readme.update(document, tmp_path / "results")
+    document.write_text("no markers")
+    assert "no markers" in readme.update(document, tmp_path / "results")
+    document.write_text(f"{readme.BEGIN}\n{readme.END}\n")
+    readme.update(document, tmp_path / "results")
+    (line,) = [line for line in document.read_text().splitlines() if "`an_op`" in line]
+    for cell in ("333 us", "10 us", "33.3x", "86 %", "0 B"):
+        assert f" {cell} " in line
+    assert "results/device.csv" in document.read_text()
+
+
+def test_chart_is_reproducible(tmp_path):
+    pytest.importorskip("matplotlib")
+    base = dict.fromkeys(results.FIELDS, "") | {"op": "an_op", "size": "(2, 3)", "direction": "forward+backward"}
+    bars = {"hvae_kernels": ("10", "33.3"), "eager": ("333", "1"), "copy": ("5", "")}
+    records = [base | {"implementation": n, "p20_us": t, "speedup_vs_eager": s} for n, (t, s) in bars.items()]
+    for name in ("a.svg", "b.svg"):
+        assert results.chart(records, tmp_path / name) is None
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+    assert "no chart" in results.chart([], tmp_path / "c.svg")
+
+
+def test_saved_bytes_leaves_inputs_out_and_counts_a_storage_once():
+    x = torch.randn(100, requires_grad=True)
+    assert memory.saved_bytes(lambda x: (x * x,), (x,)) == 0
+    assert memory.saved_bytes(lambda x: (x.exp().exp(),), (x,)) == 2 * 400
+    assert memory.saved_bytes(lambda x: ((y := x.exp()) * y,), (x,)) == 400
+
+
+def test_peak_bytes_counts_what_is_held_at_once():
+    x = torch.zeros(1000)
+    assert memory.peak_bytes(lambda: x.clone(), "cpu") == 4000
+    assert memory.peak_bytes(lambda: (x.clone(), x.clone()), "cpu") == 8000
+    assert memory.peak_bytes(lambda: [x.clone() is None for _ in range(3)], "cpu") == 4000
+
+
+def test_breakdown_adds_up_to_the_whole():
+    names = ("checks of kind", "checks of shape", "dispatch", "kernel, forward", "op, gradients", "kernel, backward")
+    us = dict(zip(names, (2.0, 1.0, 0.5, 3.0, 9.0, 5.0), strict=True))
+    us |= {"empty backward pass": 7.0, "op, forward + backward": 40.0}
+    assert sum(value for _, value in breakdown.account(us)) == pytest.approx(40.0)
+
+
+def test_training_loops_find_the_same_bound():
+    training_step.agree(dim=5, steps=3)
+
+
+def test_gpu_check_is_valid_bash():
+    subprocess.run(["bash", "-n", ROOT / "benchmarks" / "gpu_check.sh"], check=True)

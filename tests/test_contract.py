@@ -1,0 +1,402 @@
+"""Every check on every op, implementation and device. Print the matrix with ``pytest tests/test_contract.py --matrix``.
+
+The fast path proves itself against the float64 reference: values, first and second derivatives, all transforms, all
+layouts, poisoned memory. A check that an op cannot meet is a defect of the op.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from opspecs import OPSPECS
+
+import hvae_kernels as hk
+from hvae_kernels import _dispatch, testing
+
+DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+DTYPES = (torch.float32, torch.float64)
+#: For float64 the oracle has the same precision: this bounds the difference of two orders of summation.
+DOUBLE_TOLERANCE = 1e-12
+
+
+def _rows():
+    for spec, device in itertools.product(OPSPECS, DEVICES):
+        for implementation in spec.implementations:
+            if not (implementation == "cpp" and device == "cuda"):
+                yield spec, implementation, device
+
+
+ROWS = [pytest.param(*row, id="/".join((row[0].name, *row[1:]))) for row in _rows()]
+CASES = [
+    pytest.param(*row, case, id="/".join((row[0].name, *row[1:], name)))
+    for row in _rows()
+    for name, case in row[0].cases.items()
+]
+EXTREMES = [
+    pytest.param(*row, case, id="/".join((row[0].name, *row[1:], name)))
+    for row in _rows()
+    for name, case in row[0].extremes.items()
+]
+each_row = pytest.mark.parametrize(("spec", "implementation", "device"), ROWS)
+each_case = pytest.mark.parametrize(("spec", "implementation", "device", "case"), CASES)
+
+
+def leaves(inputs, dtype=None):
+    """Leaves of ``dtype`` with the memory layout of ``inputs``."""
+    return tuple(x.detach().to(dtype or x.dtype).requires_grad_() for x in inputs)
+
+
+def random_like(tensors):
+    return tuple(torch.randn_like(t) for t in tensors)
+
+
+def first_order(function, inputs, upstream):
+    return torch.autograd.grad(function(*inputs), inputs, upstream, materialize_grads=True)
+
+
+def second_order(function, inputs, upstream, directions):
+    """Gradients of ``sum <direction, gradient>`` for the cotangents and the inputs."""
+    upstream = tuple(g.detach().requires_grad_() for g in upstream)
+    gradients = torch.autograd.grad(function(*inputs), inputs, upstream, create_graph=True, materialize_grads=True)
+    pairing = sum((h * g).sum() for h, g in zip(directions, gradients, strict=True))
+    return torch.autograd.grad(pairing, (*upstream, *inputs), materialize_grads=True)
+
+
+def compare(spec, implementation, device, case, run):
+    """``run(function, leaves, cast)`` of an implementation against the plain formula and the float64 oracle."""
+    for dtype in DTYPES:
+        inputs = spec.make(dtype, device, **case)
+        with hk.use_impl(implementation):
+            results = run(spec.op, leaves(inputs), dtype)
+        oracle = run(spec.reference, leaves(inputs, torch.float64), torch.float64)
+        assert all(result.dtype == dtype for result in results)
+        if dtype is torch.float64:
+            assert max(map(testing.relative_error, results, oracle)) <= DOUBLE_TOLERANCE
+        else:
+            testing.assert_within_budget(results, run(spec.reference, leaves(inputs), dtype), oracle)
+
+
+def forward(function, inputs, dtype):
+    return function(*inputs)
+
+
+def backward_of(spec, case, device):
+    seeds = random_like(spec.reference(*spec.make(torch.float32, device, **case)))
+    return lambda function, inputs, dtype: first_order(function, inputs, [g.to(dtype) for g in seeds])
+
+
+def double_backward_of(spec, case, device):
+    inputs = spec.make(torch.float32, device, **case)
+    seeds, directions = random_like(spec.reference(*inputs)), random_like(inputs)
+
+    def run(function, leaves_, dtype):
+        return second_order(function, leaves_, [g.to(dtype) for g in seeds], [h.to(dtype) for h in directions])
+
+    return run
+
+
+def small(spec, device, dtype=torch.float64):
+    return leaves(spec.make(dtype, device, **spec.small))
+
+
+def assert_equal(results, expected, tolerance=1e-9):
+    for result, exact in zip(results, expected, strict=True):
+        torch.testing.assert_close(result, exact, rtol=tolerance, atol=tolerance)
+
+
+# ---- Values and derivatives ----
+
+
+@each_case
+def test_forward_budget(spec, implementation, device, case):
+    compare(spec, implementation, device, case, forward)
+
+
+@each_case
+def test_backward_budget(spec, implementation, device, case):
+    compare(spec, implementation, device, case, backward_of(spec, case, device))
+
+
+@each_case
+def test_double_backward_budget(spec, implementation, device, case):
+    compare(spec, implementation, device, case, double_backward_of(spec, case, device))
+
+
+@pytest.mark.parametrize(("spec", "implementation", "device", "case"), EXTREMES)
+def test_extremes(spec, implementation, device, case):
+    compare(spec, implementation, device, case, forward)
+    compare(spec, implementation, device, case, backward_of(spec, case, device))
+
+
+@each_row
+def test_gradcheck(spec, implementation, device):
+    with hk.use_impl(implementation):
+        assert torch.autograd.gradcheck(spec.op, small(spec, device), check_batched_grad=True)
+
+
+@each_row
+def test_gradgradcheck(spec, implementation, device):
+    with hk.use_impl(implementation):
+        assert torch.autograd.gradgradcheck(spec.op, small(spec, device))
+
+
+@each_row
+def test_third_order(spec, implementation, device):
+    inputs = small(spec, device)
+    upstream = random_like(spec.reference(*inputs))
+    directions = random_like(inputs)
+
+    def third(function):
+        gradients = torch.autograd.grad(function(*inputs), inputs, upstream, create_graph=True)
+        second = sum((h * g).sum() for h, g in zip(directions, gradients, strict=True))
+        products = torch.autograd.grad(second, inputs, create_graph=True, materialize_grads=True)
+        third = sum((h * p).sum() for h, p in zip(directions, products, strict=True))
+        return torch.autograd.grad(third, inputs, materialize_grads=True)
+
+    with hk.use_impl(implementation):
+        results = third(spec.op)
+    assert_equal(results, third(spec.reference))
+
+
+@each_row
+def test_partial_gradients(spec, implementation, device):
+    """Each input alone needing a gradient, each output alone used."""
+    inputs = spec.make(torch.float64, device, **spec.small)
+    with hk.use_impl(implementation):
+        for index, output in itertools.product(range(len(inputs)), range(len(spec.reference(*inputs)))):
+            mixed = [x.clone().requires_grad_(i == index) for i, x in enumerate(inputs)]
+            expected = torch.autograd.grad(spec.reference(*mixed)[output].sum(), mixed[index], materialize_grads=True)
+            result = spec.op(*mixed)[output]
+            assert_equal(torch.autograd.grad(result.sum(), mixed[index], materialize_grads=True), expected)
+
+
+@each_row
+def test_same_tensor_twice(spec, implementation, device):
+    inputs = list(small(spec, device))
+    inputs[spec.same[1]] = inputs[spec.same[0]]
+    distinct = [x for i, x in enumerate(inputs) if i != spec.same[1]]
+    upstream = random_like(spec.reference(*inputs))
+    with hk.use_impl(implementation):
+        results = torch.autograd.grad(spec.op(*inputs), distinct, upstream)
+    assert_equal(results, torch.autograd.grad(spec.reference(*inputs), distinct, upstream))
+
+
+# ---- Memory, repeatability ----
+
+
+@each_case
+def test_poisoned_memory(spec, implementation, device, case):
+    """Fresh memory is NaN, under ``torch.use_deterministic_algorithms(True)``: whatever is not written shows."""
+    inputs = leaves(spec.make(torch.float32, device, **case))
+    upstream, directions = random_like(spec.reference(*inputs)), random_like(inputs)
+    with hk.use_impl(implementation), testing.poisoned_memory():
+        results = (
+            *spec.op(*inputs),
+            *first_order(spec.op, inputs, upstream),
+            *second_order(spec.op, inputs, upstream, directions),
+        )
+    assert all(bool(torch.isfinite(result).all()) for result in results)
+
+
+@each_case
+def test_bitwise_repeat(spec, implementation, device, case):
+    inputs = leaves(spec.make(torch.float32, device, **case))
+    upstream, directions = random_like(spec.reference(*inputs)), random_like(inputs)
+    threads = torch.get_num_threads()
+    with hk.use_impl(implementation):
+        runs = []
+        for n_threads in (1, 2):
+            torch.set_num_threads(n_threads)
+            first = first_order(spec.op, inputs, upstream)
+            runs.append((*spec.op(*inputs), *first, *second_order(spec.op, inputs, upstream, directions)))
+        torch.set_num_threads(threads)
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
+@each_case
+def test_inputs_untouched(spec, implementation, device, case):
+    """No kernel writes to its inputs, and results own their memory."""
+    inputs = leaves(spec.make(torch.float32, device, **case))
+    before = [x.detach().clone() for x in inputs]
+    with hk.use_impl(implementation):
+        results = spec.op(*inputs)
+        first_order(spec.op, inputs, random_like(results))
+    assert all(torch.equal(x, y) for x, y in zip(inputs, before, strict=True))
+    assert not {r.data_ptr() for r in results if r.numel()} & {x.data_ptr() for x in inputs if x.numel()}
+
+
+# ---- torch.compile, torch.func, autocast ----
+
+
+@each_row
+def test_opcheck(spec, implementation, device):
+    """Schema, fake tensors and AOT dispatch of the raw kernels; the reference has none but the op itself."""
+    inputs = spec.make(torch.float32, device, **spec.small)
+    if implementation == "reference":
+        return assert_equal(torch.compile(spec.reference, backend="eager", fullgraph=True)(*inputs), spec.op(*inputs), 1e-6)
+    with hk.use_impl(implementation):
+        spec.op(*inputs)  # loads the extension
+        for raw in spec.raw:
+            torch.library.opcheck(raw.overloads[implementation], raw.arguments(inputs))
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@each_row
+def test_compile(spec, implementation, device, backend):
+    """``fullgraph``, forward and backward, also through ``torch.func.grad`` inside the compiled function."""
+    inputs = small(spec, device)
+    upstream = random_like(spec.reference(*inputs))
+
+    def energy(function, *args):
+        return sum((g * y).sum() for g, y in zip(upstream, function(*args), strict=True))
+
+    def gradient(function, first, *rest):
+        return torch.func.grad(lambda x: energy(function, x, *rest))(first)
+
+    torch._dynamo.reset()
+    with hk.use_impl(implementation):
+        compiled = torch.compile(lambda *args: spec.op(*args), backend=backend, fullgraph=True)
+        assert_equal(compiled(*inputs), spec.reference(*inputs))
+        assert_equal(first_order(compiled, inputs, upstream), first_order(spec.reference, inputs, upstream))
+        compiled = torch.compile(lambda *args: gradient(spec.op, *args), backend=backend, fullgraph=True)
+        result = torch.autograd.grad(compiled(*inputs).square().sum(), inputs, materialize_grads=True)
+    expected = gradient(spec.reference, *inputs).square().sum()
+    assert_equal(result, torch.autograd.grad(expected, inputs, materialize_grads=True))
+
+
+@each_row
+def test_compile_dynamic_shapes(spec, implementation, device):
+    torch._dynamo.reset()
+    with hk.use_impl(implementation):
+        compiled = torch.compile(lambda *args: spec.op(*args), backend="aot_eager", fullgraph=True, dynamic=True)
+        for case in spec.cases.values():
+            inputs = leaves(spec.make(torch.float64, device, **case))
+            upstream = random_like(spec.reference(*inputs))
+            assert_equal(
+                first_order(compiled, inputs, upstream), first_order(spec.reference, inputs, upstream), 1e-9
+            )
+            torch._dynamo.reset()
+
+
+@each_row
+def test_vmap(spec, implementation, device):
+    """Over each argument alone and over all, values and gradients, nested once."""
+    inputs = spec.make(torch.float64, device, **spec.small)
+    upstream = random_like(spec.reference(*inputs))
+
+    def gradient(*args):
+        return torch.func.vjp(spec.op, *args)[1](upstream)
+
+    with hk.use_impl(implementation):
+        for batched in [*((i,) for i in range(len(inputs))), tuple(range(len(inputs)))]:
+            dims = tuple(-1 if i in batched else None for i in range(len(inputs)))
+            stacked = [torch.stack([x, 0.9 * x], -1) if i in batched else x for i, x in enumerate(inputs)]
+            slices = [[x[..., n] if i in batched else x for i, x in enumerate(stacked)] for n in range(2)]
+            for function, plain in ((spec.op, spec.op), (gradient, gradient)):
+                results = torch.func.vmap(function, dims)(*stacked)
+                expected = [torch.stack(pair) for pair in zip(*(plain(*s) for s in slices), strict=True)]
+                assert_equal(results, expected)
+        twice = torch.func.vmap(torch.func.vmap(spec.op, (0,) + (None,) * (len(inputs) - 1)), (0, None) + (None,) * 4)
+        nested = inputs[0] * torch.tensor([1.0, 0.5], dtype=torch.float64, device=device).view(2, 1, 1, 1)
+        nested = nested.expand(2, 3, *inputs[0].shape)
+        assert_equal(twice(nested, *inputs[1:])[0][1, 2:3], spec.reference(nested[1, 2], *inputs[1:])[0][None])
+
+
+@each_row
+def test_per_sample_second_order(spec, implementation, device):
+    """``vmap`` over a Hessian-vector product."""
+    inputs = spec.make(torch.float64, device, **spec.small)
+    upstream = random_like(spec.reference(*inputs))
+
+    def product(function, first, direction):
+        def energy(x):
+            return sum((g * y.sin()).sum() for g, y in zip(upstream, function(x, *inputs[1:]), strict=True))
+
+        return torch.func.vjp(torch.func.grad(energy), first)[1](direction)[0]
+
+    stacked = torch.stack([inputs[0], 2 * inputs[0]])
+    directions = torch.randn_like(stacked)
+    expected = torch.stack([product(spec.reference, x, v) for x, v in zip(stacked, directions, strict=True)])
+    with hk.use_impl(implementation):
+        results = torch.func.vmap(lambda x, v: product(spec.op, x, v))(stacked, directions)
+    assert_equal([results], [expected])
+
+
+@each_row
+def test_forward_mode(spec, implementation, device):
+    """``jvp``, and the Hessian as ``jacfwd`` of ``jacrev``."""
+    inputs = spec.make(torch.float64, device, **spec.small)
+    tangents = random_like(inputs)
+    expected = torch.func.jvp(spec.reference, inputs, tangents)
+    index = len(inputs) - 1
+
+    def energy(function, last):
+        return sum(y.square().sum() for y in function(*inputs[:index], last))
+
+    with hk.use_impl(implementation):
+        results = torch.func.jvp(spec.op, inputs, tangents)
+        for result, exact in zip(results, expected, strict=True):
+            assert_equal(result, exact)
+        hessian = torch.func.hessian(lambda x: energy(spec.op, x))(inputs[index])
+    assert_equal([hessian], [torch.func.hessian(lambda x: energy(spec.reference, x))(inputs[index])])
+
+
+@each_row
+def test_functional_gradients(spec, implementation, device):
+    """``torch.func.grad`` with an ordinary backward outside, and ``jacrev``."""
+    inputs = small(spec, device)
+
+    def energy(function, *args):
+        return sum(y.sin().sum() for y in function(*args))
+
+    def outer(function):
+        gradient = torch.func.grad(lambda x: energy(function, x, *inputs[1:]))(inputs[0])
+        return torch.autograd.grad(gradient.square().sum(), inputs)
+
+    with hk.use_impl(implementation):
+        results = outer(spec.op)
+        jacobian = torch.func.jacrev(lambda x: spec.op(x, *inputs[1:])[0])(inputs[0])
+    assert_equal(results, outer(spec.reference))
+    assert_equal([jacobian], [torch.func.jacrev(lambda x: spec.reference(x, *inputs[1:])[0])(inputs[0])])
+
+
+@each_row
+def test_autocast(spec, implementation, device):
+    """Half-precision arguments, mixed with float32 ones, are computed in float32."""
+    inputs = spec.make(torch.float32, device, **spec.small)
+    half = (inputs[0].bfloat16().requires_grad_(), *inputs[1:])
+    with hk.use_impl(implementation), torch.autocast(device, torch.bfloat16):
+        results = spec.op(*half)
+    assert all(result.dtype is torch.float32 for result in results)
+    assert_equal(results, spec.reference(half[0].float(), *inputs[1:]), 1e-5)
+    (gradient,) = torch.autograd.grad(results[0].sum(), half[0])
+    assert gradient.dtype is torch.bfloat16
+
+
+@each_row
+def test_no_gradients_recorded(spec, implementation, device):
+    inputs = small(spec, device)
+    expected = spec.reference(*inputs)
+    with hk.use_impl(implementation):
+        for guard in (torch.no_grad(), torch.inference_mode()):
+            with guard:
+                results = spec.op(*inputs)
+            assert not any(result.requires_grad for result in results)
+            assert_equal(results, [y.detach() for y in expected])
+
+
+@each_row
+def test_checkpoint_and_make_fx(spec, implementation, device):
+    from torch.fx.experimental.proxy_tensor import make_fx
+    from torch.utils.checkpoint import checkpoint
+
+    inputs = small(spec, device)
+    upstream = random_like(spec.reference(*inputs))
+    with hk.use_impl(implementation):
+        recomputed = first_order(lambda *x: checkpoint(spec.op, *x, use_reentrant=False), inputs, upstream)
+        assert_equal(recomputed, first_order(spec.reference, inputs, upstream))
+        detached = [x.detach() for x in inputs]
+        traced = make_fx(spec.op)(*detached)
+        assert_equal(traced(*detached), spec.reference(*detached))
