@@ -10,4 +10,4 @@ from hvae_kernels._dispatch import show_config, use_impl
 
 __all__ = ["__version__", "functional", "nn", "show_config", "use_impl"]
 
-from hvae_kernels import nn  # noqa: E402 - modules stand on functional
+from hvae_kernels import nn

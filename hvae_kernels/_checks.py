@@ -18,7 +18,9 @@ def describe(value: object) -> str:
 
 def fail(function: str, argument: str, expected: str, got: object) -> ValueError:
     """Build (not raise) the ValueError for an argument with a wrong shape or value."""
-    return ValueError(f"{function}: {argument} must be {expected}, got {got if isinstance(got, str) else describe(got)}")
+    return ValueError(
+        f"{function}: {argument} must be {expected}, got {got if isinstance(got, str) else describe(got)}"
+    )
 
 
 def same_kind(function: str, **tensors: Tensor) -> None:
@@ -47,7 +49,9 @@ def same_kind(function: str, **tensors: Tensor) -> None:
 def values_readable(tensor: Tensor) -> bool:
     """Whether looking at ``tensor``'s values costs no device sync and is possible at all (not traced, not vmapped)."""
     return (
-        tensor.device.type == "cpu" and not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
+        tensor.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()
     )
 
 

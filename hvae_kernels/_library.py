@@ -53,6 +53,16 @@ def nothing_differentiates() -> bool:
     )
 
 
+def vmap_by_loop(
+    function: Callable[..., tuple[Tensor, ...]], size: int, in_dims: tuple[int | None, ...], args: tuple
+) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    """A Function's ``vmap`` where no kernel takes the batch: one call a sample, results stacked in front."""
+    columns = [[x] * size if dim is None else x.movedim(dim, 0).unbind() for x, dim in zip(args, in_dims, strict=True)]
+    samples = [function(*sample) for sample in zip(*columns, strict=True)]
+    results = tuple(torch.stack(column) for column in zip(*samples, strict=True))
+    return results, (0,) * len(results)
+
+
 def vjp_of_double_backward(
     reference: Callable[..., tuple[Tensor, ...]],
     directions: tuple[Tensor | None, ...],

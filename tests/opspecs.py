@@ -61,7 +61,7 @@ def gaussian_inputs(
     layout: str = "contiguous",
     scale: float = 1.0,
 ) -> tuple[Tensor, ...]:
-    """Inputs of ``gaussian_leapfrog``; ``step`` is scalar, features or steps, ``layout`` how z and rho lie in memory."""
+    """Inputs of ``gaussian_leapfrog``; ``step`` is scalar, features or steps, ``layout`` the memory of z and rho."""
     kind = {"dtype": dtype, "device": device}
     features = shape[-1]
     row = (shape[0], 1, features) if replicas else (features,)

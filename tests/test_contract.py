@@ -13,7 +13,7 @@ import torch
 from opspecs import OPSPECS
 
 import hvae_kernels as hk
-from hvae_kernels import _dispatch, testing
+from hvae_kernels import testing
 
 DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
 DTYPES = (torch.float32, torch.float64)
@@ -235,7 +235,9 @@ def test_opcheck(spec, implementation, device):
     """Schema, fake tensors and AOT dispatch of the raw kernels; the reference has none but the op itself."""
     inputs = spec.make(torch.float32, device, **spec.small)
     if implementation == "reference":
-        return assert_equal(torch.compile(spec.reference, backend="eager", fullgraph=True)(*inputs), spec.op(*inputs), 1e-6)
+        return assert_equal(
+            torch.compile(spec.reference, backend="eager", fullgraph=True)(*inputs), spec.op(*inputs), 1e-6
+        )
     with hk.use_impl(implementation):
         spec.op(*inputs)  # loads the extension
         for raw in spec.raw:
@@ -274,9 +276,7 @@ def test_compile_dynamic_shapes(spec, implementation, device):
         for case in spec.cases.values():
             inputs = leaves(spec.make(torch.float64, device, **case))
             upstream = random_like(spec.reference(*inputs))
-            assert_equal(
-                first_order(compiled, inputs, upstream), first_order(spec.reference, inputs, upstream), 1e-9
-            )
+            assert_equal(first_order(compiled, inputs, upstream), first_order(spec.reference, inputs, upstream), 1e-9)
             torch._dynamo.reset()
 
 

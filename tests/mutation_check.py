@@ -1,0 +1,117 @@
+"""Breaks each kernel on purpose, one line at a time, and expects the tests to go red: ``python tests/mutation_check.py``.
+
+Works on a copy of the tree in a temporary folder. Add a row for every kernel that you write. ``--keep`` selects rows
+whose file or text contains a word. Exits non-zero when a mutation survives.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """Replace ``before`` (which must stand exactly once in ``path``) by ``after``; ``tests`` must then fail."""
+
+    path: str
+    before: str
+    after: str
+    tests: str
+
+
+_KERNEL = "csrc/kernels/gaussian_leapfrog.h"
+_CPU = "csrc/cpu/gaussian_leapfrog.cpp"
+_CPP = "tests/test_contract.py -k gaussian_leapfrog/cpp"
+
+MUTATIONS = (
+    Mutation(_KERNEL, "return {S(1) - S(2) * q, -(p * e) * (S(1) - q), e, p};", "return {S(1) - q, -(p * e) * (S(1) - q), e, p};", _CPP),
+    Mutation(_KERNEL, "C[j] = alpha * (m.s * A[j] + m.c * C[j]);", "C[j] = m.s * A[j] + m.c * C[j];", _CPP),
+    Mutation(_KERNEL, "z_out[j] = l[j] + (A[j] * y + B[j] * r);", "z_out[j] = A[j] * y + B[j] * r;", _CPP),
+    Mutation(_KERNEL, "rho_out[j] = C[j] * y + D[j] * r;", "rho_out[j] = B[j] * y + D[j] * r;", _CPP),
+    Mutation(_KERNEL, "dr[j] = B[j] * a + D[j] * b;", "dr[j] = B[j] * a - D[j] * b;", _CPP),
+    Mutation(_KERNEL, "acc[2 * width + j] += b * y;", "acc[2 * width + j] += b * r;", _CPP),
+    Mutation(_KERNEL, "if (i % kRun == kRun - 1 || i == rows - 1) flush(sums, acc, kSums * width);", "if (i % kRun == kRun - 1) flush(sums, acc, kSums * width);", _CPP),
+    Mutation(_KERNEL, "derivative_part(m.s * m21 + m.c * m22)", "derivative_part(m.s * m21)", _CPP),
+    Mutation(_KERNEL, "(S(0.75) * pe * m.e - S(1))", "(S(0.5) * pe * m.e - S(1))", _CPP),
+    Mutation(_KERNEL, "ggr[j] = C[j] * u + D[j] * v + tC[j] * y + tD[j] * r;", "ggr[j] = C[j] * u + D[j] * v + tC[j] * y;", _CPP),
+    Mutation(_KERNEL, "a, b, a * u, a * v, b * u, b * v};", "a, b, a * u, a * v, b * u, b * u};", _CPP),
+    Mutation(_CPU, "d_loc[j] = (1 - map[j]) * s[4 * d + j]", "d_loc[j] = s[4 * d + j]", _CPP),
+    Mutation(_CPU, "d_loc[j] = -(tangent[j] * s[4 * d + j]", "d_loc[j] = (tangent[j] * s[4 * d + j]", _CPP),
+    Mutation(_CPU, "shape = {d, K, shared ? 0 : d, step_dim == 0 ? 0 : 1};", "shape = {d, K, 0, step_dim == 0 ? 0 : 1};", _CPP),
+    Mutation(_CPU, "fits = rho.size(i) == z.size(i);", "fits = true;", "tests/test_leapfrog.py -k bad_input"),
+    Mutation(_CPU, "std::abs(values[i]) <= std::numeric_limits<T>::max()", "true", "tests/test_leapfrog.py -k bad_input"),
+    Mutation("hvae_kernels/_library.py", "not torch.is_grad_enabled()", "not torch.is_inference_mode_enabled()", _CPP),
+    Mutation("hvae_kernels/nn/hamiltonian.py", "temperature[..., 1:] / temperature[..., :-1]", "temperature[..., :-1] / temperature[..., 1:]", "tests/test_leapfrog.py"),
+    Mutation("hvae_kernels/ops/leapfrog/reference.py", "rho = alpha * (rho - step / 2 * grad)", "rho = alpha * (rho - step * grad)", "tests/test_leapfrog.py"),
+)  # fmt: skip
+
+
+def survives(mutation: Mutation, tree: Path) -> bool:
+    """Apply one mutation to the copy, build, test, and put the line back."""
+    file = tree / mutation.path
+    text = file.read_text()
+    if text.count(mutation.before) != 1:
+        sys.exit(
+            f"{mutation.path} must hold this line once, it stands {text.count(mutation.before)} times: {mutation.before}"
+        )
+    file.write_text(text.replace(mutation.before, mutation.after))
+    try:
+        if mutation.path.startswith("csrc"):
+            build(tree)
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *mutation.tests.split(" ", 2)]
+        result = subprocess.run(command, cwd=tree, env=environment(tree), capture_output=True, text=True)
+    finally:
+        file.write_text(text)
+        if mutation.path.startswith("csrc"):
+            shutil.rmtree(tree / "build", ignore_errors=True)
+    if result.returncode not in (0, 1):
+        sys.exit(f"pytest could not run:\n{result.stdout[-2000:]}{result.stderr[-2000:]}")
+    return result.returncode == 0
+
+
+def build(tree: Path) -> None:
+    """Build the extension inside the copy."""
+    command = [sys.executable, "setup.py", "build_ext", "--inplace"]
+    result = subprocess.run(command, cwd=tree, env=environment(tree), capture_output=True, text=True)
+    if result.returncode:
+        sys.exit(f"the mutated tree does not build:\n{result.stdout[-2000:]}{result.stderr[-2000:]}")
+
+
+def environment(tree: Path) -> dict[str, str]:
+    """The copy first on the path, before any installed package."""
+    return {**os.environ, "PYTHONPATH": f"{tree}{os.pathsep}{tree / 'python'}"}
+
+
+def main() -> None:
+    """Run all selected mutations and report survivors."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--keep", default="", help="only rows whose file or text contains this word")
+    keep = parser.parse_args().keep
+    rows = [m for m in MUTATIONS if keep in m.path + m.before + m.tests]
+    survivors = 0
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Path(folder) / "tree"
+        ignored = shutil.ignore_patterns(".venv", ".git", "build", "runs", "*.egg-info", "__pycache__")
+        shutil.copytree(ROOT, tree, ignore=ignored)
+        build(tree)
+        for number, mutation in enumerate(rows, 1):
+            alive = survives(mutation, tree)
+            survivors += alive
+            print(
+                f"{'SURVIVED' if alive else 'red':<8} {number}/{len(rows)} {mutation.path}: {mutation.after}",
+                flush=True,
+            )
+    sys.exit(1 if survivors else 0)
+
+
+if __name__ == "__main__":
+    main()
