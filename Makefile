@@ -42,6 +42,8 @@ test: $(VENV)/test
 
 bench: $(VENV)/bench
 	$(BIN)/python benchmarks/run.py
+	$(BIN)/python benchmarks/run.py --breakdown
+	$(BIN)/python benchmarks/training_step.py
 
 lint: $(VENV)/lint
 	$(BIN)/ruff check .

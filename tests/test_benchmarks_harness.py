@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from benchmarks import breakdown, gate, memory, readme, registry, results, run, timing, training_step  # noqa: E402
+from benchmarks import breakdown, gate, memory, readme, registry, results, rivals, run, timing, training_step  # noqa: E402
 from benchmarks.registry import GAUSSIAN_LEAPFROG, Case, Row  # noqa: E402
 from benchmarks.timing import Candidate, Plan, Timing  # noqa: E402
 
@@ -114,15 +114,34 @@ def test_a_red_gate_is_not_timed_and_fails_the_run(monkeypatch, capsys, tmp_path
 
 
 def test_a_green_run_writes_every_column(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(registry, "ROWS", (quick_row(peers={"peer": GAUSSIAN_LEAPFROG.formula}),))
+    row = dataclasses.replace(quick_row(peers={"peer": GAUSSIAN_LEAPFROG.formula}), cases=(TINY,))
+    monkeypatch.setattr(registry, "ROWS", (row,))
+    monkeypatch.setattr(rivals, "compiled", lambda function: function)  # half a minute of compiling proves nothing here
     monkeypatch.setattr(run, "header", lambda device: "")
     monkeypatch.setattr(run, "QUICK", BRIEF)
     assert run.main(["--quick", "--out", str(tmp_path)]) == 0
     (path,) = tmp_path.glob("*.csv")
     records = results.read(path)
-    assert {r["implementation"] for r in records} == {"hvae_kernels", "peer", "copy"}
+    assert {r["implementation"] for r in records} == {"hvae_kernels", "eager", "torch.compile", "peer", "copy"}
     assert {r["direction"] for r in records} == set(registry.DIRECTIONS)
     assert all(set(r) == set(results.FIELDS) and float(r["p20_us"]) > 0 for r in records)
+
+
+def test_a_disturbed_machine_is_noticed():
+    record = {
+        "implementation": "copy",
+        "size": "a",
+        "gbytes_per_s": "50",
+        "min_us": "95",
+        "p20_us": "100",
+        "p50_us": "110",
+    }
+    other_op = record | {"implementation": "eager", "p50_us": "1000"}
+    tiny = record | {"size": "b", "min_us": "1", "p50_us": "9"}
+    assert not run.disturbed([record, other_op, tiny])
+    assert run.disturbed([record, record | {"p50_us": "300"}]), "within a direction"
+    slow = record | {"gbytes_per_s": "5", "min_us": "990", "p20_us": "1000", "p50_us": "1010"}
+    assert run.disturbed([record, slow]), "a whole direction"
 
 
 def test_csv_round_trip_and_merge(tmp_path):

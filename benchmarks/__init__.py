@@ -1,0 +1,1 @@
+"""Benchmarks: every op against its rivals and the machine's copy bandwidth, behind a correctness gate."""

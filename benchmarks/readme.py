@@ -1,0 +1,99 @@
+"""README's speed section, generated from the CSV files: ``python benchmarks/readme.py``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+from benchmarks import results  # noqa: E402 - needs the repository on the path
+from benchmarks.results import Record  # noqa: E402
+
+BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
+
+
+def replace_between(document: str, content: str) -> str | None:
+    """``document`` with ``content`` between the markers, or None if it has no such pair of markers."""
+    begin, end = document.find(BEGIN), document.find(END)
+    if begin < 0 or end < begin:
+        return None
+    return f"{document[: begin + len(BEGIN)]}\n{content.strip()}\n{document[end:]}"
+
+
+def section(folder: Path, link: str) -> str:
+    """The section's Markdown: chart and table of every device that has a CSV in ``folder``.
+
+    Args:
+        folder: where the CSV files and charts are.
+        link: the same folder as the README links to it.
+    """
+    parts = []
+    for path in sorted(folder.glob("*.csv")):
+        records = results.read(path)
+        if records:
+            parts.append(_device(path, link, records))
+    return "\n\n".join(parts)
+
+
+def _device(path: Path, link: str, records: Sequence[Record]) -> str:
+    first = records[0]
+    threads = f", {first['threads']} threads" if "cuda" not in first["torch"] and first["threads"] else ""
+    origin = f"torch {first['torch']}{threads}, commit {first['commit']}, {first['date']}"
+    image = path.with_suffix(".svg")
+    picture = f"![Time a call on {first['device']}]({link}/{image.name})\n\n" if image.exists() else ""
+    return f"{picture}**{first['device']}** ([all figures]({link}/{path.name}); {origin}):\n\n{_table(records)}"
+
+
+def _table(records: Sequence[Record]) -> str:
+    cells = {tuple(r[key] for key in results.KEY): r for r in records}
+    rows = []
+    for record in records:
+        op, size, dtype, direction, implementation = (record[key] for key in results.KEY)
+        if implementation != "hvae_kernels":
+            continue
+        rivals = [cells.get((op, size, dtype, direction, name)) for name in ("eager", "torch.compile")]
+        rows.append(
+            (
+                *(f"`{op}` {size}", direction.replace("+", " + ")),
+                *(results.duration(rival["p20_us"]) if rival else "" for rival in rivals),
+                results.duration(record["p20_us"]),
+                *(results.times(record[f"speedup_vs_{name}"]) for name in ("eager", "compile")),
+                results.share(record["share_of_copy"]),
+                results.size(record["saved_bytes"]) or "0 B",
+            )
+        )
+    headers = (
+        "op, size",
+        "direction",
+        "eager",
+        "compiled",
+        "ours",
+        "vs eager",
+        "vs compiled",
+        "of copy",
+        "saved",
+    )
+    return results.table(headers, rows, "github")
+
+
+def update(readme: Path, folder: Path = results.RESULTS) -> str:
+    """Rewrite the section of ``readme``; returns one sentence that says what happened."""
+    if not readme.exists():
+        return f"{readme.name} does not exist yet: no table written"
+    link = folder.resolve().relative_to(readme.resolve().parent).as_posix()
+    content = section(folder, link)
+    if not content:
+        return f"no CSV files in {folder}: {readme.name} left as it is"
+    document = replace_between(readme.read_text(), content)
+    if document is None:
+        return f"{readme.name} has no markers {BEGIN} and {END}: no table written"
+    readme.write_text(document)
+    return f"{readme.name}: speed section written from {folder}"
+
+
+if __name__ == "__main__":
+    print(update(ROOT / "README.md"))

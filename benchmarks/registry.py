@@ -1,0 +1,149 @@
+"""One row an op: how to call it, what it competes with, and what it has to move and compute at least."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from hvae_kernels import functional
+from hvae_kernels.ops.leapfrog import reference as leapfrog
+
+Sizes = Mapping[str, int]
+
+#: What is timed: the op alone, its gradient alone, and both as a training step pays for them.
+DIRECTIONS = ("forward", "backward", "forward+backward")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One size of an op.
+
+    Attributes:
+        label: how tables name it.
+        sizes: keyword arguments for the row's functions.
+        stock: whether the rivals run at this size: the plain formula eager and compiled, and peers. Unrolling many
+            steps takes minutes to compile and gigabytes to run, and says nothing that fewer steps do not.
+        gate: sizes that differ in the correctness check, where float64 autograd through the formula needs too much.
+        devices: device types on which the case makes sense.
+    """
+
+    label: str
+    sizes: Sizes
+    stock: bool = True
+    gate: Sizes = field(default_factory=dict)
+    devices: tuple[str, ...] = ("cpu", "cuda")
+
+
+@dataclass(frozen=True)
+class Row:
+    """An op in the benchmarks.
+
+    Attributes:
+        name: the op's name: its folder, schema, test and benchmark key.
+        op: the public function.
+        formula: the same in plain PyTorch as one writes it, the eager rival and, compiled, the second one.
+        inputs: ``inputs(dtype, device, seed, **sizes)`` makes the arguments.
+        forward_bytes: ``forward_bytes(element_size, **sizes)``: each large input read once, each large output written
+            once; per-feature parameters do not count.
+        backward_bytes: the same for the gradient with respect to every input.
+        flops: ``flops(direction, **sizes)``: the fewest operations of ``"forward"`` and ``"backward"``.
+        cases: the sizes, the one for the README's chart first.
+        peers: further rivals by name: other packages, or a more careful plain formula.
+    """
+
+    name: str
+    op: Callable[..., tuple[Tensor, ...]]
+    formula: Callable[..., tuple[Tensor, ...]]
+    inputs: Callable[..., tuple[Tensor, ...]]
+    forward_bytes: Callable[..., int]
+    backward_bytes: Callable[..., int]
+    flops: Callable[..., int]
+    cases: tuple[Case, ...]
+    peers: Mapping[str, Callable[..., tuple[Tensor, ...]]] = field(default_factory=dict)
+
+    def bytes(self, direction: str, element_size: int, sizes: Sizes) -> int:
+        """Bytes that ``direction`` has to move at least."""
+        parts = {"forward": self.forward_bytes, "backward": self.backward_bytes}
+        return sum(part(element_size, **sizes) for name, part in parts.items() if name in direction.split("+"))
+
+    def operations(self, direction: str, sizes: Sizes) -> int:
+        """Floating-point operations that ``direction`` has to do at least."""
+        return sum(self.flops(part, **sizes) for part in direction.split("+"))
+
+
+def leapfrog_inputs(
+    dtype: torch.dtype, device: torch.device | str, seed: int, batch: int, features: int, steps: int
+) -> tuple[Tensor, ...]:
+    """Random arguments of ``gaussian_leapfrog`` for which K steps stay of order 1, whatever K."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def uniform(low: float, high: float, *shape: int) -> Tensor:
+        return low + (high - low) * torch.rand(*shape, generator=generator, dtype=torch.float64)
+
+    z, rho = torch.randn(2, batch, features, generator=generator, dtype=torch.float64)
+    precision, loc = uniform(0.5, 2.0, features), uniform(-1.0, 1.0, features)
+    step_size = uniform(0.02, 0.2, features)
+    tempering = uniform(0.8, 1.0, steps) ** (1 / steps)
+    return tuple(x.to(dtype).to(device).contiguous() for x in (z, rho, precision, loc, step_size, tempering))
+
+
+def printed_leapfrog(
+    z: Tensor, rho: Tensor, precision: Tensor, loc: Tensor, step_size: Tensor, tempering: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The step as the literature prints it and as people write it: the gradient twice a step, 2 K in all."""
+    for alpha in tempering:
+        rho = rho - step_size / 2 * precision * (z - loc)
+        z = z + step_size * rho
+        rho = alpha * (rho - step_size / 2 * precision * (z - loc))
+    return z, rho
+
+
+def leapfrog_flops(direction: str, batch: int, features: int, steps: int) -> int:
+    """Collapsed to one 2x2 affine map a feature: composed once over K, applied to (or reduced over) the batch."""
+    composing = 20 * steps * features
+    per_element = {"forward": 8, "backward": 18}[direction]
+    return composing + per_element * batch * features
+
+
+def _leapfrog_case(batch: int, features: int, steps: int, **options) -> Case:
+    sizes = {"batch": batch, "features": features, "steps": steps}
+    return Case(f"({batch}, {features}), K = {steps}", sizes, **options)
+
+
+GAUSSIAN_LEAPFROG = Row(
+    name="gaussian_leapfrog",
+    op=functional.gaussian_leapfrog,
+    formula=printed_leapfrog,
+    peers={"eager, K + 1 gradients": leapfrog.gaussian_leapfrog},
+    inputs=leapfrog_inputs,
+    # read z, rho; write z_K, rho_K
+    forward_bytes=lambda element_size, batch, features, steps: 4 * element_size * batch * features,
+    # read both cotangents, z, rho; write two gradients
+    backward_bytes=lambda element_size, batch, features, steps: 6 * element_size * batch * features,
+    flops=leapfrog_flops,
+    cases=(
+        _leapfrog_case(4096, 400, 10),
+        _leapfrog_case(10, 25, 10),
+        _leapfrog_case(4096, 400, 1),
+        _leapfrog_case(4096, 400, 100, stock=False, gate={"batch": 257}),
+        # a GPU's launch costs as much as the whole of the cases above; this one fills it
+        _leapfrog_case(65536, 400, 10, devices=("cuda",), gate={"batch": 16384}),
+    ),
+)
+
+ROWS: tuple[Row, ...] = (GAUSSIAN_LEAPFROG,)
+
+
+def select(pattern: str | None) -> list[Row]:
+    """Rows whose name contains ``pattern``; all without one.
+
+    Raises:
+        ValueError: there is none.
+    """
+    rows = [row for row in ROWS if not pattern or pattern in row.name]
+    if not rows:
+        raise ValueError(f"no op's name contains {pattern!r}; there are: {', '.join(row.name for row in ROWS)}")
+    return rows
