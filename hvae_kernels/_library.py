@@ -11,6 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from hvae_kernels import _checks
+
 NAMESPACE = "hvae_kernels"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 
@@ -51,6 +53,14 @@ def nothing_differentiates() -> bool:
         and not torch._C._are_functorch_transforms_active()
         and torch.autograd.forward_ad._current_level < 0
     )
+
+
+def in_float32(op: Callable, *arguments):
+    """Call ``op`` outside autocast, with half-precision tensors as float32: these ops accumulate rounding."""
+    half = _checks.HALF_PRECISION
+    device_type = next(x.device.type for x in arguments if isinstance(x, Tensor))
+    with torch.autocast(device_type, enabled=False):
+        return op(*(x.float() if isinstance(x, Tensor) and x.dtype in half else x for x in arguments))
 
 
 def vmap_by_loop(

@@ -13,6 +13,9 @@ from hvae_kernels import _dispatch
 from hvae_kernels import functional as F
 from hvae_kernels.ops.leapfrog import autograd as leapfrog_autograd
 from hvae_kernels.ops.leapfrog import reference as leapfrog_reference
+from hvae_kernels.ops.leapfrog_update import autograd as update_autograd
+from hvae_kernels.ops.leapfrog_update import leapfrog_update
+from hvae_kernels.ops.leapfrog_update import reference as update_reference
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,25 @@ def gaussian_inputs(
     return z, rho, precision, loc, _uniform(0.05, 0.5, *step_shape, **kind), tempering
 
 
+def dense_inputs(dtype: torch.dtype, device: str, *, shape: tuple[int, ...], **options: Any) -> tuple[Tensor, ...]:
+    """Inputs of ``dense_gaussian_leapfrog``; not quite symmetric, as its gradient steps are not."""
+    z, rho, _, *rest = gaussian_inputs(dtype, device, shape=shape, **options)
+    features = shape[-1]
+    noise = torch.randn(features, features, dtype=dtype, device=device)
+    precision = noise @ noise.mT / features + torch.eye(features, dtype=dtype, device=device)
+    return z, rho, precision + 0.1 * noise, *rest
+
+
+def update_inputs(
+    dtype: torch.dtype, device: str, *, shape: tuple[int, ...], layout: str = "contiguous", scale: float = 1.0
+) -> tuple[Tensor, ...]:
+    """Inputs of ``leapfrog_update``."""
+    kind = {"dtype": dtype, "device": device}
+    state = [_in_layout(scale * torch.randn(shape, **kind), layout) for _ in range(3)]
+    kick, drift = (_uniform(0.05, 0.5, shape[-1], **kind) for _ in range(2))
+    return *state, _uniform(0.7, 1.1, **kind), kick, drift
+
+
 def _in_layout(tensor: Tensor, layout: str) -> Tensor:
     if layout == "strided":
         return torch.stack([tensor, tensor], -1)[..., 0]
@@ -114,6 +136,19 @@ GAUSSIAN_CASES = {
     "expanded": {"shape": (7, 5), "layout": "expanded"},
 }
 
+DENSE_CASES = {name: case for name, case in GAUSSIAN_CASES.items() if "replicas" not in case and name != "wide"}
+DENSE_CASES |= {
+    "composed": {"shape": (64, 3), "n_steps": 10},
+    "composed_step_per_step": {"shape": (8, 8, 3), "n_steps": 10, "step": "steps"},
+    "stepped": {"shape": (3, 40), "n_steps": 10},
+}
+UPDATE_CASES = {
+    name: {key: value for key, value in case.items() if key in ("shape", "layout")}
+    for name, case in GAUSSIAN_CASES.items()
+    if not {"replicas", "step", "n_steps"} & case.keys()
+}
+EXTREMES = {"large": {"shape": (7, 5), "scale": 1e18}, "tiny": {"shape": (7, 5), "scale": 1e-18}}
+
 OPSPECS = (
     OpSpec(
         name="gaussian_leapfrog",
@@ -122,7 +157,7 @@ OPSPECS = (
         make=gaussian_inputs,
         cases=GAUSSIAN_CASES,
         small={"shape": (2, 3), "n_steps": 2, "step": "steps"},
-        extremes={"large": {"shape": (7, 5), "scale": 1e18}, "tiny": {"shape": (7, 5), "scale": 1e-18}},
+        extremes=EXTREMES,
         same=(0, 1),
         raw=(
             RawOp(leapfrog_autograd.RAW_FORWARD, lambda x: x),
@@ -133,6 +168,30 @@ OPSPECS = (
                 lambda x: (*(torch.randn_like(t) for t in x), *_ones_like_results(x), *x, 7),
             ),
             RawOp(leapfrog_autograd.RAW_DOUBLE_BACKWARD, lambda x: (*(None,) * 6, *_ones_like_results(x), *x, 2)),
+        ),
+    ),
+    OpSpec(
+        name="dense_gaussian_leapfrog",
+        op=F.dense_gaussian_leapfrog,
+        reference=leapfrog_reference.dense_gaussian_leapfrog,
+        make=dense_inputs,
+        cases=DENSE_CASES,
+        small={"shape": (2, 3), "n_steps": 2, "step": "steps"},
+        extremes=EXTREMES,
+        same=(0, 1),
+    ),
+    OpSpec(
+        name="leapfrog_update",
+        op=leapfrog_update,
+        reference=update_reference.leapfrog_update,
+        make=update_inputs,
+        cases=UPDATE_CASES,
+        small={"shape": (2, 3)},
+        extremes=EXTREMES,
+        same=(1, 2),
+        raw=(
+            RawOp(update_autograd.RAW_FORWARD, lambda x: x),
+            RawOp(update_autograd.RAW_BACKWARD, lambda x: (*_ones_like_results(x), *x[1:], 3)),
         ),
     ),
 )

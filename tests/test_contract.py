@@ -167,9 +167,13 @@ def test_partial_gradients(spec, implementation, device):
     with hk.use_impl(implementation):
         for index, output in itertools.product(range(len(inputs)), range(len(spec.reference(*inputs)))):
             mixed = [x.clone().requires_grad_(i == index) for i, x in enumerate(inputs)]
-            expected = torch.autograd.grad(spec.reference(*mixed)[output].sum(), mixed[index], materialize_grads=True)
-            result = spec.op(*mixed)[output]
-            assert_equal(torch.autograd.grad(result.sum(), mixed[index], materialize_grads=True), expected)
+            exact, result = spec.reference(*mixed)[output], spec.op(*mixed)[output]
+            if not exact.requires_grad:  # this output does not depend on this input
+                expected = [torch.zeros_like(mixed[index])]
+            else:
+                expected = torch.autograd.grad(exact.sum(), mixed[index], materialize_grads=True)
+            if result.requires_grad or exact.requires_grad:
+                assert_equal(torch.autograd.grad(result.sum(), mixed[index], materialize_grads=True), expected)
 
 
 @each_row
@@ -252,7 +256,7 @@ def test_compile(spec, implementation, device, backend):
     upstream = random_like(spec.reference(*inputs))
 
     def energy(function, *args):
-        return sum((g * y).sum() for g, y in zip(upstream, function(*args), strict=True))
+        return sum((g * y.sin()).sum() for g, y in zip(upstream, function(*args), strict=True))
 
     def gradient(function, first, *rest):
         return torch.func.grad(lambda x: energy(function, x, *rest))(first)
@@ -270,14 +274,14 @@ def test_compile(spec, implementation, device, backend):
 
 @each_row
 def test_compile_dynamic_shapes(spec, implementation, device):
+    """One compiled function for many sizes, an empty batch among them."""
     torch._dynamo.reset()
     with hk.use_impl(implementation):
         compiled = torch.compile(lambda *args: spec.op(*args), backend="aot_eager", fullgraph=True, dynamic=True)
-        for case in spec.cases.values():
-            inputs = leaves(spec.make(torch.float64, device, **case))
+        for name in ("plain", "prime", "above_power", "no_rows"):
+            inputs = leaves(spec.make(torch.float64, device, **spec.cases[name]))
             upstream = random_like(spec.reference(*inputs))
-            assert_equal(first_order(compiled, inputs, upstream), first_order(spec.reference, inputs, upstream), 1e-9)
-            torch._dynamo.reset()
+            assert_equal(first_order(compiled, inputs, upstream), first_order(spec.reference, inputs, upstream))
 
 
 @each_row
@@ -298,7 +302,8 @@ def test_vmap(spec, implementation, device):
                 results = torch.func.vmap(function, dims)(*stacked)
                 expected = [torch.stack(pair) for pair in zip(*(plain(*s) for s in slices), strict=True)]
                 assert_equal(results, expected)
-        twice = torch.func.vmap(torch.func.vmap(spec.op, (0,) + (None,) * (len(inputs) - 1)), (0, None) + (None,) * 4)
+        first_only = (0,) + (None,) * (len(inputs) - 1)
+        twice = torch.func.vmap(torch.func.vmap(spec.op, first_only), first_only)
         nested = inputs[0] * torch.tensor([1.0, 0.5], dtype=torch.float64, device=device).view(2, 1, 1, 1)
         nested = nested.expand(2, 3, *inputs[0].shape)
         assert_equal(twice(nested, *inputs[1:])[0][1, 2:3], spec.reference(nested[1, 2], *inputs[1:])[0][None])

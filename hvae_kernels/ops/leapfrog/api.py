@@ -7,11 +7,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from hvae_kernels import _checks, _dispatch
-from hvae_kernels.ops.leapfrog import autograd, reference
+from hvae_kernels import _checks, _dispatch, _library
+from hvae_kernels.ops.leapfrog import autograd, dense, reference
+
+DENSE = "dense_gaussian_leapfrog"
 
 _dispatch.register(_dispatch.Op("gaussian_leapfrog", ("cpp", "triton", "reference")))
-_dispatch.register(_dispatch.Op("dense_gaussian_leapfrog", ("reference",)))
+_dispatch.register(_dispatch.Op(DENSE, ("cpp", "triton", "reference")))
 
 
 def gaussian_leapfrog(
@@ -70,8 +72,8 @@ def gaussian_leapfrog(
 
 def _gaussian_leapfrog(name: str, *arguments: Tensor) -> tuple[Tensor, Tensor]:
     implementation = _dispatch.resolve(name, arguments[0])
-    if implementation == "cpp" and not torch.compiler.is_compiling():
-        return autograd.call(implementation, *arguments)  # checks its arguments itself, in a tenth of the time
+    if implementation == "cpp" and not torch.compiler.is_compiling() and all(x.is_cpu for x in arguments):
+        return autograd.call(implementation, *arguments)  # checks the rest itself, in a tenth of the time
     _validate(name, *arguments)
     if implementation == "reference":
         return reference.gaussian_leapfrog(*arguments)
@@ -81,8 +83,62 @@ def _gaussian_leapfrog(name: str, *arguments: Tensor) -> tuple[Tensor, Tensor]:
 def dense_gaussian_leapfrog(
     z: Tensor, rho: Tensor, precision: Tensor, loc: Tensor, step_size: Tensor, tempering: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """K tempered leapfrog steps through a Gaussian potential with a dense precision matrix (being built)."""
-    return reference.dense_gaussian_leapfrog(z, rho, precision, loc, step_size, tempering)
+    r"""K tempered leapfrog steps through a Gaussian potential with a dense precision matrix.
+
+    As :func:`gaussian_leapfrog`, with :math:`U(z) = \frac12 (z - \mu)^T P (z - \mu)`. Only the symmetric part of P
+    counts, so :math:`\nabla U(z) = \frac12 (P + P^T) (z - \mu)`.
+
+    Either K + 1 matrix products and fused updates on the batch, or, where that takes fewer multiply-adds, the steps'
+    linear map of ``(z - loc, rho)``, composed once on its 2d basis vectors and then applied to the batch.
+
+    Args:
+        z: positions ``(..., d)``.
+        rho: momenta, the shape of ``z``.
+        precision: P, ``(d, d)``. Not required to be positive definite.
+        loc: mu, ``(d,)``.
+        step_size: epsilon, ``()`` or ``(d,)`` for all steps, ``(K, d)`` for each.
+        tempering: alpha, ``(K,)``. K = 0 returns copies of the inputs.
+
+    Returns:
+        ``(z_K, rho_K)``, new contiguous tensors of ``z``'s shape. The Jacobian determinant of the map is
+        ``prod_k alpha_k^d``.
+
+    All arguments have one dtype (float32, float64; also bfloat16, float16 on GPUs and in the reference) and device.
+    Differentiable, twice, in every argument; reverse and forward mode, ``torch.compile``, ``vmap``. Under autocast
+    half-precision arguments are computed in float32.
+
+    Raises:
+        TypeError: an argument is not a floating-point tensor, or dtypes differ.
+        ValueError: shapes or devices do not fit (there is no form for replicas), or on the CPU a step size or tempering
+            is not finite.
+
+    References:
+        Neal, MCMC using Hamiltonian dynamics, 2011, section 5.5.7; Caterini, Doucet and Sejdinovic, Hamiltonian
+        variational auto-encoder, 2018, algorithm 1.
+
+    Equivalent to:
+        >>> import torch, hvae_kernels as hk
+        >>> z, rho = torch.randn(2, 8, 3, dtype=torch.float64).unbind()
+        >>> precision = torch.randn(3, 3, dtype=torch.float64)
+        >>> loc, step_size = torch.rand(2, 3, dtype=torch.float64).unbind()
+        >>> tempering = torch.tensor([0.9, 0.8], dtype=torch.float64)
+        >>> fused = hk.functional.dense_gaussian_leapfrog(z, rho, precision, loc, step_size, tempering)
+        >>> symmetric = (precision + precision.T) / 2
+        >>> for alpha in tempering:
+        ...     rho = rho - step_size / 2 * ((z - loc) @ symmetric)
+        ...     z = z + step_size * rho
+        ...     rho = alpha * (rho - step_size / 2 * ((z - loc) @ symmetric))
+        >>> torch.testing.assert_close(fused, (z, rho))
+    """
+    return _checked(_dense_gaussian_leapfrog, DENSE, z, rho, precision, loc, step_size, tempering)
+
+
+def _dense_gaussian_leapfrog(name: str, *arguments: Tensor) -> tuple[Tensor, Tensor]:
+    implementation = _dispatch.resolve(name, arguments[0])
+    _validate(name, *arguments)
+    if implementation == "reference":
+        return reference.dense_gaussian_leapfrog(*arguments)
+    return dense.dense_gaussian_leapfrog(implementation, *arguments)
 
 
 def _checked(op: Callable[..., tuple[Tensor, Tensor]], name: str, *arguments: Tensor) -> tuple[Tensor, Tensor]:
@@ -90,7 +146,7 @@ def _checked(op: Callable[..., tuple[Tensor, Tensor]], name: str, *arguments: Te
     z = arguments[0]
     try:
         if torch.is_autocast_enabled(z.device.type):
-            return _in_float32(op, name, *arguments)
+            return _library.in_float32(op, name, *arguments)
         return op(name, *arguments)
     except (AttributeError, IndexError, RuntimeError, TypeError):
         try:
@@ -98,13 +154,6 @@ def _checked(op: Callable[..., tuple[Tensor, Tensor]], name: str, *arguments: Te
         except (TypeError, ValueError) as explanation:
             raise explanation from None
         raise
-
-
-def _in_float32(op: Callable[..., tuple[Tensor, Tensor]], name: str, *arguments: Tensor) -> tuple[Tensor, Tensor]:
-    """Half precision is computed in float32 under autocast: a trajectory accumulates rounding."""
-    half = _checks.HALF_PRECISION
-    with torch.autocast(arguments[0].device.type, enabled=False):
-        return op(name, *(t.float() if t.dtype in half else t for t in arguments))
 
 
 def _validate(name: str, z, rho, precision, loc, step_size, tempering) -> None:
@@ -122,13 +171,15 @@ def _check_shapes(
         raise _checks.fail(name, "z", "of shape (..., d)", z)
     if rho.shape != shape:
         raise _checks.fail(name, "rho", f"of z's shape {tuple(shape)}", rho)
-    if tempering.dim() == 2:
+    if tempering.dim() == 2 and name != DENSE:
         return _check_replica_shapes(name, z, precision, loc, step_size, tempering)
     features = shape[-1]
     if tempering.dim() != 1:
-        raise _checks.fail(name, "tempering", "of shape (K,), or (R, K) for replicas", tempering)
-    if precision.shape != (features,):
-        raise _checks.fail(name, "precision", f"of shape ({features},)", precision)
+        replicas = "" if name == DENSE else ", or (R, K) for replicas"
+        raise _checks.fail(name, "tempering", f"of shape (K,){replicas}", tempering)
+    precision_shape = (features, features) if name == DENSE else (features,)
+    if precision.shape != precision_shape:
+        raise _checks.fail(name, "precision", f"of shape {precision_shape}", precision)
     if loc.shape != (features,):
         raise _checks.fail(name, "loc", f"of shape ({features},)", loc)
     if step_size.dim() and step_size.shape not in ((features,), (tempering.shape[0], features)):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hvae_kernels import _library
 from hvae_kernels._library import OpFunction
+from hvae_kernels._triton.launch import lazy
 from hvae_kernels.ops.leapfrog import reference
 
 IMPLEMENTATIONS = ("cpp", "triton")
@@ -46,9 +47,7 @@ def _double_backward_fake(
     return (*outputs, *_backward_fake(grad_z, grad_rho, z, rho, precision, loc, step_size, tempering, needs))
 
 
-RAW_FORWARD = _library.define(
-    "gaussian_leapfrog", f"({_INPUTS}) -> (Tensor, Tensor)", _forward_fake, IMPLEMENTATIONS
-)
+RAW_FORWARD = _library.define("gaussian_leapfrog", f"({_INPUTS}) -> (Tensor, Tensor)", _forward_fake, IMPLEMENTATIONS)
 RAW_BACKWARD = _library.define(
     "gaussian_leapfrog_backward",
     f"({_COTANGENTS}, {_INPUTS}, int needs) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
@@ -62,6 +61,9 @@ RAW_DOUBLE_BACKWARD = _library.define(
     _double_backward_fake,
     IMPLEMENTATIONS,
 )
+
+for _name in ("gaussian_leapfrog", "gaussian_leapfrog_backward", "gaussian_leapfrog_double_backward"):
+    _library.implement(_name, "triton", lazy("hvae_kernels.ops.leapfrog.triton", _name))
 
 
 def _needs(state: bool, parameters: bool, outputs: bool = False) -> int:
@@ -192,9 +194,7 @@ class GaussianLeapfrogDoubleBackward(OpFunction):
             *_of_written_groups(upstream[:2], NEEDS_STATE if ctx.needs & NEEDS_OUTPUTS else 0),
             *_of_written_groups(upstream[2:], ctx.needs),
         )
-        results = _library.vjp_of_double_backward(
-            reference.gaussian_leapfrog, directions, cotangents, inputs, upstream
-        )
+        results = _library.vjp_of_double_backward(reference.gaussian_leapfrog, directions, cotangents, inputs, upstream)
         return (None, None, *_only(results, ctx.needs_input_grad[2:]))
 
     @staticmethod

@@ -1,10 +1,11 @@
-"""Where calls enter: docstring, validation, dispatch. Internal: the public ops built on it check their own arguments."""
+"""Where calls enter: docstring, validation, dispatch. Internal, for the public ops to build on."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from hvae_kernels import _checks, _dispatch
+from hvae_kernels import _checks, _dispatch, _library
 from hvae_kernels.ops.leapfrog_update import autograd, reference
 
 NAME = "leapfrog_update"
@@ -50,6 +51,8 @@ def leapfrog_update(
         >>> rho = decay * rho - kick * grad
         >>> torch.testing.assert_close(fused, (z + drift * rho, rho))
     """
+    if torch.is_autocast_enabled(z.device.type):
+        return _library.in_float32(leapfrog_update, z, rho, grad, decay, kick, drift)
     implementation = _dispatch.resolve(NAME, z)
     _validate(z, rho, grad, decay, kick, drift)
     if implementation == "reference":

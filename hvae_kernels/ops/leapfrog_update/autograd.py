@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hvae_kernels import _library
 from hvae_kernels._library import OpFunction
+from hvae_kernels._triton.launch import lazy
 from hvae_kernels.ops.leapfrog_update import reference
 
 IMPLEMENTATIONS = ("cpp", "triton")
@@ -65,6 +66,10 @@ RAW_DOUBLE_BACKWARD = _library.define(
     _double_backward_fake,
     IMPLEMENTATIONS,
 )
+
+
+for _name in ("leapfrog_update", "leapfrog_update_backward", "leapfrog_update_double_backward"):
+    _library.implement(_name, "triton", lazy("hvae_kernels.ops.leapfrog_update.triton", _name))
 
 
 def _needs(state: bool, parameters: bool, outputs: bool = False) -> int:
@@ -227,9 +232,7 @@ class LeapfrogUpdateDoubleBackward(OpFunction):
         return _unwritten_batched(results, info.batch_size, needs), (0,) * len(results)
 
 
-def _fold(
-    size: int, tensors: tuple[Tensor | None, ...], dims: tuple[int | None, ...]
-) -> tuple[Tensor | None, ...]:
+def _fold(size: int, tensors: tuple[Tensor | None, ...], dims: tuple[int | None, ...]) -> tuple[Tensor | None, ...]:
     """The vmapped dimension becomes the first of the leading ones; unbatched tensors are expanded, None stays None."""
     return tuple(
         x if x is None else x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
@@ -238,7 +241,7 @@ def _fold(
 
 
 def _unwritten_batched(results: tuple[Tensor, ...], size: int, needs: int) -> tuple[Tensor, ...]:
-    """vmap asks every result for its batch dimension, those that were not written too."""
+    """What vmap asks: every result has a batch dimension, those that were not written too."""
     written = [needs & NEEDS_STATE] * N_STATE + [needs & NEEDS_PARAMETERS] * N_PARAMETERS
     written = [needs & NEEDS_OUTPUTS] * (len(results) - len(written)) + written
     return tuple(x if keep else x.new_empty(size, 0) for x, keep in zip(results, written, strict=True))

@@ -1,0 +1,1 @@
+"""What the ops' Triton rooms share. Importable without Triton and without a GPU."""
