@@ -1,0 +1,1 @@
+"""The experiments, built on ``hvae_kernels``; the command is ``hvae``."""

@@ -1,0 +1,42 @@
+"""The command ``hvae``: one subcommand an experiment, and ``hvae report DIR`` for what earlier runs wrote."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from hvae import gaussian
+
+EXTRA = ("matplotlib", "tabulate", "tqdm")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    root = argparse.ArgumentParser(prog="hvae", description="Experiments with Hamiltonian variational auto-encoders.")
+    commands = root.add_subparsers(dest="command", required=True)
+    gaussian.register(commands)
+    report = commands.add_parser("report", help="tables and figures from what earlier runs wrote")
+    report.add_argument("directory", type=Path, metavar="DIR", help="the --out of an earlier run")
+    report.set_defaults(run=lambda args: print(gaussian.write_report(args.directory)))
+    return root
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit status."""
+    args = parser().parse_args(argv)
+    missing = [name for name in EXTRA if importlib.util.find_spec(name) is None]
+    if missing:
+        print(f"hvae: {', '.join(missing)} not found; pip install 'hvae-kernels[study]'", file=sys.stderr)
+        return 1
+    try:
+        args.run(args)
+    except gaussian.StudyError as error:
+        print(f"hvae: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("hvae: interrupted; the same command with --resume goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    return 0

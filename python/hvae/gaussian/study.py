@@ -1,0 +1,191 @@
+r"""What is run: methods, the two settings, and jobs (one method at one dimension, all data sets together).
+
+``published`` reproduces the printed tables, flaws included: each mini-batch is a whole data set of its own size, and
+gradients are clipped where they were. ``corrected`` trains the true bound of all points. Side by side:
+
+=============== ============================================== =====================================
+\\               published                                      corrected
+=============== ============================================== =====================================
+an epoch        40 mini-batches in data order, the last of 16  40 steps on all 10,000 points
+epochs          2,000; VB 4,000 above d = 100, 5,000 from 400  2,000
+clipping        1e-4: hvae up to d = 300, vb up to d = 100     none
+learning rate   1e-3                                           1e-3, from half-way a cosine to 0
+VB              q on z; above d = 100 with HVAE's start values q on y = z + Delta
+=============== ============================================== =====================================
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hvae.gaussian import exact
+from hvae.gaussian.data import BATCHES_PER_EPOCH, DataSets, Statistics
+from hvae.gaussian.models import HamiltonianVAE, MeanField, Model, PublishedMeanField
+
+METHODS = ("hvae", "hvae-untempered", "vb")
+SETTINGS = ("corrected", "published")
+DIMS = (25, 50, 100, 200, 300, 400)
+LEARNING_RATE = 1e-3
+CLIP_NORM = 1e-4
+BATCH_SIZE_TAKEN_FOR_N = 256
+
+#: The errors by their name in results, each with its title and the floors that add up to its own.
+ERRORS = {"theta_error": "Theta error", "delta_error": "Delta error", "sigma_error": "Sigma error"}
+FLOORS = {
+    "theta_error": ("delta_floor", "sigma_floor"),
+    "delta_error": ("delta_floor",),
+    "sigma_error": ("sigma_floor",),
+}
+
+
+class StudyError(Exception):
+    """A mistake in the command or a run that cannot go on: one sentence for the user."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One method at one dimension in one setting; ``n_steps`` is K, 0 for methods without a flow."""
+
+    setting: str
+    dim: int
+    method: str
+    n_steps: int
+
+    @property
+    def key(self) -> str:
+        """The name of the job and of its files."""
+        return f"{self.setting}-d{self.dim}-{self.method}-K{self.n_steps}"
+
+    @classmethod
+    def from_key(cls, key: str) -> Job:
+        """The job of that name."""
+        setting, dim, *method, n_steps = key.split("-")
+        return cls(setting, int(dim[1:]), "-".join(method), int(n_steps[1:]))
+
+    @property
+    def published(self) -> bool:
+        """Whether this job reproduces the printed tables."""
+        return self.setting == "published"
+
+    @property
+    def default_epochs(self) -> int:
+        """The setting's number of epochs."""
+        if self.published and self.method == "vb" and self.dim > 100:
+            return 4000 if self.dim < 400 else 5000
+        return 2000
+
+    @property
+    def clip_norm(self) -> float | None:
+        """Largest norm of one data set's gradient."""
+        largest_dim = {"hvae": 300, "hvae-untempered": 0, "vb": 100}[self.method]
+        return CLIP_NORM if self.published and self.dim <= largest_dim else None
+
+    def model(self, replicas: int) -> Model:
+        """The model at its initial values."""
+        if self.method != "vb":
+            return HamiltonianVAE(self.dim, self.n_steps, tempered=self.method == "hvae", replicas=replicas)
+        if self.published:
+            return PublishedMeanField(self.dim, restarted=self.dim > 100, replicas=replicas)
+        return MeanField(self.dim, replicas=replicas)
+
+    def batches(self, data: DataSets) -> tuple[Statistics, ...]:
+        """The statistics that the 40 steps of an epoch train on."""
+        return data.batches if self.published else (data.full,) * BATCHES_PER_EPOCH
+
+    def objective(self, data: DataSets) -> Statistics:
+        """The statistics of what one step takes for the data: all points, or the first mini-batch."""
+        return self.batches(data)[0]
+
+    def learning_rate(self, step: int, n_steps: int) -> float:
+        """At step ``step`` of ``n_steps``."""
+        progress = 2 * step / n_steps - 1
+        if self.published or progress <= 0:
+            return LEARNING_RATE
+        return LEARNING_RATE * (1 + math.cos(math.pi * progress)) / 2
+
+    def noise(self, model: Model, data_sets: int, seed: int, epoch: int) -> Tensor | None:
+        """An epoch's standard normals ``(40, 2, R, B, d)``, which depend on the job, the seed and the epoch alone.
+
+        Data sets are drawn one after another, so that the first are the same however many follow.
+        """
+        if model.noise_rows is None:
+            return None
+        digest = hashlib.blake2b(f"{seed} {self.key} {epoch}".encode(), digest_size=8).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest, "little"))
+        shape = (data_sets, BATCHES_PER_EPOCH, *model.noise_rows, self.dim)
+        return torch.randn(shape, generator=generator).permute(1, 2, 0, 3, 4).contiguous()
+
+    def oracles(self, data: DataSets) -> dict[str, list[float | None]]:
+        """What the best possible result of this job would be, for each data set.
+
+        ``delta_floor`` and ``sigma_floor`` are the errors of the maximum-likelihood estimate, ``elbo_ceiling`` its
+        log evidence, ``objective_ceiling`` the same for :meth:`objective`. ``sigma_optimum`` is the error at the
+        optimum of the job's own bound (in the published setting for mini-batches of 256 and no sampling error in the
+        data), known for K = 1; ``sigma_no_flow`` the error where the flow does nothing.
+        """
+        loc, scale = exact.maximum_likelihood(data.full)
+        objective = self.objective(data)
+        objective_loc, objective_scale = exact.maximum_likelihood(objective)
+        unknown = [None] * len(data.full.mean)
+        result = {
+            "delta_floor": error(loc, data.truth.loc),
+            "sigma_floor": error(scale, data.truth.scale),
+            "elbo_ceiling": exact.log_evidence(data.full, loc, scale.log()).tolist(),
+            "objective_ceiling": exact.log_evidence(objective, objective_loc, objective_scale.log()).tolist(),
+            "sigma_optimum": unknown,
+            "sigma_no_flow": unknown,
+        }
+        if self.method == "vb":
+            return result
+        bound_of = data.full
+        if self.published:
+            variance = data.truth.scale.square().expand_as(data.full.variance)
+            bound_of = Statistics(BATCH_SIZE_TAKEN_FOR_N, data.full.mean, variance)
+        if self.n_steps == 1:
+            optimum, _ = exact.one_step_optimum(bound_of, tempered=self.method == "hvae")
+            result["sigma_optimum"] = error(optimum, data.truth.scale)
+        if self.method == "hvae-untempered":
+            result["sigma_no_flow"] = error(exact.no_flow_scale(bound_of), data.truth.scale)
+        return result
+
+
+def plan(setting: str, dims: list[int], methods: list[str], leapfrog_steps: list[int]) -> list[Job]:
+    """The jobs of a command, dimension by dimension."""
+    return [
+        Job(setting, dim, method, n_steps)
+        for dim in dims
+        for method in methods
+        for n_steps in ((0,) if method == "vb" else leapfrog_steps)
+    ]
+
+
+def method_label(method: str, n_steps: int) -> str:
+    """A method's name in tables and figures."""
+    return f"{method}, K = {n_steps}" if n_steps else method
+
+
+def error(estimate: Tensor, target: Tensor) -> list[float]:
+    """Sum of squared differences of ``(R, 1, d)`` and ``(d,)``, for each data set."""
+    return (estimate - target).square().sum((-2, -1)).tolist()
+
+
+def measure(job: Job, model: Model, data: DataSets) -> dict[str, list[float]]:
+    """A model's figures, one a data set.
+
+    Bounds have all constants; ``elbo`` is the bound of all points, ``objective`` that of :meth:`Job.objective`.
+    """
+    loc, log_scale = model.estimate()
+    delta, sigma = error(loc, data.truth.loc), error(log_scale.exp(), data.truth.scale)
+    return {
+        "delta_error": delta,
+        "sigma_error": sigma,
+        "theta_error": [a + b for a, b in zip(delta, sigma, strict=True)],
+        "elbo": model.elbo(data.full).tolist(),
+        "objective": model.elbo(job.objective(data)).tolist(),
+        "log_evidence": exact.log_evidence(data.full, loc, log_scale).tolist(),
+    }

@@ -1,0 +1,161 @@
+"""``hvae gaussian`` and ``hvae report`` from end to end, with a few epochs in a temporary directory."""
+
+import importlib.util
+import json
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+from hvae import cli
+from hvae.gaussian import published, report, train
+from hvae.gaussian.study import Job
+
+COMMAND = ["gaussian", "--dims", "5", "6", "--leapfrog-steps", "1", "2", "--datasets", "2", "--epochs", "3"]
+
+
+def hvae(out, *more):
+    return cli.main([*COMMAND, "--out", str(out), *more])
+
+
+def strict_json(path):
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    return json.loads(path.read_text(), parse_constant=refuse)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "gaussian"
+    assert hvae(out) == 0
+    return out
+
+
+def without_times(rows):
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
+
+
+def test_results(finished):
+    results = strict_json(finished / "results.json")
+    config, rows = results["config"], results["rows"]
+    assert (config["seed"], config["datasets"], config["versions"]["torch"]) == (12345, 2, torch.__version__)
+    assert config["arguments"]["dims"] == [5, 6]
+    cases = {(row["dim"], row["method"], row["leapfrog_steps"], row["dataset"]) for row in rows}
+    flows = [(method, k) for method in ("hvae", "hvae-untempered") for k in (1, 2)]
+    assert cases == {(d, *case, r) for d in (5, 6) for case in (*flows, ("vb", 0)) for r in (0, 1)}
+    assert len(rows) == len(cases)
+    for row in rows:
+        assert (row["setting"], row["steps"]) == ("corrected", 120)
+        assert row["theta_error"] == pytest.approx(row["delta_error"] + row["sigma_error"])
+        assert row["elbo"] <= row["log_evidence"] <= row["elbo_ceiling"]
+        assert row["seconds"] > 0
+
+
+def test_report_and_figures(finished, capsys):
+    text = (finished / "report.md").read_text()
+    assert cli.main(["report", str(finished)]) == 0
+    assert text in capsys.readouterr().out
+    for heading in ("Theta error", "Delta error", "Sigma error", "Bounds"):
+        assert f"## {heading}" in text
+    for dim in (5, 6):
+        assert f"(corrected-d{dim}.png)" in text
+        assert (finished / f"corrected-d{dim}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_report_puts_printed_and_both_settings_side_by_side():
+    def row(setting, sigma_error):
+        return {
+            "dim": 25, "method": "hvae", "leapfrog_steps": 1, "setting": setting, "dataset": 0,
+            "sigma_error": sigma_error, "sigma_floor": 0.5, "sigma_optimum": 0.25, "sigma_no_flow": None,
+        }  # fmt: skip
+
+    table = report.error_table("sigma_error", [row("published", 0.125), row("corrected", 0.75)]).splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
+    names = ["d", "method", "printed", "published", "corrected", "floor", "optimum, published", "optimum, corrected"]
+    assert cells[0] == names
+    assert cells[2] == ["25", "hvae, K = 1", "0.04", "0.125", "0.75", "0.5", "0.25", "0.25"]
+
+
+def test_a_bound_that_overflows_is_left_out():
+    job = Job("published", 5, "vb", 0)
+    figures = {name: [1.0] for name in ("delta_error", "sigma_error", "theta_error", "log_evidence")}
+    state = train.State(
+        1, 1, torch.zeros(1, 2), torch.zeros(1, 2), history=[{"epoch": 1, "elbo": [-math.inf], **figures}]
+    )
+    state.oracles = {"elbo_ceiling": [2.0]}
+    (row,) = report.rows_of(job, state)
+    assert (row["elbo"], row["log_evidence"]) == (None, 1.0)
+    assert "vb" in report.bound_table([row])
+
+
+def test_printed_figures():
+    assert published.figure("theta_error", "hvae-untempered", 10, 300) == 485.5
+    assert published.figure("theta_error", "hvae-untempered", 10, 400) is None
+    assert published.figure("theta_error", "hvae", 2, 25) is None
+    assert published.figure("delta_error", "vb", 0, 26) is None
+
+
+def test_results_are_not_overwritten(finished, capsys):
+    before = (finished / "results.json").read_bytes()
+    assert hvae(finished) == 1
+    message = capsys.readouterr().err
+    assert "--resume" in message
+    assert "--out" in message
+    assert (finished / "results.json").read_bytes() == before
+
+
+def test_resume_after_a_kill(finished, tmp_path, monkeypatch, capsys):
+    saves = []
+    save = train.State.save
+
+    def killed(self, path):
+        if len(saves) == 4:
+            raise KeyboardInterrupt
+        saves.append(path)
+        save(self, path)
+
+    monkeypatch.setattr(train, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    monkeypatch.setattr(train.State, "save", killed)
+    assert hvae(tmp_path) == 130
+    assert "--resume" in capsys.readouterr().err
+    assert len(strict_json(tmp_path / "results.json")["rows"]) == 2
+    monkeypatch.undo()
+    assert hvae(tmp_path, "--resume") == 0
+    expected = strict_json(finished / "results.json")["rows"]
+    assert without_times(strict_json(tmp_path / "results.json")["rows"]) == without_times(expected)
+
+
+def test_resume_adds_to_a_finished_run(tmp_path, capsys):
+    one = ["gaussian", "--dims", "5", "--methods", "vb", "--datasets", "2", "--epochs", "3", "--out", str(tmp_path)]
+    assert cli.main([*one, "--resume"]) == 0
+    assert cli.main([*one, "--resume", "--setting", "published"]) == 0
+    assert {row["setting"] for row in strict_json(tmp_path / "results.json")["rows"]} == {"corrected", "published"}
+    capsys.readouterr()
+    for changed, name in ((["--seed", "1"], "seed"), (["--datasets", "3"], "datasets"), (["--epochs", "4"], "epochs")):
+        assert cli.main([*one, "--resume", *changed]) == 1
+        assert name in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("wrong", [["--dims", "1"], ["--epochs", "0"], ["--leapfrog-steps", "0"], ["--methods", "x"]])
+def test_wrong_arguments(wrong, tmp_path):
+    with pytest.raises(SystemExit):
+        cli.main(["gaussian", "--out", str(tmp_path), *wrong])
+
+
+def test_report_of_nothing(tmp_path, capsys):
+    assert cli.main(["report", str(tmp_path)]) == 1
+    assert "results.json" in capsys.readouterr().err
+
+
+def test_a_missing_extra_is_one_sentence(monkeypatch, capsys, tmp_path):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "tqdm" else find_spec(name))
+    assert cli.main(["report", str(tmp_path)]) == 1
+    assert "pip install 'hvae-kernels[study]'" in capsys.readouterr().err
+
+
+def test_help_and_import_need_no_extra():
+    code = "import sys; sys.modules.update(dict.fromkeys(('matplotlib', 'tabulate', 'tqdm'))); import hvae.cli"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
