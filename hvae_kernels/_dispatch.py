@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from hvae_kernels import _extension
+from hvae_kernels import _extension, _library
 from hvae_kernels._checks import FULL_PRECISION, HALF_PRECISION
 
 #: In the order in which ``auto`` prefers them.
@@ -116,10 +116,14 @@ def _lookup(name: str, requested: str, device_type: str, dtype: torch.dtype) -> 
     raise RuntimeError(f"{name}: no implementation for {dtype} tensors on {device_type}")
 
 
-@torch._dynamo.assume_constant_result
 def _lookup_in_graph(name: str, requested: str, device_type: str, dtype: torch.dtype) -> str:
-    """The same for Dynamo, which would trace into a cached function (and cannot load an extension)."""
+    """The same for Dynamo, which runs this function while it traces and takes the result as a constant."""
+    _library.tell_dynamo()
     return _lookup(name, requested, device_type, dtype)
+
+
+# What torch._dynamo.assume_constant_result does, without importing Dynamo.
+_lookup_in_graph._dynamo_marked_constant = True
 
 
 def resolve(name: str, tensor: torch.Tensor) -> str:

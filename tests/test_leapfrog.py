@@ -123,6 +123,25 @@ def test_nothing_saved_beyond_inputs():
     assert testing.saved_bytes(lambda: reference.gaussian_leapfrog(*inputs), inputs) > 100 * 64 * 8 * 4
 
 
+@each_implementation
+def test_vjp_is_the_backward_pass(implementation):
+    """As a function of its own: the same gradients, differentiable again, and held to its arguments."""
+    inputs = [x.requires_grad_() for x in gaussian_inputs(torch.float64, "cpu", shape=(5, 3), step="scalar")]
+    upstream = double(5, 3), double(5, 3)
+    expected = torch.autograd.grad(reference.gaussian_leapfrog(*inputs), inputs, upstream, create_graph=True)
+    curvature = torch.autograd.grad(sum(g.sin().sum() for g in expected), inputs)
+    with hk.use_impl(implementation):
+        gradients = F.gaussian_leapfrog_vjp(*upstream, *inputs)
+        torch.testing.assert_close(gradients, expected)
+        torch.testing.assert_close(torch.autograd.grad(sum(g.sin().sum() for g in gradients), inputs), curvature)
+        with torch.no_grad():
+            torch.testing.assert_close(F.gaussian_leapfrog_vjp(*upstream, *inputs), expected)
+        with pytest.raises(ValueError, match="grad_rho must be like z"):
+            F.gaussian_leapfrog_vjp(upstream[0], upstream[1][:2], *inputs)
+        with pytest.raises(ValueError, match=r"gaussian_leapfrog_vjp: loc must be of shape \(3,\)"):
+            F.gaussian_leapfrog_vjp(*upstream, *inputs[:3], double(4), *inputs[4:])
+
+
 def test_dense_with_diagonal_precision_is_the_diagonal_op():
     z, rho, precision, loc, step, tempering = gaussian_inputs(torch.float64, "cpu", shape=(6, 4))
     dense = F.dense_gaussian_leapfrog(z, rho, torch.diag(precision), loc, step, tempering)

@@ -262,9 +262,18 @@ class _Batch:
         )
 
 
-@torch.compiler.allow_in_graph
+@_library.in_graph
 def call(implementation: str, *inputs: Tensor) -> tuple[Tensor, Tensor]:
     """The differentiable op. Dynamo must not look inside: it loses the second order of Functions it traces itself."""
     if _library.nothing_differentiates():
         return RAW_FORWARD[implementation](*inputs)
     return GaussianLeapfrog.apply(implementation, *inputs)
+
+
+@_library.in_graph
+def call_vjp(implementation: str, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """The backward pass, differentiable, on ``(grad_z, grad_rho, *inputs)``."""
+    needs = NEEDS_STATE | NEEDS_PARAMETERS
+    if _library.nothing_differentiates():
+        return RAW_BACKWARD[implementation](*tensors, needs)
+    return GaussianLeapfrogBackward.apply(implementation, needs, *tensors)

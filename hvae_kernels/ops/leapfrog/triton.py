@@ -86,8 +86,8 @@ def small_tiling(rows: int, features: int) -> Tiling | None:
     if features > SMALL_FEATURES or rows * features > SMALL_ELEMENTS:
         return None
     block_features = next_power_of_2(features)
-    block_rows = min(2048 // block_features, next_power_of_2(rows))
-    num_warps = 8 if block_rows * block_features > 1024 else 4  # 8 entries a thread: 16 spill registers
+    block_rows = min(1024 // block_features, next_power_of_2(rows))
+    num_warps = 8 if block_rows * block_features > 512 else 4  # 4 entries a thread, as the sums are float64 here
     return Tiling(block_rows, block_features, cdiv(rows, block_rows), 1, 1, num_warps)
 
 
@@ -399,7 +399,8 @@ def _forward_kernel(
 def _backward_kernel(
     grad_z, grad_rho, z, rho, precision, loc, step_size, tempering, prefixes, partials,
     d_z, d_rho, d_precision, d_loc, d_step_size, d_tempering, rows, features, n_steps, chunks, tiles,
-    DTYPE: tl.constexpr, STATE: tl.constexpr, PARAMETERS: tl.constexpr, COMPOSE: tl.constexpr, FINISH: tl.constexpr,
+    DTYPE: tl.constexpr, SUMS: tl.constexpr, STATE: tl.constexpr, PARAMETERS: tl.constexpr,
+    COMPOSE: tl.constexpr, FINISH: tl.constexpr,
     SHARED: tl.constexpr, SCALAR: tl.constexpr, VECTOR: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_FEATURES: tl.constexpr,
 ):  # fmt: skip
@@ -417,7 +418,7 @@ def _backward_kernel(
     A, B, C, D = A.to(DTYPE)[None, :], B.to(DTYPE)[None, :], C.to(DTYPE)[None, :], D.to(DTYPE)[None, :]
     if PARAMETERS:
         mu = load(loc, replica * width + cols, mask, DTYPE)[None, :]
-        zy = tl.zeros((BLOCK_ROWS, BLOCK_FEATURES), DTYPE)
+        zy = tl.zeros((BLOCK_ROWS, BLOCK_FEATURES), SUMS)
         zr, ry, rr, zs, rs = zy, zy, zy, zy, zy
     first = chunk * tiles * BLOCK_ROWS
     for tile in range(tiles):
@@ -430,6 +431,7 @@ def _backward_kernel(
         if PARAMETERS:
             y = load(z, at, inside, DTYPE) - mu
             r = load(rho, at, inside, DTYPE)
+            gz, gr, y, r = gz.to(SUMS), gr.to(SUMS), y.to(SUMS), r.to(SUMS)
             zy += gz * y
             zr += gz * r
             ry += gr * y
@@ -442,8 +444,7 @@ def _backward_kernel(
         if FINISH:
             tl.debug_barrier()  # the prefixes were stored by other threads of this program
             _chain_backward(
-                zy.to(tl.float64), zr.to(tl.float64), ry.to(tl.float64), rr.to(tl.float64),
-                zs.to(tl.float64), rs.to(tl.float64), precision, step_size, tempering, prefixes,
+                zy, zr, ry, rr, zs, rs, precision, step_size, tempering, prefixes,
                 d_precision, d_loc, d_step_size, d_tempering, replica, block, cols, mask, width, n_steps,
                 n_steps, SHARED, SCALAR,
             )  # fmt: skip
@@ -497,7 +498,7 @@ def _double_backward_kernel(
     h_z, h_rho, h_precision, h_loc, h_step_size, h_tempering, grad_z, grad_rho,
     z, rho, precision, loc, step_size, tempering, prefixes, partials,
     gg_z, gg_rho, d_z, d_rho, d_precision, d_loc, d_step_size, d_tempering, rows, features, n_steps, chunks, tiles,
-    DTYPE: tl.constexpr, OUTPUTS: tl.constexpr, STATE: tl.constexpr, PARAMETERS: tl.constexpr,
+    DTYPE: tl.constexpr, SUMS: tl.constexpr, OUTPUTS: tl.constexpr, STATE: tl.constexpr, PARAMETERS: tl.constexpr,
     COMPOSE: tl.constexpr, FINISH: tl.constexpr, SHARED: tl.constexpr, SCALAR: tl.constexpr, VECTOR: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_FEATURES: tl.constexpr,
 ):  # fmt: skip
@@ -519,7 +520,7 @@ def _double_backward_kernel(
     mu = load(loc, replica * width + cols, mask, DTYPE)[None, :]
     h_mu = load(h_loc, replica * width + cols, mask, DTYPE)[None, :]
     if PARAMETERS:
-        zy = tl.zeros((BLOCK_ROWS, BLOCK_FEATURES), DTYPE)
+        zy = tl.zeros((BLOCK_ROWS, BLOCK_FEATURES), SUMS)
         zr, ry, rr, zu, zv, ru, rv, zs, rs = zy, zy, zy, zy, zy, zy, zy, zy, zy
     first = chunk * tiles * BLOCK_ROWS
     for tile in range(tiles):
@@ -539,10 +540,12 @@ def _double_backward_kernel(
             tl.store(d_z + at, tA * gz + tC * gr, mask=inside)
             tl.store(d_rho + at, tB * gz + tD * gr, mask=inside)
         if PARAMETERS:
+            gz, gr, y, r = gz.to(SUMS), gr.to(SUMS), y.to(SUMS), r.to(SUMS)
             zy += gz * y
             zr += gz * r
             ry += gr * y
             rr += gr * r
+            u, v = u.to(SUMS), v.to(SUMS)
             zu += gz * u
             zv += gz * v
             ru += gr * u
@@ -556,9 +559,7 @@ def _double_backward_kernel(
         if FINISH:
             tl.debug_barrier()  # the prefixes were stored by other threads of this program
             _chain_backward_dual(
-                zy.to(tl.float64), zr.to(tl.float64), ry.to(tl.float64), rr.to(tl.float64),
-                zu.to(tl.float64), zv.to(tl.float64), ru.to(tl.float64), rv.to(tl.float64),
-                zs.to(tl.float64), rs.to(tl.float64),
+                zy, zr, ry, rr, zu, zv, ru, rv, zs, rs,
                 precision, step_size, tempering, h_precision, h_step_size, h_tempering, prefixes,
                 d_precision, d_loc, d_step_size, d_tempering, replica, block, cols, mask, width, n_steps,
                 n_steps, SHARED, SCALAR,
@@ -687,6 +688,7 @@ class _Pass:
     partials: Tensor | None
     finish: bool
     compose: bool
+    dtype: tl.dtype
 
     @classmethod
     def plan(cls, shape: Layout, z: Tensor, parameters: bool, entries: int, sums: int) -> _Pass:
@@ -699,7 +701,7 @@ class _Pass:
             partials = z.new_empty((shape.replicas, tiling.chunks, sums, shape.features), dtype=dtype)
         if parameters or separate or entries == 8:
             prefixes = _prefixes(shape, z, entries)
-        return cls(shape, tiling, prefixes, partials, small is not None, not separate)
+        return cls(shape, tiling, prefixes, partials, small is not None, not separate, _dtype(z))
 
     @property
     def grid(self) -> tuple[int]:
@@ -713,6 +715,8 @@ class _Pass:
     def options(self) -> dict[str, object]:
         return {
             **_flags(self.shape),
+            "SUMS": tl.float64 if self.finish else self.dtype,
+            "DTYPE": self.dtype,
             "COMPOSE": self.compose,
             "FINISH": self.finish,
             "BLOCK_ROWS": self.tiling.block_rows,
@@ -769,7 +773,7 @@ def gaussian_leapfrog_backward(
             _launch_compose(shape, [precision, step_size, tempering], None, plan.prefixes)
         _backward_kernel[plan.grid](
             *tensors, plan.prefixes, plan.partials, *results, *plan.sizes,
-            DTYPE=_dtype(z), STATE=bool(state), PARAMETERS=bool(parameters), **plan.options,
+            STATE=bool(state), PARAMETERS=bool(parameters), **plan.options,
         )  # fmt: skip
         if plan.partials is not None:
             plan.launch_finish(_backward_finish_kernel, [precision, step_size, tempering], results[2:])
@@ -810,7 +814,7 @@ def gaussian_leapfrog_double_backward(
             _launch_compose(shape, chain, chain_directions, plan.prefixes)
         _double_backward_kernel[plan.grid](
             *directions, *tensors, plan.prefixes, plan.partials, *results, *plan.sizes,
-            DTYPE=_dtype(z), OUTPUTS=bool(outputs), STATE=bool(state), PARAMETERS=bool(parameters), **plan.options,
+            OUTPUTS=bool(outputs), STATE=bool(state), PARAMETERS=bool(parameters), **plan.options,
         )  # fmt: skip
         if plan.partials is not None:
             plan.launch_finish(_double_backward_finish_kernel, chain + chain_directions, results[4:])

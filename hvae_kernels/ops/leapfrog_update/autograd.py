@@ -247,7 +247,7 @@ def _unwritten_batched(results: tuple[Tensor, ...], size: int, needs: int) -> tu
     return tuple(x if keep else x.new_empty(size, 0) for x, keep in zip(results, written, strict=True))
 
 
-@torch.compiler.allow_in_graph
+@_library.in_graph
 def call(implementation: str, *inputs: Tensor) -> tuple[Tensor, Tensor]:
     """The differentiable op. Dynamo must not look inside: it loses the second order of Functions it traces itself."""
     if _library.nothing_differentiates():

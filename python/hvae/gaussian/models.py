@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hvae.gaussian import exact
 from hvae.gaussian.data import Statistics
-from hvae_kernels.functional import gaussian_leapfrog
+from hvae_kernels.functional import gaussian_leapfrog, gaussian_leapfrog_vjp
 
 N_SAMPLES = 10
 MAX_STEP_SIZE = 0.5
@@ -176,7 +176,7 @@ class HamiltonianVAE(Model):
         return Batch(count.log(), count * N_SAMPLES, data.mean, data.variance * N_SAMPLES)
 
     def write_gradient(self, batch: Batch, noise: Tensor) -> None:
-        """One autograd node, the leapfrog; the element-wise terms before and after it are chained by hand.
+        """The leapfrog, its backward pass, and the element-wise terms before and after them chained by hand.
 
         Sums over the samples are divided by their number in the end, all at once. Constants are tensors: a Python
         number costs an operation twice its time.
@@ -190,15 +190,14 @@ class HamiltonianVAE(Model):
         centre = shrink * centred
         step_size = torch.sigmoid(values["step_size_logit"]).mul_(self._max_step_size)
         rho, tempering = gamma, self._no_tempering
-        leaves = [precision.requires_grad_(), centre.requires_grad_(), step_size.requires_grad_()]
         if self.tempered:
             rho, tempering = self._temperatures.start(gamma)
-            leaves += [rho.requires_grad_(), tempering.requires_grad_()]
-        with torch.enable_grad():
-            z_final, rho_final = final = gaussian_leapfrog(z, rho, precision, centre, step_size, tempering)
+        flow = (z, rho, precision, centre, step_size, tempering)
+        z_final, rho_final = gaussian_leapfrog(*flow)
         residual = z_final - centred
-        cotangents = (torch.addcmul(z_final, ratio, residual), rho_final)
-        by_precision, by_centre, by_step_size, *by_tempering = torch.autograd.grad(final, leaves, cotangents)
+        _, by_rho, by_precision, by_centre, by_step_size, by_tempering = gaussian_leapfrog_vjp(
+            torch.addcmul(z_final, ratio, residual), rho_final, *flow
+        )
 
         pull = by_centre / precision
         torch.mul(ratio, residual.sum(1, keepdim=True).sub_(pull), out=gradients["loc"])
@@ -209,7 +208,7 @@ class HamiltonianVAE(Model):
         slope = torch.addcmul(step_size, step_size, step_size, value=-1 / MAX_STEP_SIZE)
         torch.mul(by_step_size, slope, out=gradients["step_size_logit"])
         if self.tempered:
-            self._temperatures.write_gradient(gamma, tempering, *by_tempering)
+            self._temperatures.write_gradient(gamma, tempering, by_rho, by_tempering)
         self.gradient.mul_(self._per_sample)
 
     def elbo(self, data: Statistics) -> Tensor:
