@@ -1,4 +1,4 @@
-"""README's speed section, generated from the CSV files: ``python benchmarks/readme.py``."""
+"""README's speed and study tables, generated from CSV files and the report: ``python benchmarks/readme.py``."""
 
 from __future__ import annotations
 
@@ -14,14 +14,31 @@ from benchmarks import results  # noqa: E402 - needs the repository on the path
 from benchmarks.results import Record  # noqa: E402
 
 BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
+STUDY_BEGIN, STUDY_END = "<!-- study:begin -->", "<!-- study:end -->"
 
 
-def replace_between(document: str, content: str) -> str | None:
+def replace_between(document: str, content: str, begin: str = BEGIN, end: str = END) -> str | None:
     """``document`` with ``content`` between the markers, or None if it has no such pair of markers."""
-    begin, end = document.find(BEGIN), document.find(END)
-    if begin < 0 or end < begin:
+    first, last = document.find(begin), document.find(end)
+    if first < 0 or last < first:
         return None
-    return f"{document[: begin + len(BEGIN)]}\n{content.strip()}\n{document[end:]}"
+    return f"{document[: first + len(begin)]}\n{content.strip()}\n{document[last:]}"
+
+
+def study_section(report: str) -> str:
+    """The tables of errors from a study's ``report.md``, without its notes and figures."""
+    sections = report.split("\n## ")
+    wanted = [part for part in sections if part.startswith(("Delta error", "Sigma error"))]
+    return "\n\n".join("**{}**\n\n{}".format(*part.split("\n\n", 1)).strip() for part in wanted)
+
+
+def update_study(readme: Path, report: Path) -> str:
+    """Rewrite the study's section of ``readme``; returns one sentence that says what happened."""
+    document = replace_between(readme.read_text(), study_section(report.read_text()), STUDY_BEGIN, STUDY_END)
+    if document is None:
+        return f"{readme.name} has no markers {STUDY_BEGIN} and {STUDY_END}: no table written"
+    readme.write_text(document)
+    return f"{readme.name}: study section written from {report}"
 
 
 def section(folder: Path, link: str) -> str:
@@ -97,3 +114,4 @@ def update(readme: Path, folder: Path = results.RESULTS) -> str:
 
 if __name__ == "__main__":
     print(update(ROOT / "README.md"))
+    print(update_study(ROOT / "README.md", ROOT / "docs" / "gaussian" / "report.md"))

@@ -31,6 +31,14 @@ class Mutation:
 _KERNEL = "csrc/kernels/gaussian_leapfrog.h"
 _CPU = "csrc/cpu/gaussian_leapfrog.cpp"
 _CPP = "tests/test_contract.py -k gaussian_leapfrog/cpp"
+_TRITON = "hvae_kernels/ops/leapfrog/triton.py"
+_TRITON_TESTS = "tests/test_contract.py -k gaussian_leapfrog/triton"
+_UPDATE = "csrc/kernels/leapfrog_update.h"
+_UPDATE_CPP = "tests/test_contract.py -k leapfrog_update/cpp"
+_UPDATE_TRITON = "hvae_kernels/ops/leapfrog_update/triton.py"
+_UPDATE_TRITON_TESTS = "tests/test_contract.py -k leapfrog_update/triton"
+_DENSE = "hvae_kernels/ops/leapfrog/dense.py"
+_DENSE_TESTS = "tests/test_contract.py -k dense_gaussian_leapfrog/cpp"
 
 MUTATIONS = (
     Mutation(_KERNEL, "return {S(1) - S(2) * q, -(p * e) * (S(1) - q), e, p};", "return {S(1) - q, -(p * e) * (S(1) - q), e, p};", _CPP),
@@ -49,6 +57,21 @@ MUTATIONS = (
     Mutation(_CPU, "shape = {d, K, shared ? 0 : d, step_dim == 0 ? 0 : 1};", "shape = {d, K, 0, step_dim == 0 ? 0 : 1};", _CPP),
     Mutation(_CPU, "fits = rho.size(i) == z.size(i);", "fits = true;", "tests/test_leapfrog.py -k bad_input"),
     Mutation(_CPU, "std::abs(values[i]) <= std::numeric_limits<T>::max()", "true", "tests/test_leapfrog.py -k bad_input"),
+    Mutation(_TRITON, "return 1.0 - 2.0 * q, -(p * e) * (1.0 - q)", "return 1.0 - q, -(p * e) * (1.0 - q)", _TRITON_TESTS),
+    Mutation(_TRITON, "tl.store(rho_out + at, C * y + D * r, mask=inside)", "tl.store(rho_out + at, B * y + D * r, mask=inside)", _TRITON_TESTS),
+    Mutation(_TRITON, "tl.store(d_rho + at, B * gz + D * gr, mask=inside)", "tl.store(d_rho + at, B * gz - D * gr, mask=inside)", _TRITON_TESTS),
+    Mutation(_TRITON, "store(d_loc, here, (1.0 - A) * sum_z - C * sum_rho, mask)", "store(d_loc, here, sum_z - C * sum_rho, mask)", _TRITON_TESTS),
+    Mutation(_TRITON, "tc_bar = m11 + alpha * m22, tm11 + alpha * tm22 + talpha * m22", "tc_bar = m11 + alpha * m22, tm11 + alpha * tm22", _TRITON_TESTS),
+    Mutation(_TRITON, "third += load(partials, at + 2 * features", "third += load(partials, at + 3 * features", _TRITON_TESTS),
+    Mutation(_TRITON, "            rv += gr * v\n", "            rv += gr * u\n", _TRITON_TESTS),
+    Mutation(_UPDATE, "z_out[j] = z[j] + drift[j] * r;", "z_out[j] = z[j] + drift[j] * rho[j];", _UPDATE_CPP),
+    Mutation(_UPDATE, "dg[j] = -kick[j] * w;", "dg[j] = kick[j] * w;", _UPDATE_CPP),
+    Mutation(_UPDATE, "dr[j] = h.decay * w + c.decay * b;", "dr[j] = h.decay * w;", _UPDATE_CPP),
+    Mutation(_UPDATE_TRITON, "_store(z_out, at, load(z, at, mask, DTYPE) + e * r, mask)", "_store(z_out, at, load(z, at, mask, DTYPE) - e * r, mask)", _UPDATE_TRITON_TESTS),
+    Mutation(_UPDATE_TRITON, "            drift_sum += gz * (a * r - c * g)\n", "            drift_sum += gz * (a * r)\n", _UPDATE_TRITON_TESTS),
+    Mutation(_UPDATE_TRITON, "_store(gg_z, at, e * q + he * (a * r - c * g), mask)", "_store(gg_z, at, e * q, mask)", _UPDATE_TRITON_TESTS),
+    Mutation(_DENSE, "state @ displacement + z, state @ map_rho", "state @ displacement, state @ map_rho", _DENSE_TESTS),
+    Mutation(_DENSE, "kick = (torch.cat([none, tempering[:, None] * steps]) + drift) / 2", "kick = (torch.cat([none, steps]) + drift) / 2", _DENSE_TESTS),
     Mutation("hvae_kernels/_library.py", "not torch.is_grad_enabled()", "not torch.is_inference_mode_enabled()", _CPP),
     Mutation("hvae_kernels/nn/hamiltonian.py", "temperature[..., 1:] / temperature[..., :-1]", "temperature[..., :-1] / temperature[..., 1:]", "tests/test_leapfrog.py"),
     Mutation("hvae_kernels/ops/leapfrog/reference.py", "rho = alpha * (rho - step / 2 * grad)", "rho = alpha * (rho - step * grad)", "tests/test_leapfrog.py"),

@@ -242,3 +242,12 @@ def test_training_loops_find_the_same_bound():
 
 def test_gpu_check_is_valid_bash():
     subprocess.run(["bash", "-n", ROOT / "benchmarks" / "gpu_check.sh"], check=True)
+
+
+def test_study_tables_are_taken_from_the_report(tmp_path):
+    report, document = tmp_path / "report.md", tmp_path / "README.md"
+    report.write_text("# T\n\nnotes\n\n## Delta error\n\n| d |\n\n## Sigma error\n\n| s |\n\n## Bounds\n\n| b |\n")
+    document.write_text(f"above\n{readme.STUDY_BEGIN}\nold\n{readme.STUDY_END}\nbelow\n")
+    readme.update_study(document, report)
+    tables = "**Delta error**\n\n| d |\n\n**Sigma error**\n\n| s |"
+    assert document.read_text() == f"above\n{readme.STUDY_BEGIN}\n{tables}\n{readme.STUDY_END}\nbelow\n"
