@@ -55,7 +55,7 @@ MUTATIONS = (
     Mutation(_CPU, "d_loc[j] = (1 - map[j]) * s[4 * d + j]", "d_loc[j] = s[4 * d + j]", _CPP),
     Mutation(_CPU, "d_loc[j] = -(tangent[j] * s[4 * d + j]", "d_loc[j] = (tangent[j] * s[4 * d + j]", _CPP),
     Mutation(_CPU, "shape = {d, K, shared ? 0 : d, step_dim == 0 ? 0 : 1};", "shape = {d, K, 0, step_dim == 0 ? 0 : 1};", _CPP),
-    Mutation(_CPU, "fits = rho.size(i) == z.size(i);", "fits = true;", "tests/test_leapfrog.py -k bad_input"),
+    Mutation(_CPU, "bool fits = same_shape(rho, z) && (", "bool fits = (", "tests/test_leapfrog.py -k bad_input"),
     Mutation(_CPU, "std::abs(values[i]) <= std::numeric_limits<T>::max()", "true", "tests/test_leapfrog.py -k bad_input"),
     Mutation(_TRITON, "return 1.0 - 2.0 * q, -(p * e) * (1.0 - q)", "return 1.0 - q, -(p * e) * (1.0 - q)", _TRITON_TESTS),
     Mutation(_TRITON, "tl.store(rho_out + at, C * y + D * r, mask=inside)", "tl.store(rho_out + at, B * y + D * r, mask=inside)", _TRITON_TESTS),
