@@ -16,7 +16,7 @@ TARGET_VERSION = "0x020a000000000000"  # torch 2.10 in the form of TORCH_TARGET_
 
 def extension() -> dict:
     """The ``setup`` arguments that build the extension, or none of them when the build is skipped."""
-    if os.environ.get("HVAE_KERNELS_SKIP_BUILD") == "1" or "egg_info" in sys.argv or "dist_info" in sys.argv:
+    if os.environ.get("HVAE_KERNELS_SKIP_BUILD") == "1" or {"egg_info", "dist_info", "sdist"} & set(sys.argv):
         return {}
     try:
         from torch.utils.cpp_extension import BuildExtension, CppExtension

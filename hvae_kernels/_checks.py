@@ -48,7 +48,7 @@ def same_kind(function: str, **tensors: Tensor) -> None:
 
 def values_readable(tensor: Tensor) -> bool:
     """Whether looking at ``tensor``'s values costs no device sync and is possible at all (not traced, not vmapped)."""
-    return (
+    return type(tensor) in (Tensor, torch.nn.Parameter) and (
         tensor.device.type == "cpu"
         and not torch.compiler.is_compiling()
         and not torch._C._are_functorch_transforms_active()

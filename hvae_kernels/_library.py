@@ -74,6 +74,12 @@ def nothing_differentiates() -> bool:
     )
 
 
+def autocasts(tensor: Tensor) -> bool:
+    """Whether autocast is on for ``tensor``'s device; the meta device knows none."""
+    device_type = tensor.device.type
+    return device_type != "meta" and torch.is_autocast_enabled(device_type)
+
+
 def in_float32(op: Callable, *arguments):
     """Call ``op`` outside autocast, with half-precision tensors as float32: these ops accumulate rounding."""
     half = _checks.HALF_PRECISION
@@ -86,6 +92,8 @@ def vmap_by_loop(
     function: Callable[..., tuple[Tensor, ...]], size: int, in_dims: tuple[int | None, ...], args: tuple
 ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
     """A Function's ``vmap`` where no kernel takes the batch: one call a sample, results stacked in front."""
+    if size == 0:
+        raise ValueError("vmap over an empty dimension: this op takes its samples one by one, and there are none")
     columns = [[x] * size if dim is None else x.movedim(dim, 0).unbind() for x, dim in zip(args, in_dims, strict=True)]
     samples = [function(*sample) for sample in zip(*columns, strict=True)]
     results = tuple(torch.stack(column) for column in zip(*samples, strict=True))

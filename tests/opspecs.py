@@ -63,6 +63,8 @@ def gaussian_inputs(
     replicas: bool = False,
     layout: str = "contiguous",
     scale: float = 1.0,
+    curvature: float = 1.0,
+    stops: bool = False,
 ) -> tuple[Tensor, ...]:
     """Inputs of ``gaussian_leapfrog``; ``step`` is scalar, features or steps, ``layout`` the memory of z and rho."""
     kind = {"dtype": dtype, "device": device}
@@ -74,8 +76,10 @@ def gaussian_inputs(
         "steps": (shape[0], n_steps, features) if replicas else (n_steps, features),
     }[step]
     z, rho = (_in_layout(scale * torch.randn(shape, **kind), layout) for _ in range(2))
-    precision, loc = _uniform(0.5, 2.0, *row, **kind), torch.randn(row, **kind)
+    precision, loc = curvature * _uniform(0.5, 2.0, *row, **kind), torch.randn(row, **kind)
     tempering = _uniform(0.7, 1.1, *((shape[0],) if replicas else ()), n_steps, **kind)
+    if stops:
+        tempering[..., 1] = 0.0
     return z, rho, precision, loc, _uniform(0.05, 0.5, *step_shape, **kind), tempering
 
 
@@ -131,12 +135,20 @@ GAUSSIAN_CASES = {
     "replicas": {"shape": (3, 4, 5), "replicas": True},
     "replicas_step_per_step": {"shape": (3, 4, 5), "replicas": True, "step": "steps"},
     "replicas_no_rows": {"shape": (3, 0, 5), "replicas": True},
+    "no_features": {"shape": (3, 0)},
+    "many_rows": {"shape": (12_000, 3)},
+    "several_blocks": {"shape": (300, 129)},
+    "long_chain": {"shape": (300, 129), "n_steps": 70, "step": "scalar"},
+    "replicas_many_rows": {"shape": (2, 12_000, 3), "replicas": True},
+    "momentum_stops": {"shape": (7, 5), "stops": True},
+    "inverted": {"shape": (7, 5), "curvature": -1.0},
     "strided": {"shape": (7, 5), "layout": "strided"},
     "transposed": {"shape": (7, 5), "layout": "transposed"},
     "expanded": {"shape": (7, 5), "layout": "expanded"},
 }
 
-DENSE_CASES = {name: case for name, case in GAUSSIAN_CASES.items() if "replicas" not in case and name != "wide"}
+LARGE = ("wide", "several_blocks", "long_chain")
+DENSE_CASES = {name: case for name, case in GAUSSIAN_CASES.items() if "replicas" not in case and name not in LARGE}
 DENSE_CASES |= {
     "composed": {"shape": (64, 3), "n_steps": 10},
     "composed_step_per_step": {"shape": (8, 8, 3), "n_steps": 10, "step": "steps"},
@@ -147,6 +159,24 @@ UPDATE_CASES = {
     for name, case in GAUSSIAN_CASES.items()
     if not {"replicas", "step", "n_steps"} & case.keys()
 }
+UPDATE_RAW = (
+    RawOp(update_autograd.RAW_FORWARD, lambda x: x),
+    RawOp(update_autograd.RAW_BACKWARD, lambda x: (*_ones_like_results(x), *x[1:], 3)),
+    RawOp(update_autograd.RAW_BACKWARD, lambda x: (None, torch.randn_like(x[1]), *x[1:], 1)),
+    RawOp(
+        update_autograd.RAW_DOUBLE_BACKWARD,
+        lambda x: (*(torch.randn_like(t) for t in x[1:]), *_ones_like_results(x), *x[1:], 7),
+    ),
+    RawOp(update_autograd.RAW_DOUBLE_BACKWARD, lambda x: (*(None,) * 5, *_ones_like_results(x), *x[1:], 2)),
+)
+
+
+def _update_within(dense: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Arguments of the update that a dense trajectory makes: its raw kernels are these."""
+    z, rho, precision, loc, _, tempering = dense
+    return z, rho, (z - loc) @ precision, tempering[0], loc.abs(), loc.abs()
+
+
 EXTREMES = {"large": {"shape": (7, 5), "scale": 1e18}, "tiny": {"shape": (7, 5), "scale": 1e-18}}
 
 OPSPECS = (
@@ -179,6 +209,7 @@ OPSPECS = (
         small={"shape": (2, 3), "n_steps": 2, "step": "steps"},
         extremes=EXTREMES,
         same=(0, 1),
+        raw=tuple(RawOp(raw.overloads, lambda x, raw=raw: raw.arguments(_update_within(x))) for raw in UPDATE_RAW),
     ),
     OpSpec(
         name="leapfrog_update",
@@ -189,9 +220,6 @@ OPSPECS = (
         small={"shape": (2, 3)},
         extremes=EXTREMES,
         same=(1, 2),
-        raw=(
-            RawOp(update_autograd.RAW_FORWARD, lambda x: x),
-            RawOp(update_autograd.RAW_BACKWARD, lambda x: (*_ones_like_results(x), *x[1:], 3)),
-        ),
+        raw=UPDATE_RAW,
     ),
 )

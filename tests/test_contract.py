@@ -7,15 +7,18 @@ layouts, poisoned memory. A check that an op cannot meet is a defect of the op.
 from __future__ import annotations
 
 import itertools
+import os
 
 import pytest
 import torch
 from opspecs import OPSPECS
 
 import hvae_kernels as hk
-from hvae_kernels import testing
+from hvae_kernels import _dispatch, testing
 
 DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+#: What cannot be: C++ kernels on a GPU, and Triton on the CPU of a machine where it compiles for its GPU.
+ABSENT = {("cpp", "cuda")} | (set() if os.environ.get("TRITON_INTERPRET") == "1" else {("triton", "cpu")})
 DTYPES = (torch.float32, torch.float64)
 #: For float64 the oracle has the same precision: this bounds the difference of two orders of summation.
 DOUBLE_TOLERANCE = 1e-12
@@ -24,7 +27,7 @@ DOUBLE_TOLERANCE = 1e-12
 def _rows():
     for spec, device in itertools.product(OPSPECS, DEVICES):
         for implementation in spec.implementations:
-            if not (implementation == "cpp" and device == "cuda"):
+            if (implementation, device) not in ABSENT:
                 yield spec, implementation, device
 
 
@@ -206,12 +209,13 @@ def test_poisoned_memory(spec, implementation, device, case):
 
 @each_case
 def test_bitwise_repeat(spec, implementation, device, case):
+    """The same bits again; from our kernels also with another number of threads (the reference sums as torch does)."""
     inputs = leaves(spec.make(torch.float32, device, **case))
     upstream, directions = random_like(spec.reference(*inputs)), random_like(inputs)
     threads = torch.get_num_threads()
     with hk.use_impl(implementation):
         runs = []
-        for n_threads in (1, 2):
+        for n_threads in (2, 2) if implementation == "reference" else (1, 2):
             torch.set_num_threads(n_threads)
             first = first_order(spec.op, inputs, upstream)
             runs.append((*spec.op(*inputs), *first, *second_order(spec.op, inputs, upstream, directions)))
@@ -365,6 +369,22 @@ def test_functional_gradients(spec, implementation, device):
         jacobian = torch.func.jacrev(lambda x: spec.op(x, *inputs[1:])[0])(inputs[0])
     assert_equal(results, outer(spec.reference))
     assert_equal([jacobian], [torch.func.jacrev(lambda x: spec.reference(x, *inputs[1:])[0])(inputs[0])])
+
+
+@each_row
+def test_half_precision(spec, implementation, device):
+    """bfloat16 and float16 where there are kernels for them (within the plain formula's error), a refusal elsewhere."""
+    op = _dispatch.OPS[spec.name]
+    for dtype in (torch.bfloat16, torch.float16):
+        inputs = spec.make(dtype, device, **spec.cases["prime"])
+        with hk.use_impl(implementation):
+            if implementation not in op.half_precision:
+                with pytest.raises(RuntimeError, match=f"no {str(dtype)[6:]} kernel"):
+                    spec.op(*inputs)
+                continue
+            results = spec.op(*inputs)
+        assert all(result.dtype is dtype for result in results)
+        testing.assert_within_budget(results, spec.reference(*inputs), spec.reference(*leaves(inputs, torch.float64)))
 
 
 @each_row

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import math
+import shutil
 import subprocess
 import sys
 
@@ -142,6 +143,69 @@ def test_resume_adds_to_a_finished_run(tmp_path, capsys):
 def test_wrong_arguments(wrong, tmp_path):
     with pytest.raises(SystemExit):
         cli.main(["gaussian", "--out", str(tmp_path), *wrong])
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63, 2**64])
+def test_a_seed_out_of_range(seed, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        hvae(tmp_path, "--seed", str(seed))
+    assert "argument --seed" in capsys.readouterr().err
+    args = cli.parser().parse_args(["gaussian", "--seed", str(2**63 - 1)])
+    assert args.seed == 2**63 - 1
+
+
+def test_out_is_a_file(tmp_path, capsys):
+    file = tmp_path / "file"
+    file.write_text("kept")
+    for out, said in ((file, "choose another --out"), (file / "below", "Not a directory")):
+        assert hvae(out) == 1
+        message = capsys.readouterr().err
+        assert str(file) in message
+        assert said in message
+        assert message.count("\n") == 1
+    assert file.read_text() == "kept"
+
+
+def foreign_state(path):
+    torch.save({"model": torch.zeros(2)}, path)
+
+
+CORRUPTIONS = [
+    ("results.json", lambda path: path.write_text('{"config": {')),
+    ("results.json", lambda path: path.write_bytes(b"\xff\xfe")),
+    ("results.json", lambda path: path.write_text("[]")),
+    ("results.json", lambda path: path.write_text('{"config": {}, "rows": []}')),
+    ("results.json", lambda path: path.write_text('{"config": [], "rows": []}')),
+    ("jobs/corrected-d5-vb-K0.pt", lambda path: path.write_bytes(b"")),
+    ("jobs/corrected-d5-vb-K0.pt", lambda path: path.write_bytes(path.read_bytes()[:500])),
+    ("jobs/corrected-d5-vb-K0.pt", lambda path: path.write_text("hello")),
+    ("jobs/corrected-d5-vb-K0.pt", foreign_state),
+    ("jobs/model.pt", foreign_state),
+    ("jobs/corrected-d5-other-K0.pt", lambda path: shutil.copy(path.with_name("corrected-d5-vb-K0.pt"), path)),
+]
+
+
+@pytest.mark.parametrize(("name", "corrupt"), CORRUPTIONS)
+def test_a_corrupt_file_is_named_and_can_be_deleted(name, corrupt, finished, tmp_path, capsys):
+    out = shutil.copytree(finished, tmp_path / "run")
+    corrupt(out / name)
+    for command in ([*COMMAND, "--out", str(out), "--resume"], ["report", str(out)]):
+        assert cli.main(command) == 1
+        message = capsys.readouterr().err
+        assert str(out / name) in message
+        assert "delete it and run hvae gaussian with --resume" in message
+    (out / name).unlink()
+    assert hvae(out, "--resume") == 0
+
+
+def test_a_file_that_cannot_be_read_is_not_called_corrupt(finished, tmp_path, capsys):
+    out = shutil.copytree(finished, tmp_path / "run")
+    path = out / "jobs" / "corrected-d7-vb-K0.pt"
+    path.mkdir()
+    assert cli.main(["report", str(out)]) == 1
+    message = capsys.readouterr().err
+    assert str(path) in message
+    assert "delete" not in message
 
 
 def test_report_of_nothing(tmp_path, capsys):

@@ -1,6 +1,7 @@
 """Properties of the Hamiltonian flow that no implementation can fake, and the errors for bad input."""
 
 import math
+import os
 
 import pytest
 import torch
@@ -13,7 +14,9 @@ from hvae_kernels import testing
 from hvae_kernels.ops.leapfrog import reference
 
 F = hk.functional
-IMPLEMENTATIONS = ("reference", "cpp", "triton")
+#: Where there is a GPU, Triton compiles for it and has no business with these CPU tensors.
+INTERPRETED = ("triton",) if os.environ.get("TRITON_INTERPRET") == "1" else ()
+IMPLEMENTATIONS = ("reference", "cpp", *INTERPRETED)
 SCHEDULES = ("none", "quadratic", "quadratic-beta", "free")
 each_implementation = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 
@@ -136,10 +139,17 @@ def test_vjp_is_the_backward_pass(implementation):
         torch.testing.assert_close(torch.autograd.grad(sum(g.sin().sum() for g in gradients), inputs), curvature)
         with torch.no_grad():
             torch.testing.assert_close(F.gaussian_leapfrog_vjp(*upstream, *inputs), expected)
-        with pytest.raises(ValueError, match="grad_rho must be like z"):
+        with pytest.raises(ValueError, match="grad_rho must be of z's shape"):
             F.gaussian_leapfrog_vjp(upstream[0], upstream[1][:2], *inputs)
         with pytest.raises(ValueError, match=r"gaussian_leapfrog_vjp: loc must be of shape \(3,\)"):
             F.gaussian_leapfrog_vjp(*upstream, *inputs[:3], double(4), *inputs[4:])
+        with pytest.raises(ValueError, match="step_size must be finite, got nan"):
+            F.gaussian_leapfrog_vjp(*upstream, *inputs[:4], torch.tensor(math.nan), inputs[5])
+        with pytest.raises(TypeError, match="grad_z must be a tensor"):
+            F.gaussian_leapfrog_vjp(None, upstream[1], *inputs)
+        half = [x.detach().bfloat16() for x in (*upstream, *inputs)]
+        with torch.autocast("cpu", torch.bfloat16):
+            assert {g.dtype for g in F.gaussian_leapfrog_vjp(*half)} == {torch.float32}
 
 
 def test_dense_with_diagonal_precision_is_the_diagonal_op():
@@ -228,6 +238,15 @@ def test_replicas_are_independent_flows(schedule):
         flow.load_state_dict(state)
         alone = flow(z[r], gamma[r], hk.nn.GaussianPotential(precision[r, 0], loc[r, 0]))
         torch.testing.assert_close(alone, tuple(part[r] for part in together))
+
+
+def test_schedule_is_exact_in_the_parameters_dtype():
+    torch.set_default_dtype(torch.float32)
+    flow = hk.nn.HamiltonianFlow(2, 10).double()
+    k = torch.arange(11, dtype=torch.float64)
+    temperature = 1 + flow.log_excess_temperature.exp() * (1 - k**2 / 100)
+    expected = temperature[1:] / temperature[:-1]
+    torch.testing.assert_close(flow.temperatures()[1], expected, rtol=1e-14, atol=0)
 
 
 def test_state_dict_and_repr():
@@ -335,6 +354,7 @@ def test_bad_replicas(implementation, argument, shape, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"replicas": 0}, "replicas must be at least 1"),
         ({"n_steps": -1}, "n_steps must be at least 0"),
         ({"features": 0}, "features must be at least 1"),
         ({"tempering": "linear"}, "tempering must be one of none, quadratic"),
@@ -352,6 +372,10 @@ def test_bad_flow_input():
     potential = hk.nn.GaussianPotential(torch.ones(3), torch.zeros(3))
     with pytest.raises(ValueError, match=r"z must be of shape \(\.\.\., 3\)"):
         flow(double(5, 4), double(5, 4), potential)
+    with pytest.raises(ValueError, match=r"z must be of shape \(4, B, 3\)"):
+        hk.nn.HamiltonianFlow(3, 2, replicas=4)(double(5, 3), double(5, 3), potential)
+    with pytest.raises(ValueError, match="potential must be a differentiable function of z"):
+        flow(double(5, 3), double(5, 3), lambda z: torch.ones(5))
     with pytest.raises(ValueError, match="gamma must be of z's shape"):
         flow(double(5, 3), double(4, 3), potential)
 
@@ -361,7 +385,9 @@ def test_bad_flow_input():
     [
         (torch.tensor([1.0, -2.0], dtype=torch.float64), torch.zeros(2, dtype=torch.float64), "must be positive"),
         (torch.tensor([1.0, math.nan], dtype=torch.float64), torch.zeros(2, dtype=torch.float64), "must be positive"),
-        (torch.ones(2, 3, dtype=torch.float64), torch.zeros(2, dtype=torch.float64), r"of shape \(d, d\)"),
+        (torch.ones(2, 3, dtype=torch.float64), torch.zeros(2, dtype=torch.float64), r"of shape \(d,\) or \(d, d\)"),
+        (torch.ones(4, 5, 3, dtype=torch.float64), torch.zeros(4, 5, 3, dtype=torch.float64), r"loc must be of shape"),
+        (torch.ones(3, 3, dtype=torch.float64), torch.zeros(4, 1, 3, dtype=torch.float64), r"of shape \(R, 1, d\)"),
         (torch.ones(3, dtype=torch.float64), torch.zeros(2, dtype=torch.float64), "to go with loc"),
     ],
 )

@@ -102,8 +102,8 @@ class Maps {
     Buffer<double> value(4 * d), tangent(duals ? 4 * d : 0);
     for (int64_t r = 0; r < p.replicas; ++r) {
       compose_clone(p.shape, in, value.data(), duals ? tangent.data() : nullptr);
-      spread(values_.data() + r * 5 * width_, value, d);
-      if (duals) spread(tangents_.data() + r * 5 * width_, tangent, d);
+      spread(values_.data() + r * 5 * width_, value, d, tiling.repeat);
+      if (duals) spread(tangents_.data() + r * 5 * width_, tangent, d, tiling.repeat);
       tiling.spread(loc + r * d, values_.data() + (r * 5 + 4) * width_);
       advance(in, p);
     }
@@ -122,10 +122,10 @@ class Maps {
   }
 
  private:
-  void spread(T* to, const Buffer<double>& from, int64_t d) const {
+  void spread(T* to, const Buffer<double>& from, int64_t d, int64_t repeat) const {
     for (int64_t i = 0; i < 4; ++i)
-      for (int64_t start = 0; start < width_; start += d)
-        for (int64_t j = 0; j < d; ++j) to[i * width_ + start + j] = static_cast<T>(from[i * d + j]);
+      for (int64_t r = 0; r < repeat; ++r)
+        for (int64_t j = 0; j < d; ++j) to[i * width_ + r * d + j] = static_cast<T>(from[i * d + j]);
   }
 
   Map<T> at(const Buffer<T>& all, int64_t replica) const {
@@ -170,6 +170,8 @@ template <class T>
 void backward(const Problem& p, const MaybeTensor& grad_z, const MaybeTensor& grad_rho, const Tensor& z,
               const Tensor& rho, const Tensor& precision, const Tensor& loc, const Tensor& step_size,
               const Tensor& tempering, const Tensor* d_state, const Tensor* d_parameters) {
+  check_finite<T>(step_size, "step_size");
+  check_finite<T>(tempering, "tempering");
   const int64_t d = p.shape.features;
   const Tiling tiling(p.replicas, p.rows, d);
   Parameters<T> in{data<T>(precision), data<T>(step_size), data<T>(tempering)};
@@ -260,6 +262,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> gaussian_leapfrog_bac
     MaybeTensor grad_z, MaybeTensor grad_rho, Tensor z, Tensor rho, Tensor precision, Tensor loc, Tensor step_size,
     Tensor tempering, int64_t needs) {
   const Problem p(z, rho, precision, loc, step_size, tempering);
+  for (const MaybeTensor* g : {&grad_z, &grad_rho})
+    STD_TORCH_CHECK(!*g || (same_shape(**g, z) && (*g)->scalar_type() == z.scalar_type()),
+                    "gaussian_leapfrog: a cotangent does not fit");
   const bool state = needs & kNeedsState, parameters = needs & kNeedsParameters;
   const Tensor d_state[2] = {empty_for(z, state), empty_for(rho, state)};
   const Tensor d_parameters[4] = {empty_for(precision, parameters), empty_for(loc, parameters),

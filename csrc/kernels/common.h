@@ -10,7 +10,7 @@
 
 // One source, several instruction sets, chosen when the library loads. Only thin non-template functions can be cloned,
 // so the loops live in HK_INLINE templates and lambdas (which are not cloned) stay outside.
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
+#if defined(__x86_64__) && defined(__linux__) && !defined(__clang__) && __GNUC__ >= 12
 #define HK_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define HK_CLONES

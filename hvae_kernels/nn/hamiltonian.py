@@ -38,12 +38,12 @@ class GaussianPotential(nn.Module):
         super().__init__()
         name = "GaussianPotential"
         _checks.same_kind(name, precision=precision, loc=loc)
-        dense = precision.dim() == 2
-        if dense and precision.shape != (loc.shape[-1],) * 2:
-            raise _checks.fail(name, "precision", f"of shape (d, d) with d = {loc.shape[-1]}", precision)
-        if not dense and (precision.dim() not in (1, 3) or precision.shape != loc.shape):
-            expected = f"of shape (d,), (d, d) or (R, 1, d) to go with loc {tuple(loc.shape)}"
-            raise _checks.fail(name, "precision", expected, precision)
+        if loc.dim() != 1 and not (loc.dim() == 3 and loc.shape[1] == 1):
+            raise _checks.fail(name, "loc", "of shape (d,), or (R, 1, d) for replicas", loc)
+        dense = loc.dim() == 1 and precision.dim() == 2
+        if precision.shape != (loc.shape * 2 if dense else loc.shape):
+            expected = "(d,) or (d, d)" if loc.dim() == 1 else "(R, 1, d)"
+            raise _checks.fail(name, "precision", f"of shape {expected} to go with loc {tuple(loc.shape)}", precision)
         if not dense and _checks.values_readable(precision) and not bool((precision > 0).all()):
             raise _checks.fail(name, "precision", "positive", f"a smallest value of {precision.min().item()}")
         self._own("precision", precision)
@@ -127,6 +127,8 @@ class HamiltonianFlow(nn.Module):
         name = "HamiltonianFlow"
         if features < 1:
             raise _checks.fail(name, "features", "at least 1", features)
+        if replicas is not None and replicas < 1:
+            raise _checks.fail(name, "replicas", "at least 1, or None", replicas)
         if n_steps < 0:
             raise _checks.fail(name, "n_steps", "at least 0", n_steps)
         if tempering not in TEMPERINGS:
@@ -146,9 +148,18 @@ class HamiltonianFlow(nn.Module):
             self.tempering_logit = nn.Parameter(torch.full((*lead, n_steps), math.log(alpha / (1 - alpha))))
         elif tempering != "none":
             self.log_excess_temperature = nn.Parameter(torch.full((*lead, 1), math.log(init_temperature - 1)))
-        k = torch.arange(n_steps + 1, dtype=torch.float64)
-        profile = 1 - (k / max(n_steps, 1)) ** 2
-        self.register_buffer("_profile", profile.to(torch.get_default_dtype()), persistent=False)
+        self.register_buffer("_profile", self._exact_profile(), persistent=False)
+
+    def _exact_profile(self) -> Tensor:
+        """``1 - k^2/K^2`` for k = 0..K, rounded once, to the parameters' dtype."""
+        k = torch.arange(self.n_steps + 1, dtype=torch.float64)
+        return (1 - (k / max(self.n_steps, 1)) ** 2).to(self.step_size_logit)
+
+    def _apply(self, fn, recurse=True):
+        """``.double()`` and the like: the profile is computed again, a cast would keep the old dtype's rounding."""
+        super()._apply(fn, recurse)
+        self._profile = self._exact_profile()
+        return self
 
     @property
     def step_size(self) -> Tensor:
@@ -186,6 +197,8 @@ class HamiltonianFlow(nn.Module):
         """
         if z.shape[-1:] != (self.features,):
             raise _checks.fail("HamiltonianFlow", "z", f"of shape (..., {self.features})", z)
+        if self.replicas is not None and (z.dim() != 3 or z.shape[0] != self.replicas):
+            raise _checks.fail("HamiltonianFlow", "z", f"of shape ({self.replicas}, B, {self.features})", z)
         if gamma.shape != z.shape:
             raise _checks.fail("HamiltonianFlow", "gamma", f"of z's shape {tuple(z.shape)}", gamma)
         initial, alpha = self.temperatures()
@@ -212,7 +225,10 @@ def _gradient_of(potential: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Te
     def gradient(z: Tensor) -> Tensor:
         with torch.enable_grad():
             position = z if record and z.requires_grad else z.detach().requires_grad_()
-            (grad,) = torch.autograd.grad(potential(position).sum(), position, create_graph=record)
+            energy = potential(position)
+            if not energy.requires_grad:
+                raise _checks.fail("HamiltonianFlow", "potential", "a differentiable function of z", energy)
+            (grad,) = torch.autograd.grad(energy.sum(), position, create_graph=record)
         return grad
 
     return gradient

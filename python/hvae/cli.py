@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     try:
         args.run(args)
-    except gaussian.StudyError as error:
+    except (gaussian.StudyError, OSError) as error:
         print(f"hvae: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

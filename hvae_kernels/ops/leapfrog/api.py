@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 
 import torch
@@ -73,9 +72,8 @@ def gaussian_leapfrog(
 
 def _gaussian_leapfrog(name: str, *arguments: Tensor) -> tuple[Tensor, Tensor]:
     implementation = _dispatch.resolve(name, arguments[0])
-    if implementation == "cpp" and not torch.compiler.is_compiling() and all(x.is_cpu for x in arguments):
-        return autograd.call(implementation, *arguments)  # checks the rest itself, in a tenth of the time
-    _validate(name, *arguments)
+    if not _kernel_checks(implementation, arguments):
+        _validate(name, *arguments)
     if implementation == "reference":
         return reference.gaussian_leapfrog(*arguments)
     return autograd.call(implementation, *arguments)
@@ -119,22 +117,23 @@ def gaussian_leapfrog_vjp(
         >>> outputs, pullback = torch.func.vjp(hk.functional.gaussian_leapfrog, *arguments)
         >>> torch.testing.assert_close(gradients, pullback(tuple(cotangents)))
     """
-    name = "gaussian_leapfrog_vjp"
-    for argument, tensor in (("grad_z", grad_z), ("grad_rho", grad_rho)):
-        if tensor.shape != z.shape or tensor.dtype != z.dtype or tensor.device != z.device:
-            raise _checks.fail(name, argument, f"like z, {_checks.describe(z)}", tensor)
-    arguments = (z, rho, precision, loc, step_size, tempering)
-    implementation = _dispatch.resolve("gaussian_leapfrog", z)
+    arguments = (z, rho, precision, loc, step_size, tempering, grad_z, grad_rho)
+    return _checked(_gaussian_leapfrog_vjp, "gaussian_leapfrog_vjp", *arguments)
+
+
+def _gaussian_leapfrog_vjp(name: str, *arguments: Tensor) -> tuple[Tensor, ...]:
+    *inputs, grad_z, grad_rho = arguments
+    implementation = _dispatch.resolve("gaussian_leapfrog", arguments[0])
+    if not _kernel_checks(implementation, arguments):
+        _validate(name, *arguments)
     if implementation == "reference":
-        _validate(name, *arguments)
-        return torch.func.vjp(reference.gaussian_leapfrog, *arguments)[1]((grad_z, grad_rho))
-    return _checked(functools.partial(_vjp, implementation, grad_z, grad_rho), name, *arguments)
+        return torch.func.vjp(reference.gaussian_leapfrog, *inputs)[1]((grad_z, grad_rho))
+    return autograd.call_vjp(implementation, grad_z, grad_rho, *inputs)
 
 
-def _vjp(implementation: str, grad_z: Tensor, grad_rho: Tensor, name: str, *arguments: Tensor) -> tuple[Tensor, ...]:
-    if implementation != "cpp" or torch.compiler.is_compiling():
-        _validate(name, *arguments)
-    return autograd.call_vjp(implementation, grad_z, grad_rho, *arguments)
+def _kernel_checks(implementation: str, arguments: tuple[Tensor, ...]) -> bool:
+    """Whether the kernel itself refuses what does not fit: in a tenth of the time, and :func:`_checked` explains."""
+    return implementation == "cpp" and not torch.compiler.is_compiling() and all(x.is_cpu for x in arguments)
 
 
 def dense_gaussian_leapfrog(
@@ -202,7 +201,7 @@ def _checked(op: Callable[..., tuple[Tensor, Tensor]], name: str, *arguments: Te
     """Run ``op`` under autocast's rule, and explain its failure where the arguments are at fault."""
     z = arguments[0]
     try:
-        if torch.is_autocast_enabled(z.device.type):
+        if _library.autocasts(z):
             return _library.in_float32(op, name, *arguments)
         return op(name, *arguments)
     except (AttributeError, IndexError, RuntimeError, TypeError):
@@ -213,9 +212,14 @@ def _checked(op: Callable[..., tuple[Tensor, Tensor]], name: str, *arguments: Te
         raise
 
 
-def _validate(name: str, z, rho, precision, loc, step_size, tempering) -> None:
-    _checks.same_kind(name, z=z, rho=rho, precision=precision, loc=loc, step_size=step_size, tempering=tempering)
-    _check_shapes(name, z, rho, precision, loc, step_size, tempering)
+def _validate(name: str, z, rho, precision, loc, step_size, tempering, grad_z=None, grad_rho=None) -> None:
+    tensors = {"z": z, "rho": rho, "precision": precision, "loc": loc, "step_size": step_size, "tempering": tempering}
+    cotangents = {"grad_z": grad_z, "grad_rho": grad_rho} if name == "gaussian_leapfrog_vjp" else {}
+    _checks.same_kind(name, **tensors, **cotangents)
+    _check_shapes(name, *tensors.values())
+    for argument, tensor in cotangents.items():
+        if tensor.shape != z.shape:
+            raise _checks.fail(name, argument, f"of z's shape {tuple(z.shape)}", tensor)
     _checks.finite(name, "step_size", step_size)
     _checks.finite(name, "tempering", tempering)
 

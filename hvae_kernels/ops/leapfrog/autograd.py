@@ -7,6 +7,8 @@ the double backward with cotangent ``g`` in direction ``h`` returns ``J h`` and 
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -240,7 +242,7 @@ class _Batch:
             return x
         if slot == 4 and self.scalar_step:
             return x.view(-1, 1, 1).expand(self.size, 1, features)
-        return x.reshape(self.size, -1, features)
+        return x.reshape(self.size, math.prod(self.shapes[slot][:-1]), features)
 
     def directions(self, tensors: tuple[Tensor | None, ...], dims: tuple[int | None, ...]) -> tuple[Tensor | None, ...]:
         """Bring cotangents or tangents (None stays None) into the replica form of the inputs they belong to."""

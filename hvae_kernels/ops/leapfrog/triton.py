@@ -212,7 +212,7 @@ def _chain_backward(
     d_precision, d_loc, d_step_size, d_tempering, replica, block, cols, mask, features, n_steps,
     total_stride, SHARED: tl.constexpr, SCALAR: tl.constexpr,
 ):  # fmt: skip
-    """From the cotangent ``[[a, b], [c, d]]`` of P_K to the parameters' gradients (README.md, "The chain").
+    """From the cotangent ``[[a, b], [c, d]]`` of P_K to the parameters' gradients (README.md, "Backward").
 
     ``d_tempering`` (and a scalar ``d_step_size``) has a row for each replica and feature block, ``total_stride`` apart.
     """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from hvae_kernels import _checks, _dispatch, _library
@@ -51,7 +50,7 @@ def leapfrog_update(
         >>> rho = decay * rho - kick * grad
         >>> torch.testing.assert_close(fused, (z + drift * rho, rho))
     """
-    if torch.is_autocast_enabled(z.device.type):
+    if _library.autocasts(z):
         return _library.in_float32(leapfrog_update, z, rho, grad, decay, kick, drift)
     implementation = _dispatch.resolve(NAME, z)
     _validate(z, rho, grad, decay, kick, drift)

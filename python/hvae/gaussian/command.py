@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,12 @@ from hvae.gaussian.study import Job, StudyError
 from hvae.gaussian.train import State
 
 
-def _positive(minimum: int = 1):
+def _integer(minimum: int = 1, maximum: float = math.inf):
     def integer(text: str) -> int:
         if int(text) < minimum:
             raise argparse.ArgumentTypeError(f"{text} is below {minimum}")
+        if int(text) > maximum:
+            raise argparse.ArgumentTypeError(f"{text} is above {maximum}")
         return int(text)
 
     return integer
@@ -32,16 +35,16 @@ def register(commands: Any) -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = command.add_argument
-    add("--dims", type=_positive(2), nargs="+", default=list(study.DIMS), help="dimensions")
+    add("--dims", type=_integer(2), nargs="+", default=list(study.DIMS), help="dimensions")
     add("--methods", nargs="+", choices=study.METHODS, default=list(study.METHODS), help="methods")
-    add("--leapfrog-steps", type=_positive(), nargs="+", default=[1, 10], metavar="K", help="for the hvae methods")
+    add("--leapfrog-steps", type=_integer(), nargs="+", default=[1, 10], metavar="K", help="for the hvae methods")
     add("--setting", choices=study.SETTINGS, default="corrected", help="corrected bounds, or the printed tables' own")
-    add("--datasets", type=_positive(), default=3, help="how many data sets, trained side by side")
-    add("--epochs", type=_positive(), help="of 40 steps; by default the setting's own number")
-    add("--seed", type=int, default=12345, help="of data and training noise")
+    add("--datasets", type=_integer(), default=3, help="how many data sets, trained side by side")
+    add("--epochs", type=_integer(), help="of 40 steps; by default the setting's own number")
+    add("--seed", type=_integer(0, 2**63 - 1), default=12345, help="of data and training noise")
     add("--out", type=Path, default=Path("runs/gaussian"), help="directory for results, report and figures")
     add("--resume", action="store_true", help="go on with what --out holds, and add to it")
-    add("--threads", type=_positive(), default=1, help="torch's; the tensors are too small to share")
+    add("--threads", type=_integer(), default=1, help="torch's; the tensors are too small to share")
     command.set_defaults(run=run)
 
 
@@ -69,6 +72,8 @@ def _open(args: argparse.Namespace) -> dict[str, Any]:
         "versions": {"hvae_kernels": hvae_kernels.__version__, "torch": torch.__version__},
         "arguments": arguments | {"out": str(args.out)},
     }
+    if args.out.exists() and not args.out.is_dir():
+        raise StudyError(f"{args.out} is a file, not a directory: choose another --out")
     if (args.out / "results.json").exists():
         if not args.resume:
             raise StudyError(

@@ -12,7 +12,7 @@ from typing import Any
 
 from hvae.gaussian import figures, published
 from hvae.gaussian.data import BATCHES_PER_EPOCH
-from hvae.gaussian.study import ERRORS, FLOORS, METHODS, Job, StudyError, method_label
+from hvae.gaussian.study import ERRORS, FLOORS, METHODS, Job, StudyError, method_label, unreadable
 from hvae.gaussian.train import State
 
 Row = dict[str, Any]
@@ -66,8 +66,20 @@ def read_results(directory: Path) -> tuple[dict[str, Any], list[Row]]:
     path = directory / "results.json"
     if not path.is_file():
         raise StudyError(f"no results.json in {directory}")
-    results = json.loads(path.read_text())
-    return results["config"], results["rows"]
+    try:
+        return _parsed(path.read_text())
+    except (ValueError, KeyError, TypeError) as error:
+        raise unreadable(path) from error
+
+
+def _parsed(text: str) -> tuple[dict[str, Any], list[Row]]:
+    results = json.loads(text)
+    config, rows = results["config"], results["rows"]
+    if not (isinstance(config, dict) and isinstance(rows, list) and all(isinstance(row, dict) for row in rows)):
+        raise TypeError("config is an object and rows a list of them")
+    if missing := {"experiment", "seed", "datasets", "versions"} - config.keys():
+        raise KeyError(*missing)
+    return config, rows
 
 
 def write_report(directory: Path) -> str:
@@ -125,7 +137,7 @@ def bound_table(rows: list[Row]) -> str:
 
 def finished_jobs(directory: Path) -> list[tuple[Job, State]]:
     """The finished jobs whose state the directory keeps, in the tables' order."""
-    states = [(Job.from_key(path.stem), State.load(path)) for path in (directory / "jobs").glob("*.pt")]
+    states = [(_job_of(path), State.load(path)) for path in (directory / "jobs").glob("*.pt")]
     done = [(job, state) for job, state in states if state.finished]
     return sorted(done, key=lambda item: (item[0].setting, _order(item[0].dim, item[0].method, item[0].n_steps)))
 
@@ -133,6 +145,14 @@ def finished_jobs(directory: Path) -> list[tuple[Job, State]]:
 def state_path(directory: Path, job: Job) -> Path:
     """Where a job's state is kept."""
     return directory / "jobs" / f"{job.key}.pt"
+
+
+def _job_of(path: Path) -> Job:
+    """The job whose :func:`state_path` this is."""
+    try:
+        return Job.from_key(path.stem)
+    except ValueError as error:
+        raise unreadable(path) from error
 
 
 def _order(dim: int, method: str, n_steps: int) -> tuple[int, int, int]:

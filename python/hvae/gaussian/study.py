@@ -19,6 +19,7 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -47,6 +48,11 @@ class StudyError(Exception):
     """A mistake in the command or a run that cannot go on: one sentence for the user."""
 
 
+def unreadable(path: Path) -> StudyError:
+    """The error for a file in a run's directory that is corrupt or is not of a run."""
+    return StudyError(f"{path} is corrupt or not a file of this study: delete it and run hvae gaussian with --resume")
+
+
 @dataclass(frozen=True)
 class Job:
     """One method at one dimension in one setting; ``n_steps`` is K, 0 for methods without a flow."""
@@ -63,9 +69,12 @@ class Job:
 
     @classmethod
     def from_key(cls, key: str) -> Job:
-        """The job of that name."""
+        """The job of that name; ValueError where no job has it."""
         setting, dim, *method, n_steps = key.split("-")
-        return cls(setting, int(dim[1:]), "-".join(method), int(n_steps[1:]))
+        job = cls(setting, int(dim[1:]), "-".join(method), int(n_steps[1:]))
+        if job.key != key or job.setting not in SETTINGS or job.method not in METHODS:
+            raise ValueError(f"no job is named {key}")
+        return job
 
     @property
     def published(self) -> bool:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hvae.gaussian.data import BATCHES_PER_EPOCH, DataSets
 from hvae.gaussian.models import Model
-from hvae.gaussian.study import Job, StudyError, measure
+from hvae.gaussian.study import Job, StudyError, measure, unreadable
 
 RMSPROP_ALPHA, RMSPROP_EPS = 0.99, 1e-8
 SECONDS_BETWEEN_CHECKPOINTS = 20.0
@@ -58,8 +58,13 @@ class State:
 
     @classmethod
     def load(cls, path: Path) -> State:
-        """What :meth:`save` wrote."""
-        return cls(**torch.load(path, weights_only=True))
+        """What :meth:`save` wrote; StudyError where it is anything else."""
+        try:
+            return cls(**torch.load(path, weights_only=True))
+        except OSError:
+            raise
+        except Exception as error:  # torch.load has no type of its own for a corrupt file
+            raise unreadable(path) from error
 
 
 def rmsprop_(flat: Tensor, gradient: Tensor, square_average: Tensor, learning_rate: float) -> None:
