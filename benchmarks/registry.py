@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -101,6 +102,35 @@ def printed_leapfrog(
     return z, rho
 
 
+def dense_inputs(
+    dtype: torch.dtype, device: torch.device | str, seed: int, batch: int, features: int, steps: int
+) -> tuple[Tensor, ...]:
+    """Random arguments of ``dense_gaussian_leapfrog``: eigenvalues of the precision between 0.5 and about 4.5."""
+    z, rho, _, *rest = leapfrog_inputs(dtype, device, seed, batch, features, steps)
+    noise = torch.randn(features, features, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    precision = 0.5 * torch.eye(features, dtype=torch.float64) + noise @ noise.T / features
+    return z, rho, precision.to(dtype).to(device), *rest
+
+
+def printed_dense_leapfrog(
+    z: Tensor, rho: Tensor, precision: Tensor, loc: Tensor, step_size: Tensor, tempering: Tensor
+) -> tuple[Tensor, Tensor]:
+    """As :func:`printed_leapfrog`: two matrix products a step."""
+    symmetric = (precision + precision.T) / 2
+    for alpha in tempering:
+        rho = rho - step_size / 2 * ((z - loc) @ symmetric)
+        z = z + step_size * rho
+        rho = alpha * (rho - step_size / 2 * ((z - loc) @ symmetric))
+    return z, rho
+
+
+def dense_flops(direction: str, batch: int, features: int, steps: int) -> int:
+    """Stepping or composing, whichever takes fewer; the backward pass takes each product twice."""
+    stepping = (steps + 1) * batch * features**2
+    composing = 2 * steps * features**3 + 4 * batch * features**2
+    return {"forward": 2, "backward": 4}[direction] * min(stepping, composing)
+
+
 def leapfrog_flops(direction: str, batch: int, features: int, steps: int) -> int:
     """Collapsed to one 2x2 affine map a feature: composed once over K, applied to (or reduced over) the batch."""
     composing = 20 * steps * features
@@ -134,7 +164,18 @@ GAUSSIAN_LEAPFROG = Row(
     ),
 )
 
-ROWS: tuple[Row, ...] = (GAUSSIAN_LEAPFROG,)
+DENSE_GAUSSIAN_LEAPFROG = dataclasses.replace(
+    GAUSSIAN_LEAPFROG,
+    name="dense_gaussian_leapfrog",
+    op=functional.dense_gaussian_leapfrog,
+    formula=printed_dense_leapfrog,
+    peers={"eager, K + 1 gradients": leapfrog.dense_gaussian_leapfrog},
+    inputs=dense_inputs,
+    flops=dense_flops,
+    cases=(_leapfrog_case(4096, 400, 10, gate={"batch": 1200}), _leapfrog_case(10, 400, 10)),
+)
+
+ROWS: tuple[Row, ...] = (GAUSSIAN_LEAPFROG, DENSE_GAUSSIAN_LEAPFROG)
 
 
 def select(pattern: str | None) -> list[Row]:
