@@ -96,7 +96,7 @@ def survives(mutation: Mutation, tree: Path) -> bool:
         file.write_text(text)
         if mutation.path.startswith("csrc"):
             shutil.rmtree(tree / "build", ignore_errors=True)
-    if result.returncode not in (0, 1):
+    if result.returncode > 1:  # a negative one is a crash, as red as any
         sys.exit(f"pytest could not run:\n{result.stdout[-2000:]}{result.stderr[-2000:]}")
     return result.returncode == 0
 
