@@ -138,7 +138,7 @@ GAUSSIAN_CASES = {
     "no_features": {"shape": (3, 0)},
     "many_rows": {"shape": (12_000, 3)},
     "several_blocks": {"shape": (300, 129)},
-    "long_chain": {"shape": (300, 129), "n_steps": 70, "step": "scalar"},
+    "long_chain": {"shape": (70, 130), "n_steps": 70, "step": "scalar"},
     "replicas_many_rows": {"shape": (2, 12_000, 3), "replicas": True},
     "momentum_stops": {"shape": (7, 5), "stops": True},
     "inverted": {"shape": (7, 5), "curvature": -1.0},
