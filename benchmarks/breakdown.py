@@ -13,13 +13,12 @@ from torch import Tensor
 
 from benchmarks import registry, results
 from benchmarks.timing import FULL, Candidate, Plan, Timing, interleave
-from hvae_kernels import _checks, _dispatch, _library, functional
-from hvae_kernels.ops.leapfrog import api, autograd, reference
+from hvae_kernels import _dispatch, _library, functional
+from hvae_kernels.ops.leapfrog import autograd, reference
 
 ROW = registry.GAUSSIAN_LEAPFROG
 SIZES: Mapping[str, int] = {"batch": 10, "features": 25, "steps": 10}
 NAME = "gaussian_leapfrog"
-NAMES = ("z", "rho", "precision", "loc", "step_size", "tempering")
 
 
 class _Empty(_library.OpFunction):
@@ -47,7 +46,6 @@ def pieces(device: torch.device) -> dict[str, Callable[[], object]]:
     implementation = _dispatch.resolve(NAME, inputs[0])
     if implementation == "reference":
         raise RuntimeError(f"nothing to break down on {device}: {NAME} has no kernel here (python -m hvae_kernels)")
-    named = dict(zip(NAMES, inputs, strict=True))
     forward, backward = autograd.RAW_FORWARD[implementation], autograd.RAW_BACKWARD[implementation]
     every = autograd.NEEDS_STATE | autograd.NEEDS_PARAMETERS
     empty = _Empty.apply(*leaves)
@@ -57,9 +55,6 @@ def pieces(device: torch.device) -> dict[str, Callable[[], object]]:
         return torch.autograd.grad(function(*leaves), leaves, cotangents)
 
     return {
-        "checks of kind": lambda: _checks.same_kind(NAME, **named),
-        "checks of shape": lambda: api._check_shapes(NAME, *inputs),
-        "dispatch": lambda: _dispatch.resolve(NAME, inputs[0]),
         "kernel, forward": lambda: forward(*inputs),
         "Function, no gradients": lambda: autograd.call(implementation, *inputs),
         "Function, gradients": lambda: autograd.call(implementation, *leaves),
@@ -77,16 +72,13 @@ def pieces(device: torch.device) -> dict[str, Callable[[], object]]:
 
 def account(us: Mapping[str, float]) -> list[tuple[str, float]]:
     """Forward + backward split into parts that add up to it."""
-    api_parts = [
-        ("argument kinds checked (types, dtypes, devices)", us["checks of kind"]),
-        ("argument shapes checked", us["checks of shape"]),
-        ("implementation chosen", us["dispatch"]),
-    ]
-    function = us["op, gradients"] - us["kernel, forward"] - sum(value for _, value in api_parts)
     backward = us["op, forward + backward"] - us["op, gradients"] - us["kernel, backward"]
     return [
-        *api_parts,
-        ("autograd.Function, forward", function),
+        (
+            "public function: autocast, implementation, explaining errors",
+            us["op, gradients"] - us["Function, gradients"],
+        ),
+        ("autograd.Function, forward", us["Function, gradients"] - us["kernel, forward"]),
         ("raw kernel, forward (dispatcher, allocation, arithmetic)", us["kernel, forward"]),
         ("raw kernel, backward", us["kernel, backward"]),
         ("autograd.Function, backward", backward - us["empty Function, autograd.grad"]),

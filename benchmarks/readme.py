@@ -80,7 +80,7 @@ def _table(records: Sequence[Record]) -> str:
                 results.duration(record["p20_us"]),
                 *(results.times(record[f"speedup_vs_{name}"]) for name in ("eager", "compile")),
                 results.share(record["share_of_copy"]),
-                results.size(record["saved_bytes"]) or "0 B",
+                results.size(record["saved_bytes"]),
             )
         )
     headers = (
