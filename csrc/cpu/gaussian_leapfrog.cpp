@@ -28,18 +28,20 @@ using namespace leapfrog;
     double_backward_rows<T>(first, rows, width, m, t, h_loc, h_z, h_rho, grad_z, grad_rho, z, rho, gg_z, gg_rho, d_z,  \
                             d_rho, acc, sums);                                                                         \
   }                                                                                                                    \
-  HK_CLONES void compose_clone(const Shape& shape, const Parameters<T>& in, double* value, double* tangent) {          \
-    if (tangent) compose<Dual>(shape, in, value, tangent);                                                             \
-    else compose<double>(shape, in, value, tangent);                                                                   \
+  HK_CLONES void compose_clone(const Shape& shape, const Parameters<T>& in, int64_t first, int64_t last,               \
+                               double* value, double* tangent) {                                                       \
+    if (tangent) compose<Dual>(shape, in, first, last, value, tangent);                                                \
+    else compose<double>(shape, in, first, last, value, tangent);                                                      \
   }                                                                                                                    \
-  HK_CLONES void chain_backward_clone(const Shape& shape, const Parameters<T>& in, const double* cotangent,            \
-                                      double* d_precision, double* d_step, double* d_tempering) {                      \
-    chain_backward<double>(shape, in, cotangent, nullptr, d_precision, d_step, d_tempering);                           \
+  HK_CLONES void chain_clone(const Shape& shape, const Parameters<T>& in, int64_t number, const double* cotangent,     \
+                             const double*, double* prefix, double* d_precision, double* d_step,                       \
+                             double* d_tempering) {                                                                    \
+    chain_backward<double>(shape, in, number, cotangent, nullptr, prefix, d_precision, d_step, d_tempering);           \
   }                                                                                                                    \
-  HK_CLONES void chain_double_backward_clone(const Shape& shape, const Parameters<T>& in, const double* cotangent,     \
-                                             const double* cotangent_tangent, double* d_precision, double* d_step,     \
-                                             double* d_tempering) {                                                    \
-    chain_backward<Dual>(shape, in, cotangent, cotangent_tangent, d_precision, d_step, d_tempering);                   \
+  HK_CLONES void chain_clone(const Shape& shape, const Parameters<T>& in, int64_t number, const double* cotangent,     \
+                             const double* cotangent_tangent, Dual* prefix, double* d_precision, double* d_step,       \
+                             double* d_tempering) {                                                                    \
+    chain_backward<Dual>(shape, in, number, cotangent, cotangent_tangent, prefix, d_precision, d_step, d_tempering);   \
   }
 
 HK_LEAPFROG_CLONES(float)
@@ -89,43 +91,60 @@ void check_finite(const Tensor& t, const char* name) {
   STD_TORCH_CHECK(finite, "gaussian_leapfrog: ", name, " must be finite");
 }
 
-// The composed maps of all replicas in the batch's dtype, tiled to the row width: A, B, C, D, loc.
+// Runs f(replica, first block, last block) over all blocks of dimensions; short chains stay on the calling thread.
+template <class F>
+void for_blocks(const Problem& p, const F& f) {
+  const int64_t blocks = p.shape.blocks(), grain = std::max<int64_t>(1, 8192 / (kBlock * (p.shape.n_steps + 1)));
+  torch::stable::parallel_for(0, p.replicas * blocks, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end;) {
+      const int64_t replica = i / blocks, first = i % blocks, last = std::min(blocks, first + end - i);
+      f(replica, first, last);
+      i += last - first;
+    }
+  });
+}
+
+template <class T>
+Parameters<T> parameters_of(const Problem& p, Parameters<T> in, int64_t replica) {
+  const int64_t d = replica * p.shape.features, k = replica * p.shape.n_steps, step = replica * p.step_size_numel;
+  in.precision += d, in.step += step, in.tempering += k;
+  if (in.h_precision) in.h_precision += d;
+  if (in.h_step) in.h_step += step;
+  if (in.h_tempering) in.h_tempering += k;
+  return in;
+}
+
+// The composed maps of all replicas: exact[4][features] each and, in the batch's dtype, tiled to the row width:
+// A, B, C, D, loc. With `duals` also their tangents.
 template <class T>
 class Maps {
  public:
-  Maps(const Problem& p, const Tiling& tiling, const T* precision, const T* step, const T* tempering, const T* loc)
-      : Maps(p, tiling, Parameters<T>{precision, step, tempering}, loc, false) {}
-
-  Maps(const Problem& p, const Tiling& tiling, Parameters<T> in, const T* loc, bool duals)
-      : width_(tiling.width), values_(p.replicas * 5 * width_), tangents_(duals ? p.replicas * 5 * width_ : 0) {
-    const int64_t d = p.shape.features;
-    Buffer<double> value(4 * d), tangent(duals ? 4 * d : 0);
+  Maps(const Problem& p, const Tiling& tiling, const Parameters<T>& in, const T* loc, bool duals)
+      : features_(p.shape.features), width_(tiling.width), exact_(p.replicas * 4 * features_),
+        exact_tangents_(duals ? p.replicas * 4 * features_ : 0), values_(p.replicas * 5 * width_),
+        tangents_(duals ? p.replicas * 5 * width_ : 0) {
+    for_blocks(p, [&](int64_t r, int64_t first, int64_t last) {
+      compose_clone(p.shape, parameters_of(p, in, r), first, last, exact_.data() + r * 4 * features_,
+                    duals ? exact_tangents_.data() + r * 4 * features_ : nullptr);
+    });
     for (int64_t r = 0; r < p.replicas; ++r) {
-      compose_clone(p.shape, in, value.data(), duals ? tangent.data() : nullptr);
-      spread(values_.data() + r * 5 * width_, value, d, tiling.repeat);
-      if (duals) spread(tangents_.data() + r * 5 * width_, tangent, d, tiling.repeat);
-      tiling.spread(loc + r * d, values_.data() + (r * 5 + 4) * width_);
-      advance(in, p);
+      spread(values_.data() + r * 5 * width_, exact(r), tiling.repeat);
+      if (duals) spread(tangents_.data() + r * 5 * width_, exact_tangent(r), tiling.repeat);
+      tiling.spread(loc + r * features_, values_.data() + (r * 5 + 4) * width_);
     }
   }
 
   Map<T> map(int64_t replica) const { return at(values_, replica); }
   Map<T> tangent(int64_t replica) const { return at(tangents_, replica); }
-
-  static void advance(Parameters<T>& in, const Problem& p) {
-    in.precision += p.shape.features;
-    in.step += p.step_size_numel;
-    in.tempering += p.shape.n_steps;
-    if (in.h_precision) in.h_precision += p.shape.features;
-    if (in.h_step) in.h_step += p.step_size_numel;
-    if (in.h_tempering) in.h_tempering += p.shape.n_steps;
-  }
+  const double* exact(int64_t replica) const { return exact_.data() + replica * 4 * features_; }
+  const double* exact_tangent(int64_t replica) const { return exact_tangents_.data() + replica * 4 * features_; }
 
  private:
-  void spread(T* to, const Buffer<double>& from, int64_t d, int64_t repeat) const {
+  void spread(T* to, const double* from, int64_t repeat) const {
     for (int64_t i = 0; i < 4; ++i)
       for (int64_t r = 0; r < repeat; ++r)
-        for (int64_t j = 0; j < d; ++j) to[i * width_ + r * d + j] = static_cast<T>(from[i * d + j]);
+        for (int64_t j = 0; j < features_; ++j)
+          to[i * width_ + r * features_ + j] = static_cast<T>(from[i * features_ + j]);
   }
 
   Map<T> at(const Buffer<T>& all, int64_t replica) const {
@@ -133,15 +152,34 @@ class Maps {
     return {p, p + width_, p + 2 * width_, p + 3 * width_, p + 4 * width_};
   }
 
-  int64_t width_;
+  int64_t features_, width_;
+  Buffer<double> exact_, exact_tangents_;
   Buffer<T> values_, tangents_;
 };
 
-struct ParameterGradients {
-  Buffer<double> precision, step, tempering;
-  explicit ParameterGradients(const Problem& p)
-      : precision(p.shape.features), step(p.step_size_numel), tempering(p.shape.n_steps) {}
-};
+// Gradients of precision, step sizes and tempering (d_parameters 0, 2 and 3) from the column sums, in parallel over
+// blocks of dimensions. What all dimensions share is summed over the blocks in order: the same on any number of threads.
+template <class S, class T>
+void chain(const Problem& p, const Parameters<T>& in, const double* sums, int64_t n_sums, int64_t tangent_at,
+           const Tensor* d_parameters) {
+  const int64_t d = p.shape.features, K = p.shape.n_steps, blocks = p.shape.blocks();
+  const bool shared = p.shape.step_j == 0;
+  Buffer<double> precision(p.replicas * d), step(p.replicas * (shared ? blocks : p.step_size_numel));
+  Buffer<double> tempering(p.replicas * blocks * K);
+  for_blocks(p, [&](int64_t r, int64_t first, int64_t last) {
+    const Parameters<T> of = parameters_of(p, in, r);
+    const double* cotangent = sums + r * n_sums * d;
+    Buffer<S> prefix(K * 4 * kBlock);
+    for (int64_t b = first; b < last; ++b)
+      chain_clone(p.shape, of, b, cotangent, cotangent + tangent_at * d, prefix.data(), precision.data() + r * d,
+                  step.data() + r * (shared ? blocks : p.step_size_numel) + (shared ? b : 0),
+                  tempering.data() + (r * blocks + b) * K);
+  });
+  store(written<T>(d_parameters[0]), precision);
+  if (shared) store_sums(written<T>(d_parameters[2]), step, p.replicas, blocks, 1);
+  else store(written<T>(d_parameters[2]), step);
+  store_sums(written<T>(d_parameters[3]), tempering, p.replicas, blocks, K);
+}
 
 // ---- The three operators, in one dtype ----
 
@@ -152,7 +190,8 @@ void forward(const Problem& p, const Tensor& z, const Tensor& rho, const Tensor&
   check_finite<T>(tempering, "tempering");
   if (z.numel() == 0) return;
   const Tiling tiling(p.replicas, p.rows, p.shape.features);
-  const Maps<T> maps(p, tiling, data<T>(precision), data<T>(step_size), data<T>(tempering), data<T>(loc));
+  const Parameters<T> in{data<T>(precision), data<T>(step_size), data<T>(tempering)};
+  const Maps<T> maps(p, tiling, in, data<T>(loc), false);
   const T *z_in = data<T>(z), *rho_in = data<T>(rho);
   T *z_to = written<T>(z_out), *rho_to = written<T>(rho_out);
   torch::stable::parallel_for(0, p.replicas * tiling.chunks, tiling.grain(), [&](int64_t begin, int64_t end) {
@@ -174,7 +213,7 @@ void backward(const Problem& p, const MaybeTensor& grad_z, const MaybeTensor& gr
   check_finite<T>(tempering, "tempering");
   const int64_t d = p.shape.features;
   const Tiling tiling(p.replicas, p.rows, d);
-  Parameters<T> in{data<T>(precision), data<T>(step_size), data<T>(tempering)};
+  const Parameters<T> in{data<T>(precision), data<T>(step_size), data<T>(tempering)};
   const Maps<T> maps(p, tiling, in, data<T>(loc), false);
   const Rows<T> rows(tiling);
   const T *gz = data<T>(grad_z), *gr = data<T>(grad_rho), *zs = data<T>(z), *rs = data<T>(rho);
@@ -187,19 +226,13 @@ void backward(const Problem& p, const MaybeTensor& grad_z, const MaybeTensor& gr
                        rows.out(dz, r, scratch), rows.out(dr, r, scratch + tiling.width), acc, into);
       });
   if (!d_parameters) return;
-  Buffer<double> map(4 * d), d_loc(d);
+  Buffer<double> d_loc(p.replicas * d);
   for (int64_t r = 0; r < p.replicas; ++r) {
-    ParameterGradients gradients(p);
-    const double* s = sums.data() + r * kSums * d;
-    compose_clone(p.shape, in, map.data(), nullptr);
-    for (int64_t j = 0; j < d; ++j) d_loc[j] = (1 - map[j]) * s[4 * d + j] - map[2 * d + j] * s[5 * d + j];
-    chain_backward_clone(p.shape, in, s, gradients.precision.data(), gradients.step.data(), gradients.tempering.data());
-    store(written<T>(d_parameters[0]), gradients.precision, r);
-    store(written<T>(d_parameters[1]), d_loc, r);
-    store(written<T>(d_parameters[2]), gradients.step, r);
-    store(written<T>(d_parameters[3]), gradients.tempering, r);
-    Maps<T>::advance(in, p);
+    const double *map = maps.exact(r), *s = sums.data() + r * kSums * d;
+    for (int64_t j = 0; j < d; ++j) d_loc[r * d + j] = (1 - map[j]) * s[4 * d + j] - map[2 * d + j] * s[5 * d + j];
   }
+  store(written<T>(d_parameters[1]), d_loc);
+  chain<double>(p, in, sums.data(), kSums, 0, d_parameters);
 }
 
 template <class T>
@@ -209,7 +242,7 @@ void double_backward(const Problem& p, const MaybeTensor* h, const MaybeTensor& 
                      const Tensor* d_parameters) {
   const int64_t d = p.shape.features;
   const Tiling tiling(p.replicas, p.rows, d);
-  Parameters<T> in{data<T>(precision), data<T>(step_size), data<T>(tempering),
+  const Parameters<T> in{data<T>(precision), data<T>(step_size), data<T>(tempering),
                    data<T>(h[2]),      data<T>(h[4]),      data<T>(h[5])};
   const Maps<T> maps(p, tiling, in, data<T>(loc), true);
   const Rows<T> rows(tiling);
@@ -231,20 +264,13 @@ void double_backward(const Problem& p, const MaybeTensor* h, const MaybeTensor& 
                               acc, into);
       });
   if (!d_parameters) return;
-  Buffer<double> map(4 * d), tangent(4 * d), d_loc(d);
+  Buffer<double> d_loc(p.replicas * d);
   for (int64_t r = 0; r < p.replicas; ++r) {
-    ParameterGradients gradients(p);
-    const double* s = sums.data() + r * kDoubleSums * d;
-    compose_clone(p.shape, in, map.data(), tangent.data());
-    for (int64_t j = 0; j < d; ++j) d_loc[j] = -(tangent[j] * s[4 * d + j] + tangent[2 * d + j] * s[5 * d + j]);
-    chain_double_backward_clone(p.shape, in, s, s + 6 * d, gradients.precision.data(), gradients.step.data(),
-                                gradients.tempering.data());
-    store(written<T>(d_parameters[0]), gradients.precision, r);
-    store(written<T>(d_parameters[1]), d_loc, r);
-    store(written<T>(d_parameters[2]), gradients.step, r);
-    store(written<T>(d_parameters[3]), gradients.tempering, r);
-    Maps<T>::advance(in, p);
+    const double *tangent = maps.exact_tangent(r), *s = sums.data() + r * kDoubleSums * d;
+    for (int64_t j = 0; j < d; ++j) d_loc[r * d + j] = -(tangent[j] * s[4 * d + j] + tangent[2 * d + j] * s[5 * d + j]);
   }
+  store(written<T>(d_parameters[1]), d_loc);
+  chain<Dual>(p, in, sums.data(), kDoubleSums, 6, d_parameters);
 }
 
 }  // namespace

@@ -68,8 +68,19 @@ T* written(const Tensor& t) {
 }
 
 template <class T>
-void store(T* to, const Buffer<double>& from, int64_t replica = 0) {
-  for (int64_t i = 0; i < from.size(); ++i) to[replica * from.size() + i] = static_cast<T>(from[i]);
+void store(T* to, const Buffer<double>& from) {
+  for (int64_t i = 0; i < from.size(); ++i) to[i] = static_cast<T>(from[i]);
+}
+
+// to[group][n] = the sum over `parts` of from[group][parts][n].
+template <class T>
+void store_sums(T* to, const Buffer<double>& from, int64_t groups, int64_t parts, int64_t n) {
+  for (int64_t g = 0; g < groups; ++g)
+    for (int64_t i = 0; i < n; ++i) {
+      double sum = 0;
+      for (int64_t part = 0; part < parts; ++part) sum += from[(g * parts + part) * n + i];
+      to[g * n + i] = static_cast<T>(sum);
+    }
 }
 
 // ---- The batch in tiles: short rows are grouped, so that every inner loop fills the vector registers ----

@@ -15,12 +15,13 @@
 namespace hk::leapfrog {
 
 // One replica's problem. A step size of step k, dimension j is step[k * step_k + j * step_j]: strides are 0 where shared.
+// The chain works on blocks of kBlock dimensions, so that its scratch stays in the first-level cache.
+constexpr int64_t kBlock = 32;
+
 struct Shape {
   int64_t features, n_steps, step_k, step_j;
+  int64_t blocks() const { return (features + kBlock - 1) / kBlock; }
 };
-
-// The chain works on this many dimensions at a time, so that its scratch stays in the first-level cache.
-constexpr int64_t kBlock = 32;
 
 template <class S>
 struct Step {
@@ -86,11 +87,12 @@ HK_INLINE void compose_block(const Shape& shape, const Parameters<T>& in, int64_
   }
 }
 
-// Maps all dimensions: value[4][features] and, when S is Dual, tangent[4][features].
+// Maps of the dimensions of blocks first..last-1: value[4][features] and, when S is Dual, tangent[4][features].
 template <class S, class T>
-HK_INLINE void compose(const Shape& shape, const Parameters<T>& in, double* value, double* tangent) {
+HK_INLINE void compose(const Shape& shape, const Parameters<T>& in, int64_t first, int64_t last, double* value,
+                       double* tangent) {
   S map[4 * kBlock];
-  for (int64_t j0 = 0; j0 < shape.features; j0 += kBlock) {
+  for (int64_t j0 = first * kBlock; j0 < last * kBlock; j0 += kBlock) {
     const int64_t width = std::min(kBlock, shape.features - j0);
     compose_block<S>(shape, in, j0, width, map, static_cast<S*>(nullptr));
     for (int64_t i = 0; i < 4; ++i)
@@ -111,50 +113,47 @@ HK_INLINE double derivative_part(Dual x) { return x.tangent; }
 HK_INLINE void assign_cotangent(double& x, double value, double) { x = value; }
 HK_INLINE void assign_cotangent(Dual& x, double value, double tangent) { x = {value, tangent}; }
 
-// Reverse sweep of the chain. `cotangent` [4][features] is that of P_K (with its tangent for duals). Adds to
-// d_precision [features], d_step (laid out as the step sizes) and d_tempering [K]; for duals, the tangent parts.
+// Reverse sweep of one block's chain. `cotangent` [4][features] is that of P_K (with its tangent for duals). Writes the
+// block's part of d_precision [features], adds to d_step (laid out as the step sizes) and to d_tempering [K]; for
+// duals, the tangent parts. `prefix` is scratch of K * 4 * kBlock.
 template <class S, class T>
-HK_INLINE void chain_backward(const Shape& shape, const Parameters<T>& in, const double* cotangent,
-                              const double* cotangent_tangent, double* d_precision, double* d_step,
+HK_INLINE void chain_backward(const Shape& shape, const Parameters<T>& in, int64_t number, const double* cotangent,
+                              const double* cotangent_tangent, S* prefix, double* d_precision, double* d_step,
                               double* d_tempering) {
-  const std::unique_ptr<S[]> prefix(new S[shape.n_steps * 4 * kBlock]);
   S map[4 * kBlock], g[4 * kBlock];
-  double step_bar[kBlock], precision_bar[kBlock], alpha_bar[kBlock];
-  for (int64_t j0 = 0; j0 < shape.features; j0 += kBlock) {
-    const int64_t width = std::min(kBlock, shape.features - j0);
-    compose_block<S>(shape, in, j0, width, map, prefix.get());
-    Block<S> block(in, j0, width);
-    if (shape.n_steps) block.load_step(shape, in, 0, j0, width);
-    std::fill(g, g + 4 * kBlock, S(0));
-    for (int64_t i = 0; i < 4; ++i)
-      for (int64_t j = 0; j < width; ++j) {
-        const int64_t at = i * shape.features + j0 + j;
-        assign_cotangent(g[i * kBlock + j], cotangent[at], cotangent_tangent ? cotangent_tangent[at] : 0.0);
-      }
-    std::fill(precision_bar, precision_bar + kBlock, 0.0);
-    for (int64_t k = shape.n_steps - 1; k >= 0; --k) {
-      const S* P = prefix.get() + k * 4 * kBlock;
-      const S alpha = load<S>(in.tempering, in.h_tempering, k);
-      block.load_step(shape, in, k, j0, width);
-      for (int64_t j = 0; j < kBlock; ++j) {
-        const auto m = step_of(block.p[j], block.e[j]);
-        const S A = P[j], B = P[kBlock + j], C = P[2 * kBlock + j], D = P[3 * kBlock + j];
-        const S a = g[j], b = g[kBlock + j], c = g[2 * kBlock + j], d = g[3 * kBlock + j];
-        const S m21 = c * A + d * B, m22 = c * C + d * D;
-        const S c_bar = a * A + b * B + alpha * m22, s_bar = alpha * m21, ee = m.e * m.e, pe = m.p * m.e;
-        alpha_bar[j] = derivative_part(m.s * m21 + m.c * m22);
-        precision_bar[j] += derivative_part(S(-0.5) * c_bar * ee + s_bar * m.e * (S(0.5) * pe * m.e - S(1)));
-        step_bar[j] = derivative_part(a * C + b * D - c_bar * pe + s_bar * m.p * (S(0.75) * pe * m.e - S(1)));
-        g[j] = m.c * a + alpha * m.s * c;
-        g[kBlock + j] = m.c * b + alpha * m.s * d;
-        g[2 * kBlock + j] = m.e * a + alpha * m.c * c;
-        g[3 * kBlock + j] = m.e * b + alpha * m.c * d;
-      }
-      for (int64_t j = 0; j < width; ++j) d_tempering[k] += alpha_bar[j];
-      for (int64_t j = 0; j < width; ++j) d_step[k * shape.step_k + (j0 + j) * shape.step_j] += step_bar[j];
+  double step_bar[kBlock], precision_bar[kBlock] = {0}, alpha_bar[kBlock];
+  const int64_t j0 = number * kBlock, width = std::min(kBlock, shape.features - j0);
+  compose_block<S>(shape, in, j0, width, map, prefix);
+  Block<S> block(in, j0, width);
+  if (shape.n_steps) block.load_step(shape, in, 0, j0, width);
+  std::fill(g, g + 4 * kBlock, S(0));
+  for (int64_t i = 0; i < 4; ++i)
+    for (int64_t j = 0; j < width; ++j) {
+      const int64_t at = i * shape.features + j0 + j;
+      assign_cotangent(g[i * kBlock + j], cotangent[at], cotangent_tangent ? cotangent_tangent[at] : 0.0);
     }
-    for (int64_t j = 0; j < width; ++j) d_precision[j0 + j] += precision_bar[j];
+  for (int64_t k = shape.n_steps - 1; k >= 0; --k) {
+    const S* P = prefix + k * 4 * kBlock;
+    const S alpha = load<S>(in.tempering, in.h_tempering, k);
+    block.load_step(shape, in, k, j0, width);
+    for (int64_t j = 0; j < kBlock; ++j) {
+      const auto m = step_of(block.p[j], block.e[j]);
+      const S A = P[j], B = P[kBlock + j], C = P[2 * kBlock + j], D = P[3 * kBlock + j];
+      const S a = g[j], b = g[kBlock + j], c = g[2 * kBlock + j], d = g[3 * kBlock + j];
+      const S m21 = c * A + d * B, m22 = c * C + d * D;
+      const S c_bar = a * A + b * B + alpha * m22, s_bar = alpha * m21, ee = m.e * m.e, pe = m.p * m.e;
+      alpha_bar[j] = derivative_part(m.s * m21 + m.c * m22);
+      precision_bar[j] += derivative_part(S(-0.5) * c_bar * ee + s_bar * m.e * (S(0.5) * pe * m.e - S(1)));
+      step_bar[j] = derivative_part(a * C + b * D - c_bar * pe + s_bar * m.p * (S(0.75) * pe * m.e - S(1)));
+      g[j] = m.c * a + alpha * m.s * c;
+      g[kBlock + j] = m.c * b + alpha * m.s * d;
+      g[2 * kBlock + j] = m.e * a + alpha * m.c * c;
+      g[3 * kBlock + j] = m.e * b + alpha * m.c * d;
+    }
+    for (int64_t j = 0; j < width; ++j) d_tempering[k] += alpha_bar[j];
+    for (int64_t j = 0; j < width; ++j) d_step[k * shape.step_k + (j0 + j) * shape.step_j] += step_bar[j];
   }
+  std::copy_n(precision_bar, width, d_precision + j0);
 }
 
 // ---- Row kernels: `width` entries a row, coefficients as long as a row ----
