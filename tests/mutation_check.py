@@ -54,7 +54,7 @@ MUTATIONS = (
     Mutation(_KERNEL, "a, b, a * u, a * v, b * u, b * v};", "a, b, a * u, a * v, b * u, b * u};", _CPP),
     Mutation(_CPU, "d_loc[r * d + j] = (1 - map[j]) * s[4 * d + j]", "d_loc[r * d + j] = s[4 * d + j]", _CPP),
     Mutation(_CPU, "d_loc[r * d + j] = -(tangent[j] * s[4 * d + j]", "d_loc[r * d + j] = (tangent[j] * s[4 * d + j]", _CPP),
-    Mutation(_CPU, "tempering.data() + (r * blocks + b) * K);", "tempering.data() + r * blocks * K);", "tests/test_leapfrog.py -k chain_borders"),
+    Mutation("csrc/cpu/rows.h", "part < parts; ++part", "part < 1; ++part", _CPP),
     Mutation(_CPU, "shape = {d, K, shared ? 0 : d, step_dim == 0 ? 0 : 1};", "shape = {d, K, 0, step_dim == 0 ? 0 : 1};", _CPP),
     Mutation(_CPU, "bool fits = same_shape(rho, z) && (", "bool fits = (", "tests/test_leapfrog.py -k bad_input"),
     Mutation(_CPU, "std::abs(values[i]) <= std::numeric_limits<T>::max()", "true", "tests/test_leapfrog.py -k bad_input"),
