@@ -34,4 +34,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> leapfrog_upda
     MaybeTensor grad_z, MaybeTensor grad_rho, Tensor rho, Tensor grad, Tensor decay, Tensor kick, Tensor drift,
     int64_t needs);
 
+Tensor masked_linear(Tensor x, Tensor weight, MaybeTensor bias, Tensor in_degrees, Tensor out_degrees, bool strict);
+Tensor masked_linear_input_grad(Tensor grad, Tensor weight, Tensor in_degrees, Tensor out_degrees, bool strict);
+Tensor masked_linear_weight_grad(Tensor grad, Tensor x, Tensor in_degrees, Tensor out_degrees, bool strict);
+
 }  // namespace hk

@@ -50,6 +50,22 @@ class Buffer {
   alignas(kAlignment) unsigned char inline_[4096];
 };
 
+// Large scratch that its user fills: aligned, not initialised.
+template <class T>
+class Scratch {
+ public:
+  explicit Scratch(int64_t size)
+      : data_(static_cast<T*>(::operator new(size * sizeof(T), std::align_val_t(kAlignment)))) {}
+  T* data() const { return data_.get(); }
+
+ private:
+  static constexpr size_t kAlignment = 64;
+  struct Free {
+    void operator()(T* p) const { ::operator delete(p, std::align_val_t(kAlignment)); }
+  };
+  std::unique_ptr<T, Free> data_;
+};
+
 // A value and its tangent: running a reverse sweep on these gives Hessian-vector products.
 struct Dual {
   double value, tangent;

@@ -1,0 +1,107 @@
+// Tiles of samples and staircase masks, for the CPU operators of autoregressive layers.
+#pragma once
+
+#include <vector>
+
+#include "../kernels/tile.h"
+#include "rows.h"
+
+namespace hk {
+
+// The product in the widest instruction set that this machine has, for 1 to kMostUnits units.
+void tile(const TileProduct<float>& p, int64_t units);
+void tile(const TileProduct<double>& p, int64_t units);
+
+// to[c * to_stride + r] = from[r * from_stride + c].
+void transposed(const float* from, int64_t from_stride, int64_t rows, int64_t columns, float* to, int64_t to_stride);
+void transposed(const double* from, int64_t from_stride, int64_t rows, int64_t columns, double* to, int64_t to_stride);
+
+// Indices in ascending order of degree; equal degrees keep their order.
+inline std::vector<int32_t> by_degree(const std::vector<int64_t>& degrees) {
+  const int64_t n = degrees.size();
+  std::vector<int32_t> order(n);
+  if (n == 0) return order;
+  const auto [low, high] = std::minmax_element(degrees.begin(), degrees.end());
+  const int64_t least = *low;
+  const uint64_t range = static_cast<uint64_t>(*high) - static_cast<uint64_t>(least);
+  if (range > static_cast<uint64_t>(8 * n + 64)) {
+    for (int64_t i = 0; i < n; ++i) order[i] = i;
+    std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return degrees[a] < degrees[b]; });
+    return order;
+  }
+  std::vector<int32_t> at(range + 2);  // a counting sort
+  for (int64_t d : degrees) ++at[d - least + 1];
+  for (size_t i = 1; i < at.size(); ++i) at[i] += at[i - 1];
+  for (int64_t i = 0; i < n; ++i) order[at[degrees[i] - least]++] = i;
+  return order;
+}
+
+// How many of the sorted source degrees each of the sorted unit degrees sees: those not above (strict: below) it.
+inline std::vector<int64_t> visible(const std::vector<int64_t>& units, const std::vector<int32_t>& unit_order,
+                                    const std::vector<int64_t>& sources, const std::vector<int32_t>& source_order,
+                                    bool strict) {
+  std::vector<int64_t> counts(units.size());
+  size_t seen = 0;
+  for (size_t u = 0; u < units.size(); ++u) {
+    const int64_t degree = units[unit_order[u]];
+    while (seen < sources.size() &&
+           (strict ? sources[source_order[seen]] < degree : sources[source_order[seen]] <= degree))
+      ++seen;
+    counts[u] = seen;
+  }
+  return counts;
+}
+
+// A staircase: unit u (in unit_order) sees the first counts[u] sources (in source_order).
+struct Staircase {
+  std::vector<int32_t> unit_order, source_order;
+  std::vector<int64_t> counts;
+
+  Staircase(const std::vector<int64_t>& units, const std::vector<int64_t>& sources, bool strict)
+      : unit_order(by_degree(units)), source_order(by_degree(sources)),
+        counts(visible(units, unit_order, sources, source_order, strict)) {}
+};
+
+// Vectors of lanes for tiles of a batch: full tiles, but a small batch should not pay for lanes that it has not.
+template <class T>
+int64_t vectors_for(int64_t rows) {
+  if (rows <= kVectorLanes<T>) return 1;
+  return rows <= 2 * kVectorLanes<T> ? 2 : kMostVectors;
+}
+
+// to[column][lane] = from[lane][column] for `rows` samples; the other lanes are zero.
+template <class T>
+void into_tile(const T* from, int64_t from_stride, int64_t rows, int64_t columns, int64_t lanes, T* to) {
+  transposed(from, from_stride, rows, columns, to, lanes);
+  for (int64_t c = 0; c < columns && rows < lanes; ++c) std::fill_n(to + c * lanes + rows, lanes - rows, T(0));
+}
+
+inline bool ascending(const int32_t* index, int64_t n) {
+  for (int64_t i = 1; i < n; ++i)
+    if (index[i] != index[0] + i) return false;
+  return true;
+}
+
+// to[lane][column[i]] = from[i][lane], for n <= kUnitsAnItem rows of the tile.
+constexpr int64_t kUnitsAnItem = 8 * kMostUnits;
+
+template <class T>
+void out_of_tile(const T* from, int64_t lanes, int64_t rows, const int32_t* column, int64_t n, T* to,
+                 int64_t to_stride) {
+  if (ascending(column, n)) return transposed(from, lanes, n, rows, to + column[0], to_stride);
+  T local[kUnitsAnItem * kMostVectors * kVectorLanes<T>];
+  transposed(from, lanes, n, rows, local, n);
+  for (int64_t lane = 0; lane < rows; ++lane)
+    for (int64_t i = 0; i < n; ++i) to[lane * to_stride + column[i]] = local[lane * n + i];
+}
+
+// Runs f(item) in parallel. Neighbouring items of a staircase cost nearly the same, so they go to different threads.
+template <class F>
+void for_items(int64_t items, const F& f) {
+  const int64_t half = (items + 1) / 2;
+  torch::stable::parallel_for(0, items, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) f(i < half ? 2 * i : 2 * (i - half) + 1);
+  });
+}
+
+}  // namespace hk
