@@ -14,6 +14,9 @@ STABLE_TORCH_LIBRARY_IMPL(hvae_kernels, CPU, m) {
   m.impl("masked_linear.cpp", TORCH_BOX(&hk::masked_linear));
   m.impl("masked_linear_input_grad.cpp", TORCH_BOX(&hk::masked_linear_input_grad));
   m.impl("masked_linear_weight_grad.cpp", TORCH_BOX(&hk::masked_linear_weight_grad));
+  m.impl("autoregressive_forward.cpp", TORCH_BOX(&hk::autoregressive_forward));
+  m.impl("autoregressive_inverse.cpp", TORCH_BOX(&hk::autoregressive_inverse));
+  m.impl("autoregressive_solve.cpp", TORCH_BOX(&hk::autoregressive_solve));
 }
 
 PyMODINIT_FUNC PyInit__C(void) {

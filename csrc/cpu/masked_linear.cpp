@@ -189,16 +189,6 @@ void weight_grad(const Staircase& stairs, const Tensor& grad, const Tensor& x, c
   });
 }
 
-Tensor empty_matrix(int64_t rows, int64_t columns, const Tensor& like) {
-  const int64_t sizes[2] = {rows, columns}, strides[2] = {std::max<int64_t>(columns, 1), 1};
-  int32_t dtype;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
-  AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      aoti_torch_empty_strided(2, sizes, strides, dtype, aoti_torch_device_type_cpu(), 0, &handle));
-  return Tensor(handle);
-}
-
 }  // namespace
 
 Tensor masked_linear(Tensor x, Tensor weight, MaybeTensor bias, Tensor in_degrees, Tensor out_degrees, bool strict) {
@@ -209,7 +199,7 @@ Tensor masked_linear(Tensor x, Tensor weight, MaybeTensor bias, Tensor in_degree
   STD_TORCH_CHECK(!bias || (bias->dim() == 1 && bias->size(0) == out && bias->scalar_type() == x.scalar_type()),
                   "masked_linear: bias does not fit");
   const Staircase stairs(degrees_of(out_degrees, out), degrees_of(in_degrees, in), strict);
-  Tensor y = empty_matrix(x.size(0), out, x);
+  Tensor y = empty_of({x.size(0), out}, x);
   HK_DISPATCH("masked_linear", x, forward, stairs, packed(x), with_unit_stride(weight), packed(bias), y);
   return y;
 }
@@ -220,7 +210,7 @@ Tensor masked_linear_input_grad(Tensor grad, Tensor weight, Tensor in_degrees, T
   const int64_t out = weight.size(0), in = weight.size(1);
   STD_TORCH_CHECK(grad.size(1) == out, "masked_linear: grad and weight do not fit");
   const Staircase stairs(negated(degrees_of(in_degrees, in)), negated(degrees_of(out_degrees, out)), strict);
-  Tensor d_x = empty_matrix(grad.size(0), in, grad);
+  Tensor d_x = empty_of({grad.size(0), in}, grad);
   HK_DISPATCH("masked_linear", grad, input_grad, stairs, packed(grad), with_unit_stride(weight), d_x);
   return d_x;
 }
@@ -231,7 +221,7 @@ Tensor masked_linear_weight_grad(Tensor grad, Tensor x, Tensor in_degrees, Tenso
   STD_TORCH_CHECK(grad.size(0) == x.size(0), "masked_linear: grad and x do not fit");
   const int64_t out = grad.size(1), in = x.size(1);
   const Staircase stairs(degrees_of(out_degrees, out), degrees_of(in_degrees, in), strict);
-  Tensor d_weight = empty_matrix(out, in, grad);
+  Tensor d_weight = empty_of({out, in}, grad);
   HK_DISPATCH("masked_linear", grad, weight_grad, stairs, packed(grad), packed(x), d_weight);
   return d_weight;
 }

@@ -5,6 +5,7 @@
 
 #include <optional>
 #include <tuple>
+#include <vector>
 
 namespace hk {
 
@@ -37,5 +38,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> leapfrog_upda
 Tensor masked_linear(Tensor x, Tensor weight, MaybeTensor bias, Tensor in_degrees, Tensor out_degrees, bool strict);
 Tensor masked_linear_input_grad(Tensor grad, Tensor weight, Tensor in_degrees, Tensor out_degrees, bool strict);
 Tensor masked_linear_weight_grad(Tensor grad, Tensor x, Tensor in_degrees, Tensor out_degrees, bool strict);
+
+// A masked network and its tail, as ops/autoregressive/network.py lays them out.
+#define HK_NETWORK_PARAMETERS                                                                                     \
+  std::vector<Tensor> weights, std::vector<Tensor> biases, std::vector<Tensor> offsets, std::vector<Tensor> gates, \
+      std::vector<Tensor> degrees, std::vector<int64_t> program, int64_t gate, double first, double second
+
+std::tuple<Tensor, Tensor> autoregressive_forward(Tensor x, HK_NETWORK_PARAMETERS);
+std::tuple<Tensor, Tensor> autoregressive_inverse(Tensor y, HK_NETWORK_PARAMETERS);
+Tensor autoregressive_solve(Tensor grad, Tensor x, HK_NETWORK_PARAMETERS);
 
 }  // namespace hk

@@ -37,15 +37,14 @@ inline bool same_shape(const Tensor& a, const Tensor& b) {
   return same;
 }
 
-// A new contiguous tensor of `like`'s shape, or an empty one where the result is not wanted. Straight to the allocator:
-// going through the dispatcher costs more than a small call's arithmetic.
-inline Tensor empty_for(const Tensor& like, bool wanted) {
-  constexpr int64_t kMostDims = 64;
-  int64_t sizes[kMostDims] = {0}, strides[kMostDims] = {1};
-  const int64_t dim = wanted ? like.dim() : 1;
+constexpr int64_t kMostDims = 64;
+
+// A new contiguous tensor of `like`'s dtype. Straight to the allocator: going through the dispatcher costs more than a
+// small call's arithmetic.
+inline Tensor empty_of(const int64_t* sizes, int64_t dim, const Tensor& like) {
+  int64_t strides[kMostDims];
   STD_TORCH_CHECK(dim <= kMostDims, "hvae_kernels: more than 64 dimensions");
-  for (int64_t i = dim - 1, stride = 1; wanted && i >= 0; --i) {
-    sizes[i] = like.size(i);
+  for (int64_t i = dim - 1, stride = 1; i >= 0; --i) {
     strides[i] = stride;
     stride *= std::max<int64_t>(sizes[i], 1);
   }
@@ -55,6 +54,19 @@ inline Tensor empty_for(const Tensor& like, bool wanted) {
   STABLE_TORCH_ERROR_CODE_CHECK(
       aoti_torch_empty_strided(dim, sizes, strides, dtype, aoti_torch_device_type_cpu(), 0, &handle));
   return Tensor(handle);
+}
+
+inline Tensor empty_of(std::initializer_list<int64_t> sizes, const Tensor& like) {
+  return empty_of(sizes.begin(), sizes.size(), like);
+}
+
+// Of `like`'s shape, or empty where the result is not wanted.
+inline Tensor empty_for(const Tensor& like, bool wanted) {
+  if (!wanted) return empty_of({0}, like);
+  int64_t sizes[kMostDims];
+  STD_TORCH_CHECK(like.dim() <= kMostDims, "hvae_kernels: more than 64 dimensions");
+  for (int64_t i = 0; i < like.dim(); ++i) sizes[i] = like.size(i);
+  return empty_of(sizes, like.dim(), like);
 }
 
 template <class T>
