@@ -73,6 +73,11 @@ def use_impl(implementation: str) -> Iterator[None]:
         _State.requested = before
 
 
+def requested() -> str:
+    """The present choice of :func:`use_impl`."""
+    return _State.requested
+
+
 def why_not(op: Op, implementation: str, device_type: str, dtype: torch.dtype) -> str | None:
     """``None`` when ``implementation`` serves ``op`` on such tensors here, otherwise the reason why not."""
     if implementation not in op.implementations:

@@ -1,0 +1,443 @@
+"""Masked linear layers, MADE, inverse and masked autoregressive flows, and stacks of flows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Transform, constraints
+
+from hvae_kernels import _checks
+from hvae_kernels.ops import autoregressive_network
+from hvae_kernels.ops.autoregressive import Gate
+from hvae_kernels.ops.autoregressive_network import ACTIVATIONS, FEATURES, Network, Stage
+from hvae_kernels.ops.masked_linear import masked_linear
+
+
+class MaskedLinear(nn.Module):
+    r"""A linear layer whose output o sees input i only if ``out_degrees[o] >= in_degrees[i]``.
+
+    Args:
+        in_degrees: integers, one an input.
+        out_degrees: integers, one an output.
+        bias: whether to add one.
+        strict: ``>`` instead of ``>=``.
+
+    Raises:
+        TypeError: degrees are not integers.
+        ValueError: degrees are not a sequence, or empty.
+
+    Equivalent to:
+        >>> import torch, hvae_kernels as hk
+        >>> layer, x = hk.nn.MaskedLinear([0, 1, 2], [0, 0, 1, 1]), torch.randn(8, 3)
+        >>> mask = layer.out_degrees[:, None] >= layer.in_degrees
+        >>> expected = torch.nn.functional.linear(x, layer.weight * mask, layer.bias)
+        >>> torch.testing.assert_close(layer(x), expected)
+    """
+
+    def __init__(
+        self,
+        in_degrees: Sequence[int] | Tensor,
+        out_degrees: Sequence[int] | Tensor,
+        bias: bool = True,
+        strict: bool = False,
+    ):
+        super().__init__()
+        self.strict = strict
+        self.register_buffer("in_degrees", _degrees("MaskedLinear", "in_degrees", in_degrees))
+        self.register_buffer("out_degrees", _degrees("MaskedLinear", "out_degrees", out_degrees))
+        self.weight = nn.Parameter(torch.empty(len(self.out_degrees), len(self.in_degrees)))
+        self.bias = nn.Parameter(torch.empty(len(self.out_degrees))) if bias else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """torch's ``Linear`` initialisation."""
+        bound = 1 / math.sqrt(max(1, self.weight.shape[1]))
+        nn.init.uniform_(self.weight, -bound, bound)
+        if self.bias is not None:
+            nn.init.uniform_(self.bias, -bound, bound)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(..., in)`` to ``(..., out)``."""
+        return masked_linear(x, self.weight, self.bias, self.in_degrees, self.out_degrees, strict=self.strict)
+
+    def extra_repr(self) -> str:
+        """Sizes."""
+        strict = ", strict=True" if self.strict else ""
+        return f"in_features={self.weight.shape[1]}, out_features={self.weight.shape[0]}{strict}"
+
+
+class MADE(nn.Module):
+    r"""A masked autoencoder for distribution estimation: outputs of feature j depend on the features before it.
+
+    Feature ``order[k]`` has degree k; a hidden unit of degree m sees degrees up to m; the outputs of a feature of degree k
+    see hidden units of degree below k. Hidden degrees are evenly spread and ascending, so that every mask is a staircase.
+
+    Args:
+        features: d.
+        hidden_features: width of the hidden layers, or a sequence with one for each; none makes a masked linear map.
+        outputs_per_feature: how many numbers for each feature.
+        context_features: width of the context, which every output may see; 0 for none.
+        order: a permutation of ``range(features)``, ``order[k]`` being the k-th feature; None is the natural order.
+        activation: one of elu, gelu, identity, relu, sigmoid, silu, softplus, tanh.
+        hidden_degrees: degrees of the hidden units, one sequence a layer, instead of evenly spread ones.
+
+    Raises:
+        ValueError: a size is out of range, the order is no permutation, the activation is unknown, or a hidden unit has a
+            degree that no output can use.
+
+    References:
+        Germain, Gregor, Murray and Larochelle, MADE: masked autoencoder for distribution estimation, 2015.
+
+    Example:
+        >>> import torch, hvae_kernels as hk
+        >>> hk.nn.MADE(5, [32, 32])(torch.randn(8, 5)).shape
+        torch.Size([8, 2, 5])
+    """
+
+    def __init__(
+        self,
+        features: int,
+        hidden_features: int | Sequence[int],
+        outputs_per_feature: int = 2,
+        context_features: int = 0,
+        order: Sequence[int] | Tensor | None = None,
+        activation: str = "relu",
+        *,
+        hidden_degrees: Sequence[Sequence[int] | Tensor] | None = None,
+    ):
+        super().__init__()
+        name = "MADE"
+        widths = [hidden_features] if isinstance(hidden_features, int) else list(hidden_features)
+        for argument, value, least in (
+            ("features", features, 1),
+            ("outputs_per_feature", outputs_per_feature, 1),
+            ("context_features", context_features, 0),
+            ("hidden_features", min(widths, default=1), 1),
+        ):
+            if not isinstance(value, int) or value < least:
+                raise _checks.fail(name, argument, f"an integer of at least {least}", value)
+        if activation not in ACTIVATIONS:
+            raise _checks.fail(name, "activation", f"one of {', '.join(sorted(ACTIVATIONS))}", activation)
+        self.features, self.outputs_per_feature = features, outputs_per_feature
+        self.context_features, self.activation = context_features, activation
+        degrees = _positions(name, features, order)
+        spread = [self._spread(width) for width in widths]
+        hidden = spread if hidden_degrees is None else self._given(hidden_degrees, widths)
+        every = [degrees, *hidden, (degrees - 1).repeat(outputs_per_feature)]
+        self.layers = nn.ModuleList(MaskedLinear(a, b) for a, b in zip(every[:-1], every[1:], strict=True))
+        self.context = nn.Linear(context_features, len(every[1]), bias=False) if context_features else None
+
+    def _spread(self, width: int) -> Tensor:
+        """-1, which sees the context alone, to d - 2, the highest that an output uses."""
+        levels = self.features if self.context_features or self.features == 1 else self.features - 1
+        return torch.arange(width) * levels // width - (levels == self.features)
+
+    def _given(self, degrees: Sequence[Sequence[int] | Tensor], widths: list[int]) -> list[Tensor]:
+        degrees = [_degrees("MADE", "hidden_degrees", layer) for layer in degrees]
+        if [len(layer) for layer in degrees] != widths:
+            raise _checks.fail("MADE", "hidden_degrees", f"of lengths {widths}", str([len(layer) for layer in degrees]))
+        for layer in degrees:
+            useless = layer[(layer > self.features - 2) | (layer < -1)]
+            if len(useless):
+                expected = f"between -1 and features - 2 = {self.features - 2}, so that some output can use them"
+                raise _checks.fail("MADE", "hidden_degrees", expected, f"{useless[0].item()}")
+        return degrees
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """``x (..., features)`` and ``context (..., context_features)`` to ``(..., outputs_per_feature, features)``."""
+        _features("MADE", "x", x, self.features)
+        offset = self.offset(context, x.shape[:-1])
+        hidden = self.layers[0](x)
+        if offset is not None:
+            hidden = hidden + offset
+        for layer in self.layers[1:]:
+            hidden = layer(ACTIVATIONS[self.activation](hidden))
+        return hidden.unflatten(-1, (self.outputs_per_feature, self.features))
+
+    def offset(self, context: Tensor | None, batch: torch.Size) -> Tensor | None:
+        """What the context adds to the first layer, ``(*batch, units)``; None without a context."""
+        if self.context is None:
+            if context is not None:
+                raise _checks.fail("MADE", "context", "None, as context_features is 0", context)
+            return None
+        if context is None:
+            raise _checks.fail("MADE", "context", f"a tensor of shape (..., {self.context_features})", context)
+        _features("MADE", "context", context, self.context_features)
+        offset = self.context(context)
+        return offset.expand(*batch, offset.shape[-1])
+
+    def network(self, tail: Gate, context: Tensor | None, batch: torch.Size) -> Network:
+        """The network as data, for the kernels that walk through it; ``outputs_per_feature`` must be 2."""
+        offset = self.offset(context, batch)
+        last = len(self.layers) - 1
+        stages = tuple(
+            Stage(
+                weight=layer.weight,
+                bias=layer.bias,
+                degrees=layer.out_degrees,
+                source=place - 1 if place else FEATURES,
+                activation="identity" if place == last else self.activation,
+                offset=offset.reshape(-1, offset.shape[-1]) if offset is not None and place == 0 else None,
+            )
+            for place, layer in enumerate(self.layers)
+        )
+        return Network(self.layers[0].in_degrees, stages, tail, shift=(0, 1), scale=(self.features, 1))
+
+    def extra_repr(self) -> str:
+        """Sizes and activation."""
+        context = f", context_features={self.context_features}" if self.context_features else ""
+        return f"features={self.features}{context}, activation={self.activation!r}"
+
+
+class _Flow(nn.Module):
+    """A flow with ``forward`` and ``inverse``, both ``(z, context) -> (z', log_abs_det)``."""
+
+    features: int
+
+    def as_transform(self, context: Tensor | None = None, cache_size: int = 0) -> FlowTransform:
+        """The flow as a ``torch.distributions`` transform from z to z', given the context."""
+        return FlowTransform(self, context, cache_size)
+
+
+class InverseAutoregressiveFlow(_Flow):
+    r"""One step of an inverse autoregressive flow: :math:`z'_j = \sigma_j(z_{<j}) z_j + \tau_j(z_{<j}) \mu_j(z_{<j})`.
+
+    ``forward`` is parallel. ``inverse`` is sequential in the features, and costs about one forward pass all the same.
+
+    Args:
+        features: d.
+        hidden_features: width of the hidden layers, or a sequence with one for each.
+        context_features: width of the context; 0 for none.
+        gate: how the network's raw scale becomes a scale: a name or a ``Gate`` of ``affine_autoregressive``.
+        order: a permutation of ``range(features)``; None is the natural order.
+        activation: as for :class:`MADE`.
+        hidden_degrees: as for :class:`MADE`.
+
+    Raises:
+        ValueError: as for :class:`MADE`, or an unknown gate.
+
+    References:
+        Kingma et al., Improving variational inference with inverse autoregressive flow, 2016.
+
+    Example:
+        >>> import torch, hvae_kernels as hk
+        >>> flow, z = hk.nn.InverseAutoregressiveFlow(5, [32, 32]), torch.randn(8, 5)
+        >>> image, log_abs_det = flow(z)
+        >>> back, minus = flow.inverse(image)
+        >>> torch.testing.assert_close((back, minus), (z, -log_abs_det))
+    """
+
+    def __init__(
+        self,
+        features: int,
+        hidden_features: int | Sequence[int],
+        context_features: int = 0,
+        gate: str | Gate = "affine",
+        order: Sequence[int] | Tensor | None = None,
+        activation: str = "relu",
+        *,
+        hidden_degrees: Sequence[Sequence[int] | Tensor] | None = None,
+    ):
+        super().__init__()
+        self.features = features
+        self.gate = gate if isinstance(gate, Gate) else Gate(gate)
+        self.made = MADE(
+            features, hidden_features, 2, context_features, order, activation, hidden_degrees=hidden_degrees
+        )
+
+    def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """``z (..., d)`` and ``context (..., context_features)`` to ``(z', log_abs_det)``; parallel."""
+        return self._along(autoregressive_network.autoregressive_forward, z, context)
+
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """``z' (..., d)`` to ``(z, log_abs_det)`` of the inverse map; sequential, in one pass of work."""
+        return self._along(autoregressive_network.autoregressive_inverse, z, context)
+
+    def _along(self, direction, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        _features(type(self).__name__, "z", z, self.features)
+        network = self.made.network(self.gate, context, z.shape[:-1])
+        image, log_abs_det = direction(z.reshape(-1, self.features), network)
+        return image.reshape(z.shape), log_abs_det.reshape(z.shape[:-1])
+
+    def extra_repr(self) -> str:
+        """The gate."""
+        return f"gate={self.gate}"
+
+
+class MaskedAutoregressiveFlow(InverseAutoregressiveFlow):
+    r"""The same map the other way round: ``forward`` is sequential (sampling), ``inverse`` parallel (density).
+
+    :math:`z_j = \sigma_j(z'_{<j}) z'_j + \tau_j(z'_{<j}) \mu_j(z'_{<j})`, the network reads what comes out. Both directions
+    cost about one pass. Arguments and errors are those of :class:`InverseAutoregressiveFlow`.
+
+    References:
+        Papamakarios, Pavlakou and Murray, Masked autoregressive flow for density estimation, 2017.
+
+    Example:
+        >>> import torch, hvae_kernels as hk
+        >>> flow, z = hk.nn.MaskedAutoregressiveFlow(5, [32, 32]), torch.randn(8, 5)
+        >>> sample, log_abs_det = flow(z)
+        >>> torch.testing.assert_close(flow.inverse(sample), (z, -log_abs_det))
+    """
+
+    def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """``z (..., d)`` to ``(z', log_abs_det)``; sequential, in one pass of work."""
+        return super().inverse(z, context)
+
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """``z' (..., d)`` to ``(z, log_abs_det)`` of the inverse map; parallel."""
+        return super().forward(z, context)
+
+
+class FlowStack(_Flow):
+    """Flows one after the other; log-determinants add up.
+
+    Args:
+        flows: flows of one number of features, applied in this order by ``forward``.
+
+    Raises:
+        ValueError: none, or flows of different numbers of features.
+
+    Example:
+        >>> import torch, hvae_kernels as hk
+        >>> stack = hk.nn.FlowStack.autoregressive(hk.nn.InverseAutoregressiveFlow, 3, 5, [32])
+        >>> [flow.made.layers[0].in_degrees.tolist() for flow in stack.flows]
+        [[0, 1, 2, 3, 4], [4, 3, 2, 1, 0], [0, 1, 2, 3, 4]]
+    """
+
+    def __init__(self, flows: Sequence[_Flow]):
+        super().__init__()
+        self.flows = nn.ModuleList(flows)
+        sizes = {flow.features for flow in self.flows}
+        if len(sizes) != 1:
+            raise _checks.fail("FlowStack", "flows", "at least one, all of the same features", f"features {sizes}")
+        (self.features,) = sizes
+
+    @classmethod
+    def autoregressive(
+        cls,
+        kind: type[InverseAutoregressiveFlow],
+        n_layers: int,
+        features: int,
+        hidden_features: int | Sequence[int],
+        *,
+        orders: str = "reversed",
+        generator: torch.Generator | None = None,
+        **options,
+    ) -> FlowStack:
+        """``n_layers`` autoregressive flows whose orders of features alternate.
+
+        Args:
+            kind: the flows' class.
+            n_layers: how many.
+            features: d.
+            hidden_features: as for the flow.
+            orders: ``"reversed"`` (natural, reversed, natural, ...), ``"permuted"`` (random) or ``"same"``.
+            generator: draws the permutations.
+            **options: further arguments of the flow.
+        """
+        if orders not in ("reversed", "permuted", "same"):
+            raise _checks.fail("FlowStack", "orders", "one of reversed, permuted, same", orders)
+        flows = []
+        for place in range(n_layers):
+            order = torch.arange(features)
+            if orders == "permuted":
+                order = torch.randperm(features, generator=generator)
+            elif orders == "reversed" and place % 2:
+                order = order.flip(0)
+            flows.append(kind(features, hidden_features, order=order, **options))
+        return cls(flows)
+
+    def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """All flows in order."""
+        return _compose((flow.forward for flow in self.flows), z, context)
+
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """All inverses in the opposite order."""
+        return _compose((flow.inverse for flow in reversed(self.flows)), z, context)
+
+
+def _compose(directions, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+    total = z.new_zeros(z.shape[:-1])
+    for direction in directions:
+        z, log_abs_det = direction(z, context)
+        total = total + log_abs_det
+    return z, total
+
+
+class FlowTransform(Transform):
+    """A flow as a bijection of ``torch.distributions``, on vectors.
+
+    With ``cache_size=1`` the log-determinant found on the way is kept beside the pair of points.
+
+    Example:
+        >>> import torch, hvae_kernels as hk
+        >>> base = torch.distributions.Independent(torch.distributions.Normal(torch.zeros(5), 1.0), 1)
+        >>> flow = hk.nn.MaskedAutoregressiveFlow(5, [32])
+        >>> model = torch.distributions.TransformedDistribution(base, [flow.as_transform(cache_size=1)])
+        >>> model.log_prob(model.rsample((8,))).shape
+        torch.Size([8])
+    """
+
+    domain = constraints.real_vector
+    codomain = constraints.real_vector
+    bijective = True
+
+    def __init__(self, flow: _Flow, context: Tensor | None = None, cache_size: int = 0):
+        super().__init__(cache_size=cache_size)
+        self.flow, self.context = flow, context
+        self._cached_log_abs_det = None
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, FlowTransform) and self.flow is other.flow and self.context is other.context
+
+    __hash__ = None
+
+    def with_cache(self, cache_size: int = 1) -> FlowTransform:
+        """The same transform with another cache."""
+        return self if self._cache_size == cache_size else FlowTransform(self.flow, self.context, cache_size)
+
+    def _call(self, x: Tensor) -> Tensor:
+        y, self._cached_log_abs_det = self.flow(x, self.context)
+        return y
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        x, minus = self.flow.inverse(y, self.context)
+        self._cached_log_abs_det = -minus
+        return x
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """``log |det dy/dx|``, ``(...)``; recomputed from the pair's cheaper side unless it is the cached pair."""
+        known_x, known_y = self._cached_x_y if self._cache_size else (None, None)
+        if x is known_x and y is known_y:
+            return self._cached_log_abs_det
+        if isinstance(self.flow, MaskedAutoregressiveFlow):
+            return -self.flow.inverse(y, self.context)[1]
+        return self.flow(x, self.context)[1]
+
+
+def _features(function: str, argument: str, x: object, features: int) -> None:
+    if not isinstance(x, Tensor) or x.shape[-1:] != (features,):
+        raise _checks.fail(function, argument, f"a tensor of shape (..., {features})", x)
+
+
+def _degrees(function: str, argument: str, degrees: Sequence[int] | Tensor) -> Tensor:
+    degrees = torch.as_tensor(degrees)
+    if degrees.dtype.is_floating_point or degrees.dtype in (torch.bool, torch.complex64, torch.complex128):
+        raise TypeError(f"{function}: {argument} must be integers, got {_checks.describe(degrees)}")
+    if degrees.dim() != 1 or not len(degrees):
+        raise _checks.fail(function, argument, "a non-empty sequence of integers", degrees)
+    return degrees.to(torch.int64).clone()
+
+
+def _positions(function: str, features: int, order: Sequence[int] | Tensor | None) -> Tensor:
+    """The place of each feature in the order."""
+    if order is None:
+        return torch.arange(features)
+    order = _degrees(function, "order", order)
+    if not torch.equal(order.sort().values, torch.arange(features)):
+        raise _checks.fail(function, "order", f"a permutation of range({features})", str(order.tolist()))
+    return order.argsort()

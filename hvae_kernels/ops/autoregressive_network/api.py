@@ -1,0 +1,94 @@
+"""Where calls enter: docstrings, validation, dispatch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hvae_kernels import _checks, _dispatch, _library
+from hvae_kernels.ops.autoregressive import affine_autoregressive
+from hvae_kernels.ops.autoregressive_network import autograd, reference
+from hvae_kernels.ops.autoregressive_network.network import Network
+from hvae_kernels.ops.masked_linear import masked_linear
+
+NAME = "autoregressive_network"
+_dispatch.register(_dispatch.Op(NAME, ("cpp", "reference")))
+
+
+def autoregressive_forward(x: Tensor, network: Network) -> tuple[Tensor, Tensor]:
+    r"""The parallel direction of an autoregressive map.
+
+    .. math:: y_j = \sigma_j(x_{<j}) x_j + \tau_j(x_{<j}) \mu_j(x_{<j}), \quad
+        \log |\det| = \sum_j \log \sigma_j
+
+    Without gradients the C++ kernel walks tile by tile through the whole network, so that hidden activations never leave
+    the cache; with gradients it is the composition of ``masked_linear``, activations and ``affine_autoregressive``,
+    differentiable to any order.
+
+    Args:
+        x: features ``(rows, d)``.
+        network: the masked network and its tail.
+
+    Returns:
+        ``(y, log_abs_det)``, ``(rows, d)`` and ``(rows,)``.
+
+    Raises:
+        TypeError: ``x`` is no floating-point tensor, or its dtype is not the weights'.
+        ValueError: shapes or devices do not fit.
+    """
+    _validate("autoregressive_forward", x, network)
+    implementation = _dispatch.resolve(NAME, x)
+    if implementation == "reference" and _dispatch.requested() == "reference":
+        return reference.autoregressive_forward(x, network)
+    if implementation != "reference" and _nothing_differentiates(x, network):
+        return autograd.RAW_FORWARD[implementation](x, *network.arguments())
+    shift, raw = reference.parameters(x, network, masked_linear)
+    return affine_autoregressive(x, shift, raw, gate=network.tail)
+
+
+def autoregressive_inverse(y: Tensor, network: Network) -> tuple[Tensor, Tensor]:
+    r"""The sequential direction: x with ``autoregressive_forward(x) = y``, in one pass of work instead of d.
+
+    Features are found in order of degree, and each hidden unit is finished exactly once, when its last input is known, as
+    in a triangular solve: the arithmetic of one forward pass. The derivative is implicit,
+    :math:`J^\top v = g` by one sweep in the opposite order, never through the sequence of steps.
+
+    Args:
+        y: ``(rows, d)``.
+        network: the masked network and its tail.
+
+    Returns:
+        ``(x, log_abs_det)``, the latter of the inverse map: minus that of the forward direction.
+
+    Raises:
+        TypeError: ``y`` is no floating-point tensor, or its dtype is not the weights'.
+        ValueError: shapes or devices do not fit.
+        NotImplementedError: second derivatives through the inverse (except with the reference).
+    """
+    _validate("autoregressive_inverse", y, network)
+    implementation = _dispatch.resolve(NAME, y)
+    if implementation == "reference":
+        return reference.autoregressive_inverse(y, network)
+    arguments = network.arguments()
+    with torch.no_grad():
+        x, log_abs_det = autograd.RAW_INVERSE[implementation](y, *arguments)
+    if _nothing_differentiates(y, network):
+        return x, log_abs_det
+    image, _ = autoregressive_forward(x, network)
+    counts, settings, tensors = autograd.flattened(arguments)
+    tensors = tuple(t.detach() for t in tensors)
+    x = autograd.implicit(implementation, counts, settings, x, y - image, *tensors)
+    return x, -autoregressive_forward(x, network)[1]
+
+
+def _nothing_differentiates(x: Tensor, network: Network) -> bool:
+    if _library.nothing_differentiates():
+        return True
+    plain = not torch._C._are_functorch_transforms_active() and torch.autograd.forward_ad._current_level < 0
+    return plain and not any(t.requires_grad for t in (x, *network.tensors()))
+
+
+def _validate(function: str, x: Tensor, network: Network) -> None:
+    if not isinstance(x, Tensor) or x.dim() != 2 or x.shape[1] != network.features:
+        raise _checks.fail(function, "x", f"a tensor of shape (rows, {network.features})", x)
+    _checks.same_kind(function, x=x, weight=network.stages[0].weight)

@@ -1,0 +1,148 @@
+"""An autoregressive network as data: what the kernels walk through, for our modules and for other libraries' alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from hvae_kernels import _checks
+from hvae_kernels.ops.autoregressive.gates import CODES, Gate
+
+#: A stage's ``source`` when it reads the features, not another stage.
+FEATURES = -1
+#: A stage's ``residual`` or ``skip`` when it has none.
+NONE = -1
+
+#: Activations by name, in the order of the codes in csrc/kernels/network.h.
+ACTIVATIONS = {
+    "identity": lambda x: x,
+    "relu": torch.relu,
+    "elu": torch.nn.functional.elu,
+    "tanh": torch.tanh,
+    "softplus": lambda x: torch.nn.functional.softplus(x, threshold=40.0),
+    "sigmoid": torch.sigmoid,
+    "gelu": torch.nn.functional.gelu,
+    "silu": torch.nn.functional.silu,
+}
+_ACTIVATION_CODES = {name: code for code, name in enumerate(ACTIVATIONS)}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One masked linear map of the network and what follows it.
+
+    ``raw = (masked(weight) source + masked(skip) features + bias + offset) * gate + raw of the residual stage``, and
+    ``value = activation(raw)`` is what later stages read. A unit of degree m sees sources of degree <= m.
+
+    Args:
+        weight: ``(units, source units)``.
+        bias: ``(units,)`` or None.
+        degrees: int64 ``(units,)``.
+        source: the stage whose value it reads, or ``FEATURES``.
+        activation: a name of ``ACTIVATIONS``.
+        residual: the stage whose raw value is added, unit by unit, or ``NONE``.
+        skip: ``(units, features)``, a second weight that reads the features, or None.
+        offset: ``(rows, units)``, what the context adds, or None.
+        gate: ``(rows, units)``, what the context multiplies by, or None.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    degrees: Tensor
+    source: int
+    activation: str = "identity"
+    residual: int = NONE
+    skip: Tensor | None = None
+    offset: Tensor | None = None
+    gate: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Network:
+    """Stages from features to the raw parameters of the tail.
+
+    Args:
+        degrees: int64 ``(features,)``: the order of the features; equal ones do not see each other.
+        stages: the last one has two units a feature, of the feature's degree - 1.
+        tail: how a raw scale output becomes a scale.
+        shift: ``(first, step)``: feature j's shift is unit ``first + step j`` of the last stage.
+        scale: the same for its raw scale.
+    """
+
+    degrees: Tensor
+    stages: tuple[Stage, ...]
+    tail: Gate = field(default_factory=Gate.affine)
+    shift: tuple[int, int] = (0, 2)
+    scale: tuple[int, int] = (1, 2)
+
+    @property
+    def features(self) -> int:
+        """d."""
+        return self.degrees.shape[0]
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Every floating tensor, in a fixed order."""
+        return tuple(x for stage in self.stages for x in _tensors_of(stage) if x is not None)
+
+    def with_tensors(self, tensors: tuple[Tensor, ...]) -> Network:
+        """The same network with other tensors, in the order of :meth:`tensors`."""
+        remaining = iter(tensors)
+        stages = []
+        for stage in self.stages:
+            given = {name: next(remaining) for name in _TENSORS if getattr(stage, name) is not None}
+            stages.append(replace(stage, **given))
+        return replace(self, stages=tuple(stages))
+
+    def arguments(self) -> tuple:
+        """What the raw ops take: csrc/cpu/network.h reads the same."""
+        like = self.stages[0].weight
+        absent = like.new_empty(0)
+        weights = [_rows(stage.weight) for stage in self.stages]
+        program = [*self.shift, *self.scale]
+        for stage in self.stages:
+            skip = NONE
+            if stage.skip is not None:
+                skip = len(weights)
+                weights.append(_rows(stage.skip))
+            program += [stage.source, stage.residual, _ACTIVATION_CODES[stage.activation], skip]
+
+        def packed(name: str) -> list[Tensor]:
+            values = (getattr(stage, name) for stage in self.stages)
+            return [absent if x is None else x.contiguous() for x in values]
+
+        degrees = [self.degrees, *(stage.degrees for stage in self.stages)]
+        contexts = packed("bias"), packed("offset"), packed("gate")
+        return weights, *contexts, degrees, program, CODES[self.tail.name], self.tail.first, self.tail.second
+
+    def levels(self) -> list[Tensor]:
+        """Indices of the features of each degree, in ascending order of degree."""
+        return [(self.degrees == degree).nonzero()[:, 0] for degree in self.degrees.unique()]
+
+
+_TENSORS = ("weight", "bias", "skip", "offset", "gate")
+
+
+def _tensors_of(stage: Stage) -> tuple[Tensor | None, ...]:
+    return tuple(getattr(stage, name) for name in _TENSORS)
+
+
+def _rows(weight: Tensor) -> Tensor:
+    """Rows may lie apart (a slice of a wider weight), their entries may not."""
+    return weight if weight.stride(-1) == 1 or weight.shape[-1] <= 1 else weight.contiguous()
+
+
+def check(function: str, network: Network) -> None:
+    """Refuse a network whose parts do not fit, or with hidden units that no output can use."""
+    d = network.features
+    if not network.stages or network.stages[-1].degrees.shape != (2 * d,):
+        raise _checks.fail(function, "network", f"one whose last stage has 2 units for each of {d} features", "another")
+    for place, stage in enumerate(network.stages):
+        units = stage.degrees.shape[0]
+        sources = d if stage.source == FEATURES else network.stages[stage.source].degrees.shape[0]
+        if stage.weight.shape != (units, sources):
+            raise _checks.fail(function, f"stage {place}'s weight", f"of shape ({units}, {sources})", stage.weight)
+        if stage.activation not in ACTIVATIONS:
+            known = ", ".join(ACTIVATIONS)
+            raise _checks.fail(function, f"stage {place}'s activation", f"one of {known}", stage.activation)

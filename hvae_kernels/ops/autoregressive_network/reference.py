@@ -1,0 +1,61 @@
+"""Plain PyTorch, beside the formulas."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from hvae_kernels.ops.autoregressive.gates import scale_of
+from hvae_kernels.ops.autoregressive_network.network import ACTIVATIONS, FEATURES, NONE, Network
+
+
+def masked(x: Tensor, weight: Tensor, bias: Tensor | None, in_degrees: Tensor, out_degrees: Tensor) -> Tensor:
+    """The masked linear map, with its mask."""
+    mask = out_degrees[:, None] >= in_degrees
+    return torch.nn.functional.linear(x, torch.where(mask, weight, torch.zeros_like(weight)), bias)
+
+
+def parameters(x: Tensor, network: Network, linear: Callable[..., Tensor] = masked) -> tuple[Tensor, Tensor]:
+    """Shift and raw scale ``(rows, d)`` of features ``x (rows, d)``; ``linear`` is the masked map to use."""
+    raws, values = [], []
+    for stage in network.stages:
+        source = x if stage.source == FEATURES else values[stage.source]
+        degrees = network.degrees if stage.source == FEATURES else network.stages[stage.source].degrees
+        raw = linear(source, stage.weight, stage.bias, degrees, stage.degrees)
+        if stage.skip is not None:
+            raw = raw + linear(x, stage.skip, None, network.degrees, stage.degrees)
+        if stage.offset is not None:
+            raw = raw + stage.offset
+        if stage.gate is not None:
+            raw = raw * stage.gate
+        if stage.residual != NONE:
+            raw = raw + raws[stage.residual]
+        raws.append(raw)
+        values.append(ACTIVATIONS[stage.activation](raw))
+    return _features(values[-1], network.shift, network.features), _features(values[-1], network.scale, network.features)
+
+
+def _features(raw: Tensor, place: tuple[int, int], features: int) -> Tensor:
+    first, step = place
+    return raw[:, first : first + step * (features - 1) + 1 : step] if features else raw[:, :0]
+
+
+def autoregressive_forward(x: Tensor, network: Network) -> tuple[Tensor, Tensor]:
+    """``y_j = sigma_j(x) x_j + tau_j(x) mu_j(x)`` and the log-determinant."""
+    shift, raw = parameters(x, network)
+    scale, weight, log_scale = scale_of(network.tail, raw)
+    return scale * x + (shift if weight is None else weight * shift), log_scale.sum(-1)
+
+
+def autoregressive_inverse(y: Tensor, network: Network) -> tuple[Tensor, Tensor]:
+    """One pass through the whole network for each level of features; differentiable through all of them."""
+    x, log_det = torch.zeros_like(y), y.new_zeros(y.shape[:-1])
+    for level in network.levels():
+        shift, raw = parameters(x, network)
+        scale, weight, log_scale = scale_of(network.tail, raw[:, level])
+        shift = shift[:, level] if weight is None else weight * shift[:, level]
+        x = x.index_copy(1, level, (y[:, level] - shift) / scale)
+        log_det = log_det - log_scale.sum(-1)
+    return x, log_det
