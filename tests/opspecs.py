@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +18,8 @@ from hvae_kernels.ops.leapfrog import reference as leapfrog_reference
 from hvae_kernels.ops.leapfrog_update import autograd as update_autograd
 from hvae_kernels.ops.leapfrog_update import leapfrog_update
 from hvae_kernels.ops.leapfrog_update import reference as update_reference
+from hvae_kernels.ops.masked_linear import autograd as masked_autograd
+from hvae_kernels.ops.masked_linear import reference as masked_reference
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,7 @@ class OpSpec:
 
     ``make(dtype, device, **case)`` makes inputs; ``cases`` are its sizes, ``small`` the one for finite differences;
     ``extremes`` are cases at the edge of the number range; ``same`` are pairs of arguments that may be one tensor.
+    ``options`` names what in a case belongs to the op and its reference, not to the inputs: see :meth:`at`.
     """
 
     name: str
@@ -43,6 +48,19 @@ class OpSpec:
     extremes: dict[str, dict[str, Any]]
     same: tuple[int, int]
     raw: tuple[RawOp, ...] = field(default=())
+    options: tuple[str, ...] = ()
+
+    def at(self, case: dict[str, Any]) -> OpSpec:
+        """The spec of one case: its options bound to the op and the reference, and kept from ``make``."""
+        bound = {name: case[name] for name in self.options if name in case}
+        if not bound:
+            return self
+        op, reference = (functools.partial(function, **bound) for function in (self.op, self.reference))
+
+        def make(*args: Any, **case: Any) -> tuple[Tensor, ...]:
+            return self.make(*args, **{name: value for name, value in case.items() if name not in bound})
+
+        return dataclasses.replace(self, op=op, reference=reference, make=make)
 
     @property
     def implementations(self) -> tuple[str, ...]:
@@ -100,6 +118,55 @@ def update_inputs(
     state = [_in_layout(scale * torch.randn(shape, **kind), layout) for _ in range(3)]
     kick, drift = (_uniform(0.05, 0.5, shape[-1], **kind) for _ in range(2))
     return *state, _uniform(0.7, 1.1, **kind), kick, drift
+
+
+def masked_inputs(
+    dtype: torch.dtype,
+    device: str,
+    *,
+    shape: tuple[int, ...],
+    out: int,
+    bias: bool = True,
+    layout: str = "contiguous",
+    weight_layout: str = "contiguous",
+    scale: float = 1.0,
+) -> tuple[Tensor, ...]:
+    """Inputs of ``masked_linear``: x of ``shape``, a weight for ``out`` outputs, and a bias."""
+    kind = {"dtype": dtype, "device": device}
+    x = _in_layout(scale * torch.randn(shape, **kind), layout)
+    weight = _in_layout(torch.randn(out, shape[-1], **kind), weight_layout)
+    return (x, weight, torch.randn(out, **kind)) if bias else (x, weight)
+
+
+def degrees(pattern: str, n_in: int, n_out: int, device: str | torch.device) -> tuple[Tensor, Tensor]:
+    """Degrees of inputs and outputs, by arithmetic alone, so that they may be made inside a compiled function."""
+    ins, outs = (torch.arange(n, device=device) for n in (n_in, n_out))
+    lowest, highest = torch.iinfo(torch.int64).min, torch.iinfo(torch.int64).max
+    return {
+        "cyclic": lambda: (ins % 3, outs % 3),
+        "sorted": lambda: (ins * n_out, outs * n_in),
+        "reversed": lambda: ((n_in - ins) * n_out, (n_out - outs) * n_in),
+        "shuffled": lambda: (ins * 7919 % 61 - 30, outs * 7927 % 59 - 30),
+        "duplicated": lambda: (ins // 20 * n_out, outs // 20 * n_in),
+        "dead_rows": lambda: (ins + 2, outs % 5 * n_in // 2),
+        "dense": lambda: (ins * 0, outs * 0),
+        "empty": lambda: (ins * 0, outs * 0 - 1),
+        "limits": lambda: (lowest + ins % 2 * (highest - lowest), lowest + outs % 2 * (highest - lowest)),
+    }[pattern]()
+
+
+def masked_op(
+    function: Callable[..., Tensor],
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    pattern: str = "cyclic",
+    strict: bool = False,
+) -> tuple[Tensor]:
+    """``masked_linear`` or its reference on floating-point tensors alone."""
+    n_out, n_in = weight.shape
+    return (function(x, weight, bias, *degrees(pattern, n_in, n_out, x.device), strict=strict),)
 
 
 def _in_layout(tensor: Tensor, layout: str) -> Tensor:
@@ -177,6 +244,50 @@ def _update_within(dense: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return z, rho, (z - loc) @ precision, tempering[0], loc.abs(), loc.abs()
 
 
+MASKED_CASES = {
+    "plain": {"shape": (7, 5), "out": 4},
+    "strict": {"shape": (7, 5), "out": 4, "strict": True},
+    "no_bias": {"shape": (7, 5), "out": 4, "bias": False},
+    "no_rows": {"shape": (0, 5), "out": 4},
+    "no_inputs": {"shape": (7, 0), "out": 4},
+    "no_outputs": {"shape": (7, 5), "out": 0},
+    "no_leading": {"shape": (5,), "out": 4},
+    "leading_dims": {"shape": (2, 3, 4, 5), "out": 7},
+    "leading_dims_no_rows": {"shape": (2, 0, 5), "out": 4},
+    "one_element": {"shape": (1, 1), "out": 1},
+    "one_element_strict": {"shape": (1, 1), "out": 1, "strict": True},
+    "prime": {"shape": (13, 17), "out": 19},
+    "below_power": {"shape": (15, 31), "out": 63, "pattern": "sorted"},
+    "above_power": {"shape": (17, 33), "out": 65},
+    "staircase": {"shape": (33, 65), "out": 129, "pattern": "sorted"},
+    "staircase_strict": {"shape": (5, 129), "out": 65, "pattern": "sorted", "strict": True},
+    "reversed": {"shape": (5, 67), "out": 65, "pattern": "reversed"},
+    "duplicated": {"shape": (5, 67), "out": 65, "pattern": "duplicated", "strict": True},
+    "shuffled": {"shape": (17, 67), "out": 35, "pattern": "shuffled", "strict": True},
+    "dead_rows": {"shape": (5, 35), "out": 33, "pattern": "dead_rows"},
+    "dense": {"shape": (5, 35), "out": 33, "pattern": "dense"},
+    "empty": {"shape": (5, 35), "out": 33, "pattern": "empty"},
+    "limits": {"shape": (7, 33), "out": 35, "pattern": "limits"},
+    "many_rows": {"shape": (521, 3), "out": 5},
+    "many_inputs": {"shape": (2, 521), "out": 3, "pattern": "sorted"},
+    "strided": {"shape": (7, 5), "out": 4, "layout": "strided", "weight_layout": "strided"},
+    "transposed": {"shape": (7, 5), "out": 4, "layout": "transposed", "weight_layout": "transposed"},
+    "expanded": {"shape": (7, 5), "out": 4, "layout": "expanded", "weight_layout": "expanded"},
+}
+MASKED_EXTREMES = {
+    "large": {"shape": (7, 5), "out": 4, "scale": 1e18},
+    "tiny": {"shape": (7, 5), "out": 4, "scale": 1e-18},
+}
+
+
+def _masked_degrees(x: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+    return degrees("cyclic", x[0].shape[1], x[1].shape[0], x[0].device)
+
+
+def _masked_cotangent(x: tuple[Tensor, ...]) -> Tensor:
+    return torch.randn_like(x[0] @ x[1].mT)
+
+
 EXTREMES = {"large": {"shape": (7, 5), "scale": 1e18}, "tiny": {"shape": (7, 5), "scale": 1e-18}}
 
 OPSPECS = (
@@ -221,5 +332,22 @@ OPSPECS = (
         extremes=EXTREMES,
         same=(1, 2),
         raw=UPDATE_RAW,
+    ),
+    OpSpec(
+        name="masked_linear",
+        op=functools.partial(masked_op, F.masked_linear),
+        reference=functools.partial(masked_op, masked_reference.masked_linear),
+        make=masked_inputs,
+        cases=MASKED_CASES,
+        small={"shape": (3, 4), "out": 3},
+        extremes=MASKED_EXTREMES,
+        same=(0, 1),
+        raw=(
+            RawOp(masked_autograd.RAW_FORWARD, lambda x: (*x, *_masked_degrees(x), False)),
+            RawOp(masked_autograd.RAW_FORWARD, lambda x: (*x[:2], None, *_masked_degrees(x), True)),
+            RawOp(masked_autograd.RAW_INPUT_GRAD, lambda x: (_masked_cotangent(x), x[1], *_masked_degrees(x), False)),
+            RawOp(masked_autograd.RAW_WEIGHT_GRAD, lambda x: (_masked_cotangent(x), x[0], *_masked_degrees(x), True)),
+        ),
+        options=("pattern", "strict"),
     ),
 )

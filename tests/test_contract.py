@@ -33,12 +33,12 @@ def _rows():
 
 ROWS = [pytest.param(*row, id="/".join((row[0].name, *row[1:]))) for row in _rows()]
 CASES = [
-    pytest.param(*row, case, id="/".join((row[0].name, *row[1:], name)))
+    pytest.param(row[0].at(case), *row[1:], case, id="/".join((row[0].name, *row[1:], name)))
     for row in _rows()
     for name, case in row[0].cases.items()
 ]
 EXTREMES = [
-    pytest.param(*row, case, id="/".join((row[0].name, *row[1:], name)))
+    pytest.param(row[0].at(case), *row[1:], case, id="/".join((row[0].name, *row[1:], name)))
     for row in _rows()
     for name, case in row[0].extremes.items()
 ]
