@@ -16,11 +16,6 @@ std::vector<int64_t> degrees_of(const Tensor& t, int64_t size) {
   return {values, values + size};
 }
 
-std::vector<int64_t> negated(std::vector<int64_t> degrees) {
-  for (int64_t& d : degrees) d = -d;
-  return degrees;
-}
-
 // Rows may lie apart (a slice of a wider matrix), entries of a row may not.
 Tensor with_unit_stride(const Tensor& t) { return t.size(1) <= 1 || t.stride(1) == 1 ? t : torch::stable::contiguous(t); }
 
@@ -209,7 +204,7 @@ Tensor masked_linear_input_grad(Tensor grad, Tensor weight, Tensor in_degrees, T
   check_matrix(weight, grad);
   const int64_t out = weight.size(0), in = weight.size(1);
   STD_TORCH_CHECK(grad.size(1) == out, "masked_linear: grad and weight do not fit");
-  const Staircase stairs(negated(degrees_of(in_degrees, in)), negated(degrees_of(out_degrees, out)), strict);
+  const Staircase stairs(reversed(degrees_of(in_degrees, in)), reversed(degrees_of(out_degrees, out)), strict);
   Tensor d_x = empty_of({grad.size(0), in}, grad);
   HK_DISPATCH("masked_linear", grad, input_grad, stairs, packed(grad), with_unit_stride(weight), d_x);
   return d_x;

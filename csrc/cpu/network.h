@@ -35,7 +35,7 @@ struct Layer {
   std::vector<int64_t> start, rest;  // units before step t in `up`; units at or after step t in `down`
 
   Layer(std::vector<int64_t> d, const std::vector<int64_t>& levels, bool features)
-      : degrees(std::move(d)), up(by_degree(degrees)), down(by_degree(negated(degrees))) {
+      : degrees(std::move(d)), up(by_degree(degrees)), down(by_degree(reversed(degrees))) {
     const int64_t steps = levels.size();
     start.assign(steps + 2, 0);
     for (int64_t degree : degrees) {
@@ -50,11 +50,6 @@ struct Layer {
   }
 
   int64_t size() const { return degrees.size(); }
-
-  static std::vector<int64_t> negated(std::vector<int64_t> degrees) {
-    for (int64_t& d : degrees) d = -d;
-    return degrees;
-  }
 };
 
 template <class T>
@@ -142,7 +137,7 @@ class Network {
     check(w.size(1) <= 1 || w.stride(1) == 1);
     stages[s].terms.push_back({source, static_cast<const T*>(w.const_data_ptr()), w.stride(0),
                                visible(to.degrees, to.up, from.degrees, from.up, false),
-                               visible(Layer::negated(from.degrees), from.down, Layer::negated(to.degrees), to.down,
+                               visible(reversed(from.degrees), from.down, reversed(to.degrees), to.down,
                                        false)});
   }
 };

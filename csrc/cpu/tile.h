@@ -36,6 +36,12 @@ inline std::vector<int32_t> by_degree(const std::vector<int64_t>& degrees) {
   return order;
 }
 
+// Degrees in the opposite order: not -d, as the least integer has no opposite.
+inline std::vector<int64_t> reversed(std::vector<int64_t> degrees) {
+  for (int64_t& d : degrees) d = ~d;
+  return degrees;
+}
+
 // How many of the sorted source degrees each of the sorted unit degrees sees: those not above (strict: below) it.
 inline std::vector<int64_t> visible(const std::vector<int64_t>& units, const std::vector<int32_t>& unit_order,
                                     const std::vector<int64_t>& sources, const std::vector<int32_t>& source_order,
