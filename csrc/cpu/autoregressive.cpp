@@ -26,8 +26,9 @@ constexpr int64_t kTerms = 512, kColumnTerms = 96, kAll = std::numeric_limits<in
                              double* log_det) {                                                                       \
     network::invert_tail(tail, y, shift, raw, n, x, log_det);                                                         \
   }                                                                                                                   \
-  HK_CLONES void solve_tail(const TailOf<T>& tail, const T* x, const T* through, int64_t n, T* g, T* shift, T* raw) { \
-    network::solve_tail(tail, x, through, n, g, shift, raw);                                                          \
+  HK_CLONES void solve_tail(const TailOf<T>& tail, const T* x, const T* through, const T* h, int64_t n, T* g,         \
+                            T* shift, T* raw) {                                                                       \
+    network::solve_tail(tail, x, through, h, n, g, shift, raw);                                                       \
   }
 
 HK_NETWORK_CLONES(float)
@@ -41,7 +42,8 @@ class Sweep {
   Sweep(const Network<T>& net, const NetworkArguments& a, int64_t vectors)
       : net_(net), tail_{a.gate, static_cast<T>(a.first), static_cast<T>(a.second)}, vectors_(vectors),
         lanes_(vectors * kVectorLanes<T>), x_(net.inputs[0].size() * lanes_), y_(net.inputs[0].size() * lanes_),
-        log_det_(lanes_), through_(net.inputs[0].size() * lanes_) {
+        log_det_(lanes_), through_(net.inputs[0].size() * lanes_),
+        grad_log_det_(lanes_) {
     for (const Stage<T>& s : net.stages) {
       raw_.emplace_back(s.layer.size() * lanes_);
       value_.emplace_back(s.layer.size() * lanes_);
@@ -53,6 +55,8 @@ class Sweep {
   // Where the tile's known and wanted rows lie.
   T* x() { return x_.data(); }
   T* y() { return y_.data(); }
+  T* grad_log_det() { return grad_log_det_.data(); }
+  const T* outputs() { return output(0); }
   const double* log_det() const { return log_det_.data(); }
   int64_t lanes() const { return lanes_; }
 
@@ -102,7 +106,8 @@ class Sweep {
     }
   }
 
-  // x known, y holds g: y becomes v with J^T v = g, J the Jacobian of the map at x. The same sweep, backwards.
+  // x known, y holds g, grad_log_det h: y becomes v with J^T v = g - h dL/dx, J the Jacobian of the map at x and L its
+  // log-determinant; the outputs become their cotangents. The same sweep, backwards.
   void solve() {
     const Layer& features = net_.inputs[0];
     const int64_t last = net_.stages.size() - 1;
@@ -123,8 +128,8 @@ class Sweep {
         pull(kFeatures, features.rest[t + 1], features.rest[t], t1, false);
         for (int64_t i = features.rest[t + 1]; i < features.rest[t]; ++i) {
           const int64_t j = features.down[i];
-          solve_tail(tail_, x() + j * lanes_, through(j), lanes_, y() + j * lanes_, output(net_.shift_unit(j)),
-                     output(net_.scale_unit(j)));
+          solve_tail(tail_, x() + j * lanes_, through(j), grad_log_det_.data(), lanes_, y() + j * lanes_,
+                     output(net_.shift_unit(j)), output(net_.scale_unit(j)));
         }
         for (int64_t s = last - 1; s >= 0; --s) {
           const Layer& layer = net_.stages[s].layer;
@@ -252,7 +257,7 @@ class Sweep {
   int64_t vectors_, lanes_;
   Scratch<T> x_, y_;
   Scratch<double> log_det_;
-  Scratch<T> through_;
+  Scratch<T> through_, grad_log_det_;
   std::vector<Scratch<T>> raw_, value_, offset_, gates_;
 };
 
@@ -267,37 +272,56 @@ int64_t vectors_of(int64_t rows) {
   return rows <= 4 * kVectorLanes<T> ? 2 : kMostVectors;
 }
 
-// `known` (and for a solve `grad`) into `wanted`; log_det (rows) unless it is a solve.
+// What a task reads and writes besides the network: known (rows, d) into wanted (rows, d). A map also writes log_det
+// (rows); a solve reads the cotangents grad (rows, d) and grad_log_det (rows) and writes those of the network's outputs.
 template <class T>
-void run(const NetworkArguments& a, Task task, const Tensor& known, const Tensor& grad, const Tensor& wanted,
-         const Tensor& log_det) {
+struct Ends {
+  const T *known, *grad, *grad_log_det;
+  T *wanted, *log_det, *outputs;
+};
+
+template <class T>
+void run_tile(Sweep<T>& sweep, Task task, const Ends<T>& ends, int64_t row, int64_t n, int64_t features) {
+  const int64_t lanes = sweep.lanes();
+  const bool inverse = task == Task::kInverse;
+  const auto load = [&](const T* from, int64_t width, T* to) {
+    if (from) into_tile(from + row * width, width, n, width, lanes, to);
+    else std::fill_n(to, width * lanes, T(0));
+  };
+  sweep.load_context(row, n);
+  load(ends.known, features, inverse ? sweep.y() : sweep.x());
+  if (task == Task::kSolve) {
+    load(ends.grad, features, sweep.y());
+    load(ends.grad_log_det, 1, sweep.grad_log_det());
+    sweep.solve();
+    transposed(sweep.outputs(), lanes, 2 * features, n, ends.outputs + row * 2 * features, 2 * features);
+  } else {
+    if (inverse) sweep.inverse();
+    else sweep.forward();
+    std::copy_n(sweep.log_det(), n, ends.log_det + row);
+  }
+  transposed(inverse ? sweep.x() : sweep.y(), lanes, features, n, ends.wanted + row * features, features);
+}
+
+template <class T>
+void run(const NetworkArguments& a, Task task, const Tensor& known, const MaybeTensor& grad,
+         const MaybeTensor& grad_log_det, const Tensor& wanted, const Tensor& second) {
   const int64_t rows = known.size(0), features = known.size(1);
   const Network<T> net(a, features, rows);
   const int64_t vectors = vectors_of<T>(rows), lanes = vectors * kVectorLanes<T>, tiles = (rows + lanes - 1) / lanes;
-  const T* from = static_cast<const T*>(known.const_data_ptr());
-  const T* g = static_cast<const T*>(grad.const_data_ptr());
-  T *to = written<T>(wanted), *det = task == Task::kSolve ? nullptr : written<T>(log_det);
+  const Ends<T> ends{static_cast<const T*>(known.const_data_ptr()), data<T>(grad), data<T>(grad_log_det),
+                     written<T>(wanted), written<T>(second), written<T>(second)};
   torch::stable::parallel_for(0, tiles, 1, [&](int64_t begin, int64_t end) {
     Sweep<T> sweep(net, a, vectors);
-    for (int64_t tile = begin; tile < end; ++tile) {
-      const int64_t row = tile * lanes, n = std::min(lanes, rows - row);
-      sweep.load_context(row, n);
-      into_tile(from + row * features, features, n, features, lanes, task == Task::kInverse ? sweep.y() : sweep.x());
-      if (task == Task::kSolve) into_tile(g + row * features, features, n, features, lanes, sweep.y());
-      if (task == Task::kForward) sweep.forward();
-      if (task == Task::kInverse) sweep.inverse();
-      if (task == Task::kSolve) sweep.solve();
-      transposed(task == Task::kInverse ? sweep.x() : sweep.y(), lanes, features, n, to + row * features, features);
-      for (int64_t i = 0; i < n && det; ++i) det[row + i] = static_cast<T>(sweep.log_det()[i]);
-    }
+    for (int64_t t = begin; t < end; ++t)
+      run_tile(sweep, task, ends, t * lanes, std::min(lanes, rows - t * lanes), features);
   });
 }
 
-std::tuple<Tensor, Tensor> map(Task task, const Tensor& known, NetworkArguments a) {
+std::tuple<Tensor, Tensor> map(Task task, const Tensor& known, const NetworkArguments& a) {
   STD_TORCH_CHECK(known.dim() == 2, "autoregressive network: known values must be a matrix");
-  Tensor wanted = empty_for(known, true);
-  Tensor log_det = empty_of({known.size(0)}, known);
-  HK_DISPATCH("autoregressive network", known, run, a, task, packed(known), known, wanted, log_det);
+  Tensor wanted = empty_for(known, true), log_det = empty_of({known.size(0)}, known);
+  HK_DISPATCH("autoregressive network", known, run, a, task, packed(known), {}, {}, wanted, log_det);
   return {wanted, log_det};
 }
 
@@ -315,13 +339,18 @@ std::tuple<Tensor, Tensor> autoregressive_inverse(Tensor y, HK_NETWORK_PARAMETER
   return map(Task::kInverse, y, HK_NETWORK);
 }
 
-Tensor autoregressive_solve(Tensor grad, Tensor x, HK_NETWORK_PARAMETERS) {
-  STD_TORCH_CHECK(x.dim() == 2 && same_shape(grad, x) && grad.scalar_type() == x.scalar_type(),
-                  "autoregressive network: grad and x do not fit");
-  Tensor solution = empty_for(x, true);
+std::tuple<Tensor, Tensor> autoregressive_solve(MaybeTensor grad, MaybeTensor grad_log_det, Tensor x,
+                                                HK_NETWORK_PARAMETERS) {
+  const auto fits = [&](const Tensor& t) { return t.scalar_type() == x.scalar_type(); };
+  STD_TORCH_CHECK(x.dim() == 2 && (!grad || (same_shape(*grad, x) && fits(*grad))) &&
+                      (!grad_log_det || (grad_log_det->dim() == 1 && grad_log_det->size(0) == x.size(0) &&
+                                         fits(*grad_log_det))),
+                  "autoregressive network: cotangents and x do not fit");
+  Tensor solution = empty_for(x, true), outputs = empty_of({x.size(0), 2 * x.size(1)}, x);
   const NetworkArguments a HK_NETWORK;
-  HK_DISPATCH("autoregressive network", x, run, a, Task::kSolve, packed(x), packed(grad), solution, solution);
-  return solution;
+  HK_DISPATCH("autoregressive network", x, run, a, Task::kSolve, packed(x), packed(grad), packed(grad_log_det),
+              solution, outputs);
+  return {solution, outputs};
 }
 
 }  // namespace hk

@@ -46,6 +46,7 @@ Tensor masked_linear_weight_grad(Tensor grad, Tensor x, Tensor in_degrees, Tenso
 
 std::tuple<Tensor, Tensor> autoregressive_forward(Tensor x, HK_NETWORK_PARAMETERS);
 std::tuple<Tensor, Tensor> autoregressive_inverse(Tensor y, HK_NETWORK_PARAMETERS);
-Tensor autoregressive_solve(Tensor grad, Tensor x, HK_NETWORK_PARAMETERS);
+std::tuple<Tensor, Tensor> autoregressive_solve(MaybeTensor grad, MaybeTensor grad_log_det, Tensor x,
+                                                HK_NETWORK_PARAMETERS);
 
 }  // namespace hk

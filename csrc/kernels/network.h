@@ -30,43 +30,44 @@ HK_INLINE void with_activation(int64_t code, const F& f) {
 // The tail  y = scale x + weight shift  as functions of the raw network output s, with derivatives by s.
 template <class T>
 struct Tail {
-  T scale, weight, log_scale, d_scale, d_weight;
+  T scale, weight, log_scale, d_scale, d_weight, d_log_scale;
 };
 
 template <class T>
 struct Exponential {
   static HK_INLINE Tail<T> at(T s, T, T) {
     const T e = exponential(s);
-    return {e, T(1), s, e, T(0)};
+    return {e, T(1), s, e, T(0), T(1)};
   }
 };
 template <class T>
 struct Clipped {
   static HK_INLINE Tail<T> at(T s, T low, T high) {
     const T l = s < low ? low : (s > high ? high : s), e = exponential(l);
-    return {e, T(1), l, e, T(0)};
+    return {e, T(1), l, e, T(0), T(1)};
   }
 };
 template <class T>
 struct SoftClipped {
   static HK_INLINE Tail<T> at(T s, T bound, T) {
     const T q = T(1) / (T(1) + (s < T(0) ? -s : s) / bound), l = s * q, e = exponential(l);
-    return {e, T(1), l, e * q * q, T(0)};
+    return {e, T(1), l, e * q * q, T(0), q * q};
   }
 };
 template <class T>
 struct SoftplusScale {
   static HK_INLINE Tail<T> at(T s, T epsilon, T) {
     const T e = softplus(s) + epsilon;
-    return {e, T(1), logarithm(e), logistic(s).value, T(0)};
+    const T slope = logistic(s).value;
+    return {e, T(1), logarithm(e), slope, T(0), slope / e};
   }
 };
 template <class T>
 struct ShiftedSigmoid {
   static HK_INLINE Tail<T> at(T s, T offset, T epsilon) {
     const Logistic<T> g = logistic(s + offset);
-    const T e = g.value + epsilon;
-    return {e, T(1), logarithm(e), g.value * g.rest, T(0)};
+    const T e = g.value + epsilon, slope = g.value * g.rest;
+    return {e, T(1), logarithm(e), slope, T(0), slope / e};
   }
 };
 template <class T>
@@ -74,7 +75,7 @@ struct Blend {
   static HK_INLINE Tail<T> at(T s, T offset, T) {
     const Logistic<T> g = logistic(s + offset);
     const T slope = g.value * g.rest;
-    return {g.value, g.rest, -softplus(-s - offset), slope, -slope};
+    return {g.value, g.rest, -softplus(-s - offset), slope, -slope, g.rest};
   }
 };
 
@@ -135,14 +136,16 @@ HK_INLINE void invert_tail(const TailOf<T>& tail, const T* y, const T* shift, co
   });
 }
 
-// One row of the solve: v = (g - through) / scale replaces g, the cotangents of shift and raw replace their values.
+// One row of the solve: v = (g - through) / scale replaces g, the cotangents of shift and raw (with that of the
+// log-determinant, h) replace their values.
 template <class T>
-HK_INLINE void solve_tail(const TailOf<T>& tail, const T* x, const T* through, int64_t n, T* g, T* shift, T* raw) {
+HK_INLINE void solve_tail(const TailOf<T>& tail, const T* x, const T* through, const T* h, int64_t n, T* g, T* shift,
+                          T* raw) {
   with_gate<T>(tail.gate, [&](auto gate) __attribute__((always_inline)) {
     for (int64_t i = 0; i < n; ++i) {
       const Tail<T> t = gate.at(raw[i], tail.first, tail.second);
       const T v = (g[i] - through[i]) / t.scale;
-      raw[i] = v * (t.d_scale * x[i] + t.d_weight * shift[i]);
+      raw[i] = v * (t.d_scale * x[i] + t.d_weight * shift[i]) + h[i] * t.d_log_scale;
       shift[i] = v * t.weight;
       g[i] = v;
     }

@@ -1,5 +1,22 @@
 """Drop-in modules on the fused ops."""
 
+from hvae_kernels.nn.autoregressive import (
+    MADE,
+    FlowStack,
+    FlowTransform,
+    InverseAutoregressiveFlow,
+    MaskedAutoregressiveFlow,
+    MaskedLinear,
+)
 from hvae_kernels.nn.hamiltonian import GaussianPotential, HamiltonianFlow
 
-__all__ = ["GaussianPotential", "HamiltonianFlow"]
+__all__ = [
+    "MADE",
+    "FlowStack",
+    "FlowTransform",
+    "GaussianPotential",
+    "HamiltonianFlow",
+    "InverseAutoregressiveFlow",
+    "MaskedAutoregressiveFlow",
+    "MaskedLinear",
+]

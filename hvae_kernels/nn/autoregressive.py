@@ -133,7 +133,7 @@ class MADE(nn.Module):
     def _spread(self, width: int) -> Tensor:
         """-1, which sees the context alone, to d - 2, the highest that an output uses."""
         levels = self.features if self.context_features or self.features == 1 else self.features - 1
-        return torch.arange(width) * levels // width - (levels == self.features)
+        return torch.arange(width) * levels // width - int(levels == self.features)
 
     def _given(self, degrees: Sequence[Sequence[int] | Tensor], widths: list[int]) -> list[Tensor]:
         degrees = [_degrees("MADE", "hidden_degrees", layer) for layer in degrees]

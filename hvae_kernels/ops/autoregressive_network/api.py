@@ -8,7 +8,7 @@ from torch import Tensor
 from hvae_kernels import _checks, _dispatch, _library
 from hvae_kernels.ops.autoregressive import affine_autoregressive
 from hvae_kernels.ops.autoregressive_network import autograd, reference
-from hvae_kernels.ops.autoregressive_network.network import Network
+from hvae_kernels.ops.autoregressive_network.network import Network, flattened
 from hvae_kernels.ops.masked_linear import masked_linear
 
 NAME = "autoregressive_network"
@@ -40,8 +40,10 @@ def autoregressive_forward(x: Tensor, network: Network) -> tuple[Tensor, Tensor]
     implementation = _dispatch.resolve(NAME, x)
     if implementation == "reference" and _dispatch.requested() == "reference":
         return reference.autoregressive_forward(x, network)
-    if implementation != "reference" and _nothing_differentiates(x, network):
-        return autograd.RAW_FORWARD[implementation](x, *network.arguments())
+    if implementation != "reference" and not torch.compiler.is_compiling():
+        counts, settings, tensors = flattened(network)
+        if autograd.nothing_differentiates(x, *tensors):
+            return autograd.raw_forward(implementation, counts, settings, x, *tensors)
     shift, raw = reference.parameters(x, network, masked_linear)
     return affine_autoregressive(x, shift, raw, gate=network.tail)
 
@@ -51,7 +53,8 @@ def autoregressive_inverse(y: Tensor, network: Network) -> tuple[Tensor, Tensor]
 
     Features are found in order of degree, and each hidden unit is finished exactly once, when its last input is known, as
     in a triangular solve: the arithmetic of one forward pass. The derivative is implicit,
-    :math:`J^\top v = g` by one sweep in the opposite order, never through the sequence of steps.
+    :math:`J^\top v = g` by one sweep in the opposite order, never through the sequence of steps. Second derivatives and
+    forward mode come from the reference, which takes d passes.
 
     Args:
         y: ``(rows, d)``.
@@ -63,29 +66,12 @@ def autoregressive_inverse(y: Tensor, network: Network) -> tuple[Tensor, Tensor]
     Raises:
         TypeError: ``y`` is no floating-point tensor, or its dtype is not the weights'.
         ValueError: shapes or devices do not fit.
-        NotImplementedError: second derivatives through the inverse (except with the reference).
     """
     _validate("autoregressive_inverse", y, network)
     implementation = _dispatch.resolve(NAME, y)
     if implementation == "reference":
         return reference.autoregressive_inverse(y, network)
-    arguments = network.arguments()
-    with torch.no_grad():
-        x, log_abs_det = autograd.RAW_INVERSE[implementation](y, *arguments)
-    if _nothing_differentiates(y, network):
-        return x, log_abs_det
-    image, _ = autoregressive_forward(x, network)
-    counts, settings, tensors = autograd.flattened(arguments)
-    tensors = tuple(t.detach() for t in tensors)
-    x = autograd.implicit(implementation, counts, settings, x, y - image, *tensors)
-    return x, -autoregressive_forward(x, network)[1]
-
-
-def _nothing_differentiates(x: Tensor, network: Network) -> bool:
-    if _library.nothing_differentiates():
-        return True
-    plain = not torch._C._are_functorch_transforms_active() and torch.autograd.forward_ad._current_level < 0
-    return plain and not any(t.requires_grad for t in (x, *network.tensors()))
+    return autograd.inverse(implementation, y, network)
 
 
 def _validate(function: str, x: Tensor, network: Network) -> None:

@@ -7,6 +7,9 @@ from torch import Tensor
 
 from hvae_kernels import _library
 from hvae_kernels._library import OpFunction
+from hvae_kernels.ops.autoregressive_network import reference
+from hvae_kernels.ops.autoregressive_network.network import Network, flattened, unflattened
+from hvae_kernels.ops.masked_linear import masked_linear
 
 IMPLEMENTATIONS = ("cpp",)
 
@@ -20,61 +23,135 @@ def _map_fake(known, *network):
     return torch.empty_like(known, memory_format=torch.contiguous_format), known.new_empty(known.shape[:1])
 
 
-def _solve_fake(grad, x, *network):
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
+def _solve_fake(grad, grad_log_abs_det, x, *network):
+    outputs = x.new_empty(x.shape[0], 2 * x.shape[1])
+    return torch.empty_like(x, memory_format=torch.contiguous_format), outputs
 
 
-def _define(name: str, arguments: str, results: str, fake) -> dict:
-    return _library.define(name, f"({arguments}, {_NETWORK}) -> {results}", fake, IMPLEMENTATIONS)
+def _define(name: str, arguments: str, fake) -> dict:
+    return _library.define(name, f"({arguments}, {_NETWORK}) -> (Tensor, Tensor)", fake, IMPLEMENTATIONS)
 
 
-RAW_FORWARD = _define("autoregressive_forward", "Tensor x", "(Tensor, Tensor)", _map_fake)
-RAW_INVERSE = _define("autoregressive_inverse", "Tensor y", "(Tensor, Tensor)", _map_fake)
-RAW_SOLVE = _define("autoregressive_solve", "Tensor grad, Tensor x", "Tensor", _solve_fake)
+RAW_FORWARD = _define("autoregressive_forward", "Tensor x", _map_fake)
+RAW_INVERSE = _define("autoregressive_inverse", "Tensor y", _map_fake)
+RAW_SOLVE = _define("autoregressive_solve", "Tensor? grad, Tensor? grad_log_abs_det, Tensor x", _solve_fake)
 
 
-class ImplicitInverse(OpFunction):
-    r"""``x`` with :math:`f(x; \theta) = y` as a function of the residual :math:`y - f(x; \theta)`, which is 0.
+class AutoregressiveInverse(OpFunction):
+    r"""``(y, network) -> (x, log_abs_det)`` with :math:`f(x; \theta) = y`, by implicit differentiation.
 
-    By the implicit function theorem :math:`dx = J^{-1} (dy - df)`, so the cotangent of the residual is the solution v of
-    :math:`J^\top v = g`: one triangular solve with the network's own structure. Parameters get theirs through f.
+    With cotangents g and h of the results, the solution v of :math:`J^\top v = g - h \nabla_x L`, L being the forward
+    log-determinant, is the cotangent of y: one triangular solve with the network's own structure. The network's outputs
+    have cotangents -c, c being what the solve hands on to them, and parameters get theirs from one pass through it.
+    Saves x and its inputs.
     """
 
     @staticmethod
-    def forward(implementation, counts, settings, x, residual, *tensors):
-        return x.clone()
+    def forward(implementation, counts, settings, y, *tensors):
+        return RAW_INVERSE[implementation](y, *_lists(tensors, counts, settings))
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        ctx.implementation, ctx.counts, ctx.settings, _, _, *tensors = inputs
-        ctx.save_for_backward(output, *tensors)
+        ctx.implementation, ctx.counts, ctx.settings, y, *tensors = inputs
+        ctx.save_for_backward(output[0], y, *tensors)
+        ctx.save_for_forward(y, *tensors)
+        ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx, grad, grad_log_abs_det):
+        x, y, *tensors = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[3:]
+        if grad is None and grad_log_abs_det is None:
+            return (None,) * (3 + len(wanted))
         if torch.is_grad_enabled():
-            raise NotImplementedError(
-                "autoregressive_inverse: second derivatives through the inverse are not provided (create_graph=True); "
-                "differentiate the forward direction twice, or use hk.use_impl('reference')"
-            )
-        x, *tensors = ctx.saved_tensors
-        lists, (program, gate, first, second) = unflattened(tensors, ctx.counts), ctx.settings
-        solution = RAW_SOLVE[ctx.implementation](grad.contiguous(), x, *lists, list(program), gate, first, second)
-        return (None, None, None, None, solution, *(None for _ in tensors))
+            results = _reference_vjp(ctx, y, tensors, (grad, grad_log_abs_det))
+        else:
+            results = _implicit_vjp(ctx, x, tensors, grad, grad_log_abs_det)
+        return (None, None, None, *(r if want else None for r, want in zip(results, wanted, strict=True)))
+
+    @staticmethod
+    def jvp(ctx, _, __, ___, *tangents):
+        return torch.func.jvp(*_reference_of(ctx, ctx.saved_tensors, tangents))[1]
+
+    @staticmethod
+    def vmap(info, in_dims, implementation, counts, settings, *tensors):
+        def one(*sample):
+            return AutoregressiveInverse.apply(implementation, counts, settings, *sample)
+
+        return _library.vmap_by_loop(one, info.batch_size, in_dims[3:], tensors)
 
 
-def flattened(arguments: tuple) -> tuple[tuple[int, ...], tuple, tuple[Tensor, ...]]:
-    """Counts of the five lists of tensors, the plain numbers, and all tensors in a row."""
-    *lists, program, gate, first, second = arguments
-    return tuple(map(len, lists)), (tuple(program), gate, first, second), tuple(x for xs in lists for x in xs)
-
-
-def unflattened(tensors: list[Tensor], counts: tuple[int, ...]) -> list[list[Tensor]]:
-    """The five lists of tensors again."""
+def _lists(tensors: tuple[Tensor, ...], counts: tuple[int, ...], settings: tuple) -> tuple:
+    """The raw ops' arguments after the features."""
+    program, gate, first, second = settings
     remaining = iter(tensors)
-    return [[next(remaining) for _ in range(count)] for count in counts]
+    return (*([next(remaining) for _ in range(count)] for count in counts), list(program), gate, first, second)
+
+
+def _implicit_vjp(ctx, x: Tensor, tensors: list[Tensor], grad, grad_log_abs_det) -> tuple[Tensor | None, ...]:
+    solve = RAW_SOLVE[ctx.implementation]
+    solution, outputs = solve(grad, grad_log_abs_det, x, *_lists(tensors, ctx.counts, ctx.settings))
+    leaves = [t.detach().requires_grad_(w) for t, w in zip(tensors, ctx.needs_input_grad[4:], strict=True)]
+    chosen = [leaf for leaf in leaves if leaf.requires_grad]
+    if not chosen:
+        return (solution, *(None for _ in leaves))
+    with torch.enable_grad():
+        last = reference.outputs(x, unflattened(leaves, ctx.counts, ctx.settings), masked_linear)
+        gradients = iter(torch.autograd.grad(last, chosen, -outputs, allow_unused=True))
+    return (solution, *(next(gradients) if leaf.requires_grad else None for leaf in leaves))
+
+
+def _reference_of(ctx, tensors, tangents=None):
+    """The reference as a function of the floating tensors, them, and their tangents (None is zero)."""
+    floating = [i for i, t in enumerate(tensors) if t.is_floating_point()]
+
+    def function(*values):
+        every = list(tensors)
+        for i, value in zip(floating, values, strict=True):
+            every[i] = value
+        return reference.autoregressive_inverse(every[0], unflattened(every[1:], ctx.counts, ctx.settings))
+
+    primals = tuple(tensors[i] for i in floating)
+    if tangents is None:
+        return function, primals, floating
+    return function, primals, tuple(
+        torch.zeros_like(tensors[i]) if tangents[i] is None else tangents[i] for i in floating
+    )
+
+
+def _reference_vjp(ctx, y: Tensor, tensors: list[Tensor], cotangents) -> tuple[Tensor | None, ...]:
+    """Where second derivatives are recorded: through the reference's steps, differentiable for ever."""
+    function, primals, floating = _reference_of(ctx, (y, *tensors))
+    outputs, vjp = torch.func.vjp(function, *primals)
+    given = tuple(torch.zeros_like(o) if c is None else c for c, o in zip(cotangents, outputs, strict=True))
+    results: list[Tensor | None] = [None] * (1 + len(tensors))
+    for i, gradient in zip(floating, vjp(given), strict=True):
+        results[i] = gradient
+    return tuple(results)
+
+
+def raw_forward(implementation: str, counts, settings, x: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+    """The whole forward direction in one kernel, without gradients."""
+    return RAW_FORWARD[implementation](x, *_lists(tensors, counts, settings))
 
 
 @_library.in_graph
-def implicit(implementation: str, counts, settings, x: Tensor, residual: Tensor, *tensors: Tensor) -> Tensor:
-    """The differentiable inverse at its solution ``x``."""
-    return ImplicitInverse.apply(implementation, counts, settings, x, residual, *tensors)
+def call_inverse(implementation: str, counts, settings, y: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+    """The differentiable inverse."""
+    if nothing_differentiates(y, *tensors):
+        return RAW_INVERSE[implementation](y, *_lists(tensors, counts, settings))
+    return AutoregressiveInverse.apply(implementation, counts, settings, y, *tensors)
+
+
+def inverse(implementation: str, y: Tensor, network: Network) -> tuple[Tensor, Tensor]:
+    """The same for a network."""
+    counts, settings, tensors = flattened(network)
+    return call_inverse(implementation, counts, settings, y, *tensors)
+
+
+def nothing_differentiates(*tensors: Tensor) -> bool:
+    """Whether a raw kernel may be called alone: nothing recorded, or no tensor that asks for it."""
+    if _library.nothing_differentiates():
+        return True
+    plain = not torch._C._are_functorch_transforms_active() and torch.autograd.forward_ad._current_level < 0
+    return plain and not any(t.requires_grad for t in tensors)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -95,27 +96,6 @@ class Network:
             stages.append(replace(stage, **given))
         return replace(self, stages=tuple(stages))
 
-    def arguments(self) -> tuple:
-        """What the raw ops take: csrc/cpu/network.h reads the same."""
-        like = self.stages[0].weight
-        absent = like.new_empty(0)
-        weights = [_rows(stage.weight) for stage in self.stages]
-        program = [*self.shift, *self.scale]
-        for stage in self.stages:
-            skip = NONE
-            if stage.skip is not None:
-                skip = len(weights)
-                weights.append(_rows(stage.skip))
-            program += [stage.source, stage.residual, _ACTIVATION_CODES[stage.activation], skip]
-
-        def packed(name: str) -> list[Tensor]:
-            values = (getattr(stage, name) for stage in self.stages)
-            return [absent if x is None else x.contiguous() for x in values]
-
-        degrees = [self.degrees, *(stage.degrees for stage in self.stages)]
-        contexts = packed("bias"), packed("offset"), packed("gate")
-        return weights, *contexts, degrees, program, CODES[self.tail.name], self.tail.first, self.tail.second
-
     def levels(self) -> list[Tensor]:
         """Indices of the features of each degree, in ascending order of degree."""
         return [(self.degrees == degree).nonzero()[:, 0] for degree in self.degrees.unique()]
@@ -131,6 +111,61 @@ def _tensors_of(stage: Stage) -> tuple[Tensor | None, ...]:
 def _rows(weight: Tensor) -> Tensor:
     """Rows may lie apart (a slice of a wider weight), their entries may not."""
     return weight if weight.stride(-1) == 1 or weight.shape[-1] <= 1 else weight.contiguous()
+
+
+def flattened(network: Network) -> tuple[tuple[int, ...], tuple, tuple[Tensor, ...]]:
+    """What the raw ops take, flat: the lengths of their lists of tensors, the plain numbers, and all tensors in a row.
+
+    The lists are weights (first one a stage, then those that skip), biases, offsets, gates and degrees; csrc/cpu/network.h
+    reads the same. What is absent is an empty tensor.
+    """
+    absent = network.stages[0].weight.new_empty(0)
+    weights = [_rows(stage.weight) for stage in network.stages]
+    program = [*network.shift, *network.scale]
+    for stage in network.stages:
+        skip = NONE
+        if stage.skip is not None:
+            skip = len(weights)
+            weights.append(_rows(stage.skip))
+        program += [stage.source, stage.residual, _ACTIVATION_CODES[stage.activation], skip]
+
+    def packed(name: str) -> list[Tensor]:
+        values = (getattr(stage, name) for stage in network.stages)
+        return [absent if x is None else x.contiguous() for x in values]
+
+    degrees = [network.degrees, *(stage.degrees for stage in network.stages)]
+    lists = (weights, packed("bias"), packed("offset"), packed("gate"), degrees)
+    settings = tuple(program), CODES[network.tail.name], network.tail.first, network.tail.second
+    return tuple(map(len, lists)), settings, tuple(x for tensors in lists for x in tensors)
+
+
+def unflattened(tensors: Sequence[Tensor], counts: tuple[int, ...], settings: tuple) -> Network:
+    """The network again, on these tensors."""
+    remaining = iter(tensors)
+    weights, biases, offsets, gates, degrees = ([next(remaining) for _ in range(count)] for count in counts)
+    program, gate, first, second = settings
+    names = tuple(ACTIVATIONS)
+    stages = []
+    for place in range(len(biases)):
+        source, residual, activation, skip = program[4 + 4 * place : 8 + 4 * place]
+        stages.append(
+            Stage(
+                weight=weights[place],
+                bias=_present(biases[place]),
+                degrees=degrees[place + 1],
+                source=source,
+                activation=names[activation],
+                residual=residual,
+                skip=None if skip == NONE else weights[skip],
+                offset=_present(offsets[place]),
+                gate=_present(gates[place]),
+            )
+        )
+    return Network(degrees[0], tuple(stages), Gate(tuple(CODES)[gate], first, second), program[:2], program[2:4])
+
+
+def _present(tensor: Tensor) -> Tensor | None:
+    return tensor if tensor.numel() else None
 
 
 def check(function: str, network: Network) -> None:

@@ -17,8 +17,8 @@ def masked(x: Tensor, weight: Tensor, bias: Tensor | None, in_degrees: Tensor, o
     return torch.nn.functional.linear(x, torch.where(mask, weight, torch.zeros_like(weight)), bias)
 
 
-def parameters(x: Tensor, network: Network, linear: Callable[..., Tensor] = masked) -> tuple[Tensor, Tensor]:
-    """Shift and raw scale ``(rows, d)`` of features ``x (rows, d)``; ``linear`` is the masked map to use."""
+def outputs(x: Tensor, network: Network, linear: Callable[..., Tensor] = masked) -> Tensor:
+    """The last stage's values ``(rows, 2 d)`` at features ``x (rows, d)``; ``linear`` is the masked map to use."""
     raws, values = [], []
     for stage in network.stages:
         source = x if stage.source == FEATURES else values[stage.source]
@@ -34,7 +34,13 @@ def parameters(x: Tensor, network: Network, linear: Callable[..., Tensor] = mask
             raw = raw + raws[stage.residual]
         raws.append(raw)
         values.append(ACTIVATIONS[stage.activation](raw))
-    return _features(values[-1], network.shift, network.features), _features(values[-1], network.scale, network.features)
+    return values[-1]
+
+
+def parameters(x: Tensor, network: Network, linear: Callable[..., Tensor] = masked) -> tuple[Tensor, Tensor]:
+    """Shift and raw scale, ``(rows, d)`` each."""
+    last = outputs(x, network, linear)
+    return _features(last, network.shift, network.features), _features(last, network.scale, network.features)
 
 
 def _features(raw: Tensor, place: tuple[int, int], features: int) -> Tensor:
