@@ -37,6 +37,8 @@ _UPDATE = "csrc/kernels/leapfrog_update.h"
 _UPDATE_CPP = "tests/test_contract.py -k leapfrog_update/cpp"
 _UPDATE_TRITON = "hvae_kernels/ops/leapfrog_update/triton.py"
 _UPDATE_TRITON_TESTS = "tests/test_contract.py -k leapfrog_update/triton"
+_MASKED_TRITON = "hvae_kernels/ops/masked_linear/triton.py"
+_MASKED_TRITON_TESTS = "tests/test_masked_linear.py tests/test_contract.py -k triton and masked"
 _DENSE = "hvae_kernels/ops/leapfrog/dense.py"
 _DENSE_TESTS = "tests/test_contract.py -k dense_gaussian_leapfrog/cpp"
 
@@ -71,6 +73,19 @@ MUTATIONS = (
     Mutation(_UPDATE_TRITON, "_store(z_out, at, load(z, at, mask, DTYPE) + e * r, mask)", "_store(z_out, at, load(z, at, mask, DTYPE) - e * r, mask)", _UPDATE_TRITON_TESTS),
     Mutation(_UPDATE_TRITON, "            drift_sum += gz * (a * r - c * g)\n", "            drift_sum += gz * (a * r)\n", _UPDATE_TRITON_TESTS),
     Mutation(_UPDATE_TRITON, "_store(gg_z, at, e * q + he * (a * r - c * g), mask)", "_store(gg_z, at, e * q, mask)", _UPDATE_TRITON_TESTS),
+    Mutation(_MASKED_TRITON, "return out_degree > in_degree", "return out_degree >= in_degree", _MASKED_TRITON_TESTS),
+    Mutation(_MASKED_TRITON, "if _connected(largest, tl.min(in_degree, 0), STRICT):", "if True:", _MASKED_TRITON_TESTS),
+    Mutation(_MASKED_TRITON, "if _connected(largest, tl.min(in_degree, 0), STRICT):", "if _connected(largest, tl.max(in_degree, 0), STRICT):", _MASKED_TRITON_TESTS),
+    Mutation(_MASKED_TRITON, "connected = inside & _connected(out_degree[None, :], in_degree[:, None], STRICT)", "connected = inside", _MASKED_TRITON_TESTS),
+    Mutation(_MASKED_TRITON, "tl.minimum(at, size - 1)", "tl.minimum(at, size - 2)", _MASKED_TRITON_TESTS),
+    Mutation(_MASKED_TRITON, "sums += load(bias, column, column < columns, ACCUMULATOR)[None, :]", "sums += 0", _MASKED_TRITON_TESTS),
+    Mutation(_MASKED_TRITON, "if _connected(tl.max(out_degree, 0), smallest, STRICT):", "if True:", _MASKED_TRITON_TESTS),
+    Mutation(_MASKED_TRITON, "if _connected(tl.max(out_degree, 0), smallest, STRICT):", "if _connected(tl.min(out_degree, 0), smallest, STRICT):", _MASKED_TRITON_TESTS),
+    Mutation(_MASKED_TRITON, "connected = inside & _connected(out_degree[:, None], in_degree[None, :], STRICT)", "connected = inside", _MASKED_TRITON_TESTS),
+    Mutation(_MASKED_TRITON, "if _connected(tl.max(out_degree, 0), tl.min(in_degree, 0), STRICT):", "if _connected(tl.min(out_degree, 0), tl.min(in_degree, 0), STRICT):", _MASKED_TRITON_TESTS),
+    Mutation(_MASKED_TRITON, "sums = tl.where(connected, sums, 0.0)", "sums = sums + 0.0", _MASKED_TRITON_TESTS),
+    Mutation("hvae_kernels/ops/masked_linear/reference.py", "torch.where(connections(in_degrees, out_degrees, strict), weight, 0)", "weight * connections(in_degrees, out_degrees, strict)", "tests/test_masked_linear.py -k reference"),
+    Mutation("hvae_kernels/ops/masked_linear/autograd.py", "a if wants_b else None, b if wants_a else None", "a, b", "tests/test_masked_linear.py -k saved and triton"),
     Mutation(_DENSE, "state @ displacement + z, state @ map_rho", "state @ displacement, state @ map_rho", _DENSE_TESTS),
     Mutation(_DENSE, "kick = (torch.cat([none, tempering[:, None] * steps]) + drift) / 2", "kick = (torch.cat([none, steps]) + drift) / 2", _DENSE_TESTS),
     Mutation("hvae_kernels/_library.py", "not torch.is_grad_enabled()", "not torch.is_inference_mode_enabled()", _CPP),
