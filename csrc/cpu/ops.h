@@ -34,4 +34,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> leapfrog_upda
     MaybeTensor grad_z, MaybeTensor grad_rho, Tensor rho, Tensor grad, Tensor decay, Tensor kick, Tensor drift,
     int64_t needs);
 
+std::tuple<Tensor, Tensor> affine_autoregressive(Tensor z, Tensor shift, Tensor log_scale, int64_t gate, double first,
+                                                 double second);
+
+std::tuple<Tensor, Tensor, Tensor> affine_autoregressive_backward(MaybeTensor grad_output,
+                                                                  MaybeTensor grad_log_abs_det, Tensor z,
+                                                                  MaybeTensor shift, Tensor log_scale, int64_t gate,
+                                                                  double first, double second, int64_t needs);
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> affine_autoregressive_double_backward(
+    MaybeTensor h_z, MaybeTensor h_shift, MaybeTensor h_log_scale, MaybeTensor grad_output,
+    MaybeTensor grad_log_abs_det, Tensor z, MaybeTensor shift, Tensor log_scale, int64_t gate, double first,
+    double second, int64_t needs);
+
 }  // namespace hk

@@ -37,12 +37,12 @@ inline bool same_shape(const Tensor& a, const Tensor& b) {
   return same;
 }
 
-// A new contiguous tensor of `like`'s shape, or an empty one where the result is not wanted. Straight to the allocator:
-// going through the dispatcher costs more than a small call's arithmetic.
-inline Tensor empty_for(const Tensor& like, bool wanted) {
+// A new contiguous tensor of `like`'s shape less its last `fewer` dimensions, or an empty one where the result is not
+// wanted. Straight to the allocator: going through the dispatcher costs more than a small call's arithmetic.
+inline Tensor empty_for(const Tensor& like, bool wanted, int64_t fewer = 0) {
   constexpr int64_t kMostDims = 64;
   int64_t sizes[kMostDims] = {0}, strides[kMostDims] = {1};
-  const int64_t dim = wanted ? like.dim() : 1;
+  const int64_t dim = wanted ? like.dim() - fewer : 1;
   STD_TORCH_CHECK(dim <= kMostDims, "hvae_kernels: more than 64 dimensions");
   for (int64_t i = dim - 1, stride = 1; wanted && i >= 0; --i) {
     sizes[i] = like.size(i);
