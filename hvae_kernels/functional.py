@@ -1,6 +1,14 @@
 """Every public function, flat. All are differentiable, draw no random numbers and return new tensors."""
 
+from hvae_kernels.ops.autoregressive import Gate, affine_autoregressive
 from hvae_kernels.ops.leapfrog import dense_gaussian_leapfrog, gaussian_leapfrog, gaussian_leapfrog_vjp
 from hvae_kernels.ops.masked_linear import masked_linear
 
-__all__ = ["dense_gaussian_leapfrog", "gaussian_leapfrog", "gaussian_leapfrog_vjp", "masked_linear"]
+__all__ = [
+    "Gate",
+    "affine_autoregressive",
+    "dense_gaussian_leapfrog",
+    "gaussian_leapfrog",
+    "gaussian_leapfrog_vjp",
+    "masked_linear",
+]

@@ -7,7 +7,7 @@
 namespace hk {
 namespace {
 
-using network::TailOf;
+using network::Tail;
 
 constexpr int64_t kTerms = 512, kColumnTerms = 96, kAll = std::numeric_limits<int64_t>::max();
 
@@ -18,15 +18,15 @@ constexpr int64_t kTerms = 512, kColumnTerms = 96, kAll = std::numeric_limits<in
   HK_CLONES void times_derivative(int64_t code, const T* raw, int64_t n, T* grad) {                                   \
     network::times_derivative(code, raw, n, grad);                                                                    \
   }                                                                                                                   \
-  HK_CLONES void apply_tail(const TailOf<T>& tail, const T* x, const T* shift, const T* raw, int64_t n, T* y,         \
+  HK_CLONES void apply_tail(const Tail<T>& tail, const T* x, const T* shift, const T* raw, int64_t n, T* y,         \
                             double* log_det) {                                                                        \
     network::apply_tail(tail, x, shift, raw, n, y, log_det);                                                          \
   }                                                                                                                   \
-  HK_CLONES void invert_tail(const TailOf<T>& tail, const T* y, const T* shift, const T* raw, int64_t n, T* x,        \
+  HK_CLONES void invert_tail(const Tail<T>& tail, const T* y, const T* shift, const T* raw, int64_t n, T* x,        \
                              double* log_det) {                                                                       \
     network::invert_tail(tail, y, shift, raw, n, x, log_det);                                                         \
   }                                                                                                                   \
-  HK_CLONES void solve_tail(const TailOf<T>& tail, const T* x, const T* through, const T* h, int64_t n, T* g,         \
+  HK_CLONES void solve_tail(const Tail<T>& tail, const T* x, const T* through, const T* h, int64_t n, T* g,         \
                             T* shift, T* raw) {                                                                       \
     network::solve_tail(tail, x, through, h, n, g, shift, raw);                                                       \
   }
@@ -253,7 +253,7 @@ class Sweep {
   }
 
   const Network<T>& net_;
-  TailOf<T> tail_;
+  Tail<T> tail_;
   int64_t vectors_, lanes_;
   Scratch<T> x_, y_;
   Scratch<double> log_det_;

@@ -48,5 +48,17 @@ std::tuple<Tensor, Tensor> autoregressive_forward(Tensor x, HK_NETWORK_PARAMETER
 std::tuple<Tensor, Tensor> autoregressive_inverse(Tensor y, HK_NETWORK_PARAMETERS);
 std::tuple<Tensor, Tensor> autoregressive_solve(MaybeTensor grad, MaybeTensor grad_log_det, Tensor x,
                                                 HK_NETWORK_PARAMETERS);
+std::tuple<Tensor, Tensor> affine_autoregressive(Tensor z, Tensor shift, Tensor log_scale, int64_t gate, double first,
+                                                 double second);
+
+std::tuple<Tensor, Tensor, Tensor> affine_autoregressive_backward(MaybeTensor grad_output,
+                                                                  MaybeTensor grad_log_abs_det, Tensor z,
+                                                                  MaybeTensor shift, Tensor log_scale, int64_t gate,
+                                                                  double first, double second, int64_t needs);
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> affine_autoregressive_double_backward(
+    MaybeTensor h_z, MaybeTensor h_shift, MaybeTensor h_log_scale, MaybeTensor grad_output,
+    MaybeTensor grad_log_abs_det, Tensor z, MaybeTensor shift, Tensor log_scale, int64_t gate, double first,
+    double second, int64_t needs);
 
 }  // namespace hk

@@ -60,13 +60,13 @@ inline Tensor empty_of(std::initializer_list<int64_t> sizes, const Tensor& like)
   return empty_of(sizes.begin(), sizes.size(), like);
 }
 
-// Of `like`'s shape, or empty where the result is not wanted.
-inline Tensor empty_for(const Tensor& like, bool wanted) {
+// Of `like`'s shape less its last `fewer` dimensions, or empty where the result is not wanted.
+inline Tensor empty_for(const Tensor& like, bool wanted, int64_t fewer = 0) {
   if (!wanted) return empty_of({0}, like);
   int64_t sizes[kMostDims];
   STD_TORCH_CHECK(like.dim() <= kMostDims, "hvae_kernels: more than 64 dimensions");
-  for (int64_t i = 0; i < like.dim(); ++i) sizes[i] = like.size(i);
-  return empty_of(sizes, like.dim(), like);
+  for (int64_t i = 0; i < like.dim() - fewer; ++i) sizes[i] = like.size(i);
+  return empty_of(sizes, like.dim() - fewer, like);
 }
 
 template <class T>

@@ -70,12 +70,10 @@ HK_INLINE float log1p_unit(float x) {
 }
 HK_INLINE double log1p_unit(double x) { return std::log1p(x); }
 
-// log, 1 ulp, denormal arguments too. The polynomial is that of Cephes.
-HK_INLINE float logarithm(float x) {
-  constexpr float kLeast = std::numeric_limits<float>::min(), kInfinity = std::numeric_limits<float>::infinity();
-  const float y = x < kLeast ? x * 8388608.f : x;
-  const int32_t e = (bits_of(y) - 0x3f3504f3) >> 23;  // y = 2^e (1 + f) with 1 + f in [sqrt 1/2, sqrt 2)
-  const float f = float_of(bits_of(y) - (e << 23)) - 1.f, k = static_cast<float>(e) - (x < kLeast ? 23.f : 0.f);
+// log of a normal positive number, 1 ulp. The polynomial is that of Cephes.
+HK_INLINE float log_of_normal(float x) {
+  const int32_t e = (bits_of(x) - 0x3f3504f3) >> 23;  // x = 2^e (1 + f) with 1 + f in [sqrt 1/2, sqrt 2)
+  const float f = float_of(bits_of(x) - (e << 23)) - 1.f, k = static_cast<float>(e), q = f * f;
   float p = 7.0376836292e-2f;
   p = p * f - 1.1514610310e-1f;
   p = p * f + 1.1676998740e-1f;
@@ -85,17 +83,31 @@ HK_INLINE float logarithm(float x) {
   p = p * f + 2.0000714765e-1f;
   p = p * f - 2.4999993993e-1f;
   p = p * f + 3.3333331174e-1f;
-  const float q = f * f, tail = p * q * f - k * 2.12194440e-4f - 0.5f * q, result = k * 0.693359375f + (f + tail);
-  const float outside = x == 0.f ? -kInfinity : x == kInfinity ? kInfinity : std::numeric_limits<float>::quiet_NaN();
-  return x > 0.f && x < kInfinity ? result : outside;
+  const float tail = p * q * f - k * 2.12194440e-4f - 0.5f * q, result = k * 0.693359375f + (f + tail);
+  return x < std::numeric_limits<float>::infinity() ? result : x;
+}
+HK_INLINE double log_of_normal(double x) { return std::log(x); }
+
+// log, 1 ulp, of any number.
+HK_INLINE float logarithm(float x) {
+  constexpr float kLeast = std::numeric_limits<float>::min(), kInfinity = std::numeric_limits<float>::infinity();
+  const bool denormal = x < kLeast;
+  const float result = log_of_normal(denormal ? x * 8388608.f : x) - (denormal ? 15.942385152878742f : 0.f);
+  return x > 0.f ? result : x == 0.f ? -kInfinity : std::numeric_limits<float>::quiet_NaN();
 }
 HK_INLINE double logarithm(double x) { return std::log(x); }
 
-// log(a + b) for 0 <= |b| <= a, without the error of rounding the sum.
+// log(a + b) for 0 <= |b| <= a and a normal sum, without the error of rounding the sum.
 template <class T>
 HK_INLINE T log_of_sum(T a, T b) {
   const T sum = a + b, lost = b - (sum - a);
-  return logarithm(sum) + lost / sum;
+  return log_of_normal(sum) + lost / sum;
+}
+
+// exp(-|x|): what the logistic function, its logarithm and softplus have in common; they take it as `e`.
+template <class T>
+HK_INLINE T decay(T x) {
+  return exponential(x < T(0) ? x : -x);
 }
 
 // The logistic function and what it lacks to 1, both to 2.5 ulp however small.
@@ -104,15 +116,29 @@ struct Logistic {
   T value, rest;
 };
 template <class T>
-HK_INLINE Logistic<T> logistic(T x) {
-  const T e = exponential(x < T(0) ? x : -x), large = T(1) / (T(1) + e), small = e * large;
+HK_INLINE Logistic<T> logistic(T x, T e) {
+  const T large = T(1) / (T(1) + e), small = e * large;
   return {x < T(0) ? small : large, x < T(0) ? large : small};
 }
+template <class T>
+HK_INLINE Logistic<T> logistic(T x) {
+  return logistic(x, decay(x));
+}
 
-// log(1 + exp(x)), 2.5 ulp.
+// log(1 / (1 + exp(-x))), 3 ulp.
+template <class T>
+HK_INLINE T log_logistic(T x, T e) {
+  return (x > T(0) ? T(0) : x) - log1p_unit(e);
+}
+
+// log(1 + exp(x)), 3 ulp.
+template <class T>
+HK_INLINE T softplus(T x, T e) {
+  return (x < T(0) ? T(0) : x) + log1p_unit(e);
+}
 template <class T>
 HK_INLINE T softplus(T x) {
-  return (x < T(0) ? T(0) : x) + log1p_unit(exponential(x < T(0) ? x : -x));
+  return softplus(x, decay(x));
 }
 
 // tanh, 2.5 ulp, relative to the result near 0 too.

@@ -43,3 +43,33 @@ def mul_dual(a, ta, b, tb):
 def dot_dual(a, ta, b, tb, c, tc, d, td):
     """``a b + c d`` on dual numbers: value and tangent."""
     return a * b + c * d, a * tb + ta * b + c * td + tc * d
+
+
+@triton.jit
+def exponential(x):
+    """``exp`` to 2 ulp at any size: the GPU's own loses one bit of float32 each time that ``x`` doubles."""
+    if x.dtype == tl.float64:
+        return tl.exp(x)
+    else:
+        x = tl.where(x < -104.0, -104.0, x)
+        x = tl.where(x > 88.8, 88.8, x)
+        k = tl.floor(x * 1.4426950408889634 + 0.5)
+        r = (x - k * 0.693359375) + k * 2.12194440e-4  # ln 2 in two parts, the first of which times k is exact
+        n = tl.where(x == x, k, 0.0).to(tl.int32)
+        half = n >> 1  # two halves, so that denormal results come out right
+        low = ((half + 127) << 23).to(tl.float32, bitcast=True)
+        high = ((n - half + 127) << 23).to(tl.float32, bitcast=True)
+        return tl.exp(r) * low * high
+
+
+@triton.jit
+def decay(x):
+    """``exp(-|x|)``."""
+    return exponential(-tl.abs(x))
+
+
+@triton.jit
+def log1p_unit(x):
+    """``log(1 + x)`` for ``0 <= x <= 1``, with what rounding the sum has lost."""
+    total = 1.0 + x
+    return tl.log(total) + (x - (total - 1.0)) / total

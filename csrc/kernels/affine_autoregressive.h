@@ -1,0 +1,183 @@
+// The element-wise tail of autoregressive flows, for each gate:
+//   z' = sigma(s) z + tau(s) shift,  log_abs_det = sum log sigma(s).
+// Derivation and byte counts: hvae_kernels/ops/autoregressive/README.md.
+#pragma once
+
+#include "elementary.h"
+
+namespace hk::autoregressive {
+
+// ---- The gates: all that a kernel may ask of them at one s; what it does not use is never computed ----
+
+template <class T>
+struct Point {
+  T scale, rest, log;    // sigma, tau, log sigma
+  T d_scale, d_log;      // first derivatives
+  T dd_scale, dd_log;    // second derivatives
+};
+
+template <class T>
+struct Affine {
+  static constexpr bool kBlends = false;
+  Affine(T, T) {}
+  HK_INLINE Point<T> at(T s) const {
+    const T scale = exponential(s);
+    return {scale, T(1), s, scale, T(1), scale, T(0)};
+  }
+};
+
+// The clamp's derivative counts as 1 everywhere.
+template <class T>
+struct Clipped {
+  static constexpr bool kBlends = false;
+  T low, high;
+  HK_INLINE Point<T> at(T s) const {
+    const T above = s < low ? low : s, log = above > high ? high : above, scale = exponential(log);
+    return {scale, T(1), log, scale, T(1), scale, T(0)};
+  }
+};
+
+template <class T>
+struct SoftClipped {
+  static constexpr bool kBlends = false;
+  T inverse_bound;
+  SoftClipped(T bound, T) : inverse_bound(T(1) / bound) {}
+  HK_INLINE Point<T> at(T s) const {
+    const T sign = s > T(0) ? T(1) : s < T(0) ? T(-1) : T(0), size = s < T(0) ? -s : s;
+    const T q = T(1) / (T(1) + size * inverse_bound), log = s * q, scale = exponential(log);
+    const T d_log = q * q, dd_log = T(-2) * sign * inverse_bound * q * d_log;
+    return {scale, T(1), log, scale * d_log, d_log, scale * (d_log * d_log + dd_log), dd_log};
+  }
+};
+
+template <class T>
+struct Softplus {
+  static constexpr bool kBlends = false;
+  T epsilon;
+  Softplus(T epsilon, T) : epsilon(epsilon) {}
+  HK_INLINE Point<T> at(T s) const {
+    const T e = decay(s), scale = softplus(s, e) + epsilon, inverse = T(1) / scale;
+    const Logistic<T> p = logistic(s, e);
+    const T curve = p.value * p.rest, d_log = p.value * inverse;
+    return {scale, T(1), log_of_normal(scale), p.value, d_log, curve, curve * inverse - d_log * d_log};
+  }
+};
+
+template <class T>
+struct ShiftedSigmoid {
+  static constexpr bool kBlends = false;
+  T offset, epsilon;
+  HK_INLINE Point<T> at(T s) const {
+    const T x = s + offset;
+    const Logistic<T> p = logistic(x);
+    // Near 1 the logarithm is taken of what the scale lacks to 1: the sum would have lost it.
+    const bool near = x > T(0);
+    const T log = log_of_sum(near ? T(1) : p.value, near ? epsilon - p.rest : epsilon);
+    const T scale = p.value + epsilon, inverse = T(1) / scale, slope = p.value * p.rest;
+    const T curve = slope * (p.rest - p.value), d_log = slope * inverse;
+    return {scale, T(1), log, slope, d_log, curve, curve * inverse - d_log * d_log};
+  }
+};
+
+template <class T>
+struct Sigmoid {
+  static constexpr bool kBlends = true;
+  T offset;
+  Sigmoid(T offset, T) : offset(offset) {}
+  HK_INLINE Point<T> at(T s) const {
+    const T x = s + offset, e = decay(x);
+    const Logistic<T> p = logistic(x, e);
+    const T slope = p.value * p.rest;
+    return {p.value, p.rest, log_logistic(x, e), slope, p.rest, slope * (p.rest - p.value), -slope};
+  }
+};
+
+constexpr int64_t kGates = 6;
+
+// Runs `call` with the gate that has this code, as in gates.py.
+template <class T, class F>
+HK_INLINE void with_gate(int64_t gate, T first, T second, const F& call) {
+  switch (gate) {
+    case 0: return call(Affine<T>(first, second));
+    case 1: return call(Clipped<T>{first, second});
+    case 2: return call(SoftClipped<T>(first, second));
+    case 3: return call(Softplus<T>(first, second));
+    case 4: return call(ShiftedSigmoid<T>{first, second});
+    default: return call(Sigmoid<T>(first, second));
+  }
+}
+
+// ---- A block of the batch: `rows` rows of `width` elements, contiguous, no more than kBlock elements in all ----
+
+constexpr int64_t kBlock = 1024;
+
+// sums[row] += the sum of each row, in T over 16 lanes and then in double.
+template <class T>
+HK_INLINE void add_rows(int64_t rows, int64_t width, const T* __restrict terms, double* __restrict sums) {
+  constexpr int64_t kLanes = 16;
+  for (int64_t i = 0; i < rows; ++i, terms += width) {
+    T lanes[kLanes] = {};
+    double rest = 0;
+    int64_t j = 0;
+    for (; j + kLanes <= width; j += kLanes)
+      for (int64_t l = 0; l < kLanes; ++l) lanes[l] += terms[j + l];
+    for (; j < width; ++j) rest += terms[j];
+    for (int64_t l = 0; l < kLanes; ++l) rest += lanes[l];
+    sums[i] += rest;
+  }
+}
+
+// Each row's value, for each of its elements; zeros if there is none.
+template <class T>
+HK_INLINE void spread(int64_t rows, int64_t width, const T* values, T* __restrict to) {
+  for (int64_t i = 0; i < rows; ++i, to += width) {
+    const T value = values ? values[i] : T(0);
+    for (int64_t j = 0; j < width; ++j) to[j] = value;
+  }
+}
+
+template <class T, class G>
+HK_INLINE void forward_block(const G& gate, int64_t n, const T* __restrict z, const T* __restrict shift,
+                             const T* __restrict log_scale, T* __restrict output, T* __restrict logs) {
+  for (int64_t j = 0; j < n; ++j) {
+    const Point<T> p = gate.at(log_scale[j]);
+    output[j] = p.scale * z[j] + p.rest * shift[j];
+    logs[j] = p.log;
+  }
+}
+
+// `y` is the derivative of z' by sigma: z, or z - shift where the gate blends. Absent inputs are zeros and results that
+// are not wanted go to scratch, whose order does not matter: hence ivdep.
+template <class T, class G>
+HK_INLINE void backward_block(const G& gate, int64_t n, const T* grad, const T* grad_log, const T* z, const T* shift,
+                              const T* log_scale, T* d_z, T* d_shift, T* d_log_scale) {
+#pragma GCC ivdep
+  for (int64_t j = 0; j < n; ++j) {
+    const Point<T> p = gate.at(log_scale[j]);
+    const T g = grad[j], y = G::kBlends ? z[j] - shift[j] : z[j];
+    d_z[j] = g * p.scale;
+    if (G::kBlends) d_shift[j] = g * p.rest;
+    d_log_scale[j] = g * p.d_scale * y + grad_log[j] * p.d_log;
+  }
+}
+
+// Directions h of (z, shift, log_scale) and cotangents g; `logs` are the terms of gg_log.
+template <class T, class G>
+HK_INLINE void double_backward_block(const G& gate, int64_t n, const T* h_z, const T* h_shift, const T* h_log_scale,
+                                     const T* grad, const T* grad_log, const T* z, const T* shift, const T* log_scale,
+                                     T* gg, T* logs, T* d_z, T* d_shift, T* d_log_scale) {
+#pragma GCC ivdep
+  for (int64_t j = 0; j < n; ++j) {
+    const Point<T> p = gate.at(log_scale[j]);
+    const T g = grad[j], hz = h_z[j], hb = h_shift[j], hs = h_log_scale[j];
+    const T y = G::kBlends ? z[j] - shift[j] : z[j], hy = G::kBlends ? hz - hb : hz;
+    gg[j] = hz * p.scale + hb * p.rest + hs * p.d_scale * y;
+    logs[j] = hs * p.d_log;
+    const T pulled = hs * g * p.d_scale;
+    d_z[j] = pulled;
+    if (G::kBlends) d_shift[j] = -pulled;
+    d_log_scale[j] = g * p.d_scale * hy + hs * (g * p.dd_scale * y + grad_log[j] * p.dd_log);
+  }
+}
+
+}  // namespace hk::autoregressive
