@@ -9,10 +9,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from networks import network
 from torch import Tensor
 
 from hvae_kernels import _dispatch
 from hvae_kernels import functional as F
+from hvae_kernels.ops import autoregressive_network
+from hvae_kernels.ops.autoregressive_network import autograd as network_autograd
+from hvae_kernels.ops.autoregressive_network import reference as network_reference
+from hvae_kernels.ops.autoregressive_network.network import flattened
 from hvae_kernels.ops.leapfrog import autograd as leapfrog_autograd
 from hvae_kernels.ops.leapfrog import reference as leapfrog_reference
 from hvae_kernels.ops.leapfrog_update import autograd as update_autograd
@@ -36,7 +41,8 @@ class OpSpec:
 
     ``make(dtype, device, **case)`` makes inputs; ``cases`` are its sizes, ``small`` the one for finite differences;
     ``extremes`` are cases at the edge of the number range; ``same`` are pairs of arguments that may be one tensor.
-    ``options`` names what in a case belongs to the op and its reference, not to the inputs: see :meth:`at`.
+    ``options`` names what in a case belongs to the op and its reference, not to the inputs, ``shared`` what belongs to
+    both: see :meth:`at`.
     """
 
     name: str
@@ -49,16 +55,17 @@ class OpSpec:
     same: tuple[int, int]
     raw: tuple[RawOp, ...] = field(default=())
     options: tuple[str, ...] = ()
+    shared: tuple[str, ...] = ()
 
     def at(self, case: dict[str, Any]) -> OpSpec:
         """The spec of one case: its options bound to the op and the reference, and kept from ``make``."""
-        bound = {name: case[name] for name in self.options if name in case}
+        bound = {name: case[name] for name in (*self.options, *self.shared) if name in case}
         if not bound:
             return self
         op, reference = (functools.partial(function, **bound) for function in (self.op, self.reference))
 
         def make(*args: Any, **case: Any) -> tuple[Tensor, ...]:
-            return self.make(*args, **{name: value for name, value in case.items() if name not in bound})
+            return self.make(*args, **{name: value for name, value in case.items() if name not in self.options})
 
         return dataclasses.replace(self, op=op, reference=reference, make=make)
 
@@ -167,6 +174,33 @@ def masked_op(
     """``masked_linear`` or its reference on floating-point tensors alone."""
     n_out, n_in = weight.shape
     return (function(x, weight, bias, *degrees(pattern, n_in, n_out, x.device), strict=strict),)
+
+
+def network_inputs(
+    dtype: torch.dtype,
+    device: str,
+    *,
+    shape: tuple[int, int],
+    hidden: int = 6,
+    scale: float = 1.0,
+    layout: str = "contiguous",
+    kind: str = "one_hidden",
+) -> tuple[Tensor, ...]:
+    """Features and the network's floating tensors."""
+    rows, features = shape
+    x = _in_layout(scale * torch.randn(shape, dtype=dtype, device=device), layout)
+    return x, *network(kind, features, hidden, rows, dtype=dtype, device=device).tensors()
+
+
+def network_op(function: Callable[..., tuple[Tensor, ...]], x: Tensor, *tensors: Tensor, **structure) -> tuple:
+    """An op on a network as a function of its floating tensors."""
+    return function(x, _network_of(x, *tensors, **structure))
+
+
+def _network_of(x: Tensor, *tensors: Tensor, kind: str = "one_hidden", **structure):
+    hidden = 0 if kind == "linear" else tensors[0].shape[0]
+    empty = network(kind, x.shape[1], hidden, x.shape[0], device=x.device, **structure)
+    return empty.with_tensors(tensors)
 
 
 def _in_layout(tensor: Tensor, layout: str) -> Tensor:
@@ -288,6 +322,40 @@ def _masked_cotangent(x: tuple[Tensor, ...]) -> Tensor:
     return torch.randn_like(x[0] @ x[1].mT)
 
 
+NETWORK_CASES = {
+    "plain": {"shape": (7, 5)},
+    "linear": {"shape": (7, 5), "kind": "linear"},
+    "two_hidden": {"shape": (5, 6), "kind": "two_hidden", "activation": "elu"},
+    "three_hidden": {"shape": (5, 6), "kind": "three_hidden", "activation": "silu", "order": "shuffled"},
+    "residual": {"shape": (7, 5), "kind": "residual", "activation": "softplus", "gate": "softplus"},
+    "gated": {"shape": (7, 5), "kind": "gated", "activation": "sigmoid", "gate": "shifted-sigmoid"},
+    "skip": {"shape": (7, 5), "kind": "skip", "gate": "clipped", "halves": True},
+    "context": {"shape": (7, 5), "kind": "context", "gate": "soft-clipped", "activation": "gelu"},
+    "blend": {"shape": (7, 5), "gate": "sigmoid", "activation": "relu"},
+    "levels": {"shape": (7, 6), "order": "levels", "halves": True},
+    "no_rows": {"shape": (0, 5)},
+    "no_features": {"shape": (3, 0)},
+    "one_element": {"shape": (1, 1)},
+    "prime": {"shape": (13, 17), "hidden": 31},
+    "shuffled": {"shape": (5, 9), "order": "shuffled"},
+    "several_blocks": {"shape": (3, 67), "hidden": 131},
+    "several_tiles": {"shape": (67, 3), "hidden": 5},
+    "above_power": {"shape": (17, 33), "hidden": 65},
+    "strided": {"shape": (7, 5), "layout": "strided"},
+    "transposed": {"shape": (7, 5), "layout": "transposed"},
+}
+NETWORK_EXTREMES = {
+    "large": {"shape": (7, 5), "scale": 1e4, "gate": "soft-clipped"},
+    "tiny": {"shape": (7, 5), "scale": 1e-18},
+}
+
+
+def _raw_network(x: tuple[Tensor, ...], *known: Tensor) -> tuple:
+    counts, (program, *rest), tensors = flattened(_network_of(*x))
+    remaining = iter(tensors)
+    return (*known, *([next(remaining) for _ in range(count)] for count in counts), list(program), *rest)
+
+
 EXTREMES = {"large": {"shape": (7, 5), "scale": 1e18}, "tiny": {"shape": (7, 5), "scale": 1e-18}}
 
 OPSPECS = (
@@ -349,5 +417,35 @@ OPSPECS = (
             RawOp(masked_autograd.RAW_WEIGHT_GRAD, lambda x: (_masked_cotangent(x), x[0], *_masked_degrees(x), True)),
         ),
         options=("pattern", "strict"),
+    ),
+    OpSpec(
+        name="autoregressive_forward",
+        op=functools.partial(network_op, autoregressive_network.autoregressive_forward),
+        reference=functools.partial(network_op, network_reference.autoregressive_forward),
+        make=network_inputs,
+        cases=NETWORK_CASES,
+        small={"shape": (4, 3), "hidden": 4},
+        extremes=NETWORK_EXTREMES,
+        same=(0, 1),
+        raw=(RawOp(network_autograd.RAW_FORWARD, lambda x: _raw_network(x, x[0])),),
+        options=("activation", "gate", "order", "halves"),
+        shared=("kind",),
+    ),
+    OpSpec(
+        name="autoregressive_inverse",
+        op=functools.partial(network_op, autoregressive_network.autoregressive_inverse),
+        reference=functools.partial(network_op, network_reference.autoregressive_inverse),
+        make=network_inputs,
+        cases=NETWORK_CASES,
+        small={"shape": (4, 3), "hidden": 4},
+        extremes=NETWORK_EXTREMES,
+        same=(0, 1),
+        raw=(
+            RawOp(network_autograd.RAW_INVERSE, lambda x: _raw_network(x, x[0])),
+            RawOp(network_autograd.RAW_SOLVE, lambda x: _raw_network(x, x[0].cos(), x[0][:, 0].cos(), x[0])),
+            RawOp(network_autograd.RAW_SOLVE, lambda x: _raw_network(x, x[0].cos(), None, x[0])),
+        ),
+        options=("activation", "gate", "order", "halves"),
+        shared=("kind",),
     ),
 )

@@ -96,10 +96,6 @@ class Network:
             stages.append(replace(stage, **given))
         return replace(self, stages=tuple(stages))
 
-    def levels(self) -> list[Tensor]:
-        """Indices of the features of each degree, in ascending order of degree."""
-        return [(self.degrees == degree).nonzero()[:, 0] for degree in self.degrees.unique()]
-
 
 _TENSORS = ("weight", "bias", "skip", "offset", "gate")
 
