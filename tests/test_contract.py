@@ -32,16 +32,19 @@ def _rows():
 
 
 ROWS = [pytest.param(*row, id="/".join((row[0].name, *row[1:]))) for row in _rows()]
-CASES = [
-    pytest.param(*row, case, id="/".join((row[0].name, *row[1:], name)))
-    for row in _rows()
-    for name, case in row[0].cases.items()
-]
-EXTREMES = [
-    pytest.param(*row, case, id="/".join((row[0].name, *row[1:], name)))
-    for row in _rows()
-    for name, case in row[0].extremes.items()
-]
+
+
+def _params(tables):
+    for spec, implementation, device in _rows():
+        for name, case in tables(spec).items():
+            bound, left = spec.bound(case)
+            yield pytest.param(
+                bound, implementation, device, left, id="/".join((spec.name, implementation, device, name))
+            )
+
+
+CASES = list(_params(lambda spec: spec.cases))
+EXTREMES = list(_params(lambda spec: spec.extremes))
 each_row = pytest.mark.parametrize(("spec", "implementation", "device"), ROWS)
 each_case = pytest.mark.parametrize(("spec", "implementation", "device", "case"), CASES)
 
