@@ -1,4 +1,4 @@
-"""Properties of the affine tail of autoregressive flows that no implementation can fake, and the errors for bad input."""
+"""Properties of the affine tail of autoregressive flows that no implementation can fake, and errors for bad input."""
 
 import math
 import os
