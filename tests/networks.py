@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 
@@ -41,7 +43,11 @@ def network(
 
     def stage(source: int, own: Tensor, reads: Tensor, last: bool = False, **options) -> Stage:
         def random(*shape: int) -> Tensor | object:
-            return PLACEHOLDER if dtype is None else 0.5 * torch.randn(shape, dtype=dtype, device=device) / max(shape[-1], 1) ** 0.5
+            return (
+                PLACEHOLDER
+                if dtype is None
+                else 0.5 * torch.randn(shape, dtype=dtype, device=device) / max(shape[-1], 1) ** 0.5
+            )
 
         skip, offset, gated = (options.pop(name, False) for name in ("skip", "offset", "gate"))
         return Stage(
@@ -68,7 +74,7 @@ def network(
         sizes = [degrees, *[units] * depth]
         stages = [
             stage(place - 1 if place else FEATURES, own, reads, offset=kind == "context" and place == 0)
-            for place, (reads, own) in enumerate(zip(sizes[:-1], sizes[1:], strict=True))
+            for place, (reads, own) in enumerate(itertools.pairwise(sizes))
         ]
         stages.append(stage(depth - 1 if depth else FEATURES, last, sizes[-1], last=True, skip=kind == "skip"))
     places = ((0, 1), (features, 1)) if halves else ((0, 2), (1, 2))

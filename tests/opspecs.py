@@ -15,6 +15,9 @@ from torch import Tensor
 from hvae_kernels import _dispatch
 from hvae_kernels import functional as F
 from hvae_kernels.ops import autoregressive_network
+from hvae_kernels.ops.autoregressive import autograd as autoregressive_autograd
+from hvae_kernels.ops.autoregressive import gates as autoregressive_gates
+from hvae_kernels.ops.autoregressive import reference as autoregressive_reference
 from hvae_kernels.ops.autoregressive_network import autograd as network_autograd
 from hvae_kernels.ops.autoregressive_network import reference as network_reference
 from hvae_kernels.ops.autoregressive_network.network import flattened
@@ -203,6 +206,35 @@ def _network_of(x: Tensor, *tensors: Tensor, kind: str = "one_hidden", **structu
     return empty.with_tensors(tensors)
 
 
+def autoregressive_inputs(
+    dtype: torch.dtype,
+    device: str,
+    *,
+    shape: tuple[int, ...],
+    layout: str = "contiguous",
+    scale: float = 1.0,
+    around: float | None = None,
+) -> tuple[Tensor, ...]:
+    """Inputs of ``affine_autoregressive``, whose raw scale is of size ``scale``, or all of it close to ``around``."""
+    kind = {"dtype": dtype, "device": device}
+    z, shift, log_scale = (torch.randn(shape, **kind) for _ in range(3))
+    log_scale = scale * log_scale if around is None else around * _uniform(0.99, 1.0, *shape, **kind)
+    return tuple(_in_layout(x, layout) for x in (z, shift, log_scale))
+
+
+#: One gate with a straight-through gradient, one with a logarithm, one that blends; every gate has a case of its own.
+TYPICAL_GATES = ("clipped", "softplus", "sigmoid")
+
+
+def _gated(op: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., tuple[Tensor, ...]]:
+    """The op for several gates at once, each with results of its own."""
+
+    def gated(*inputs: Tensor, gates: tuple[str, ...] = TYPICAL_GATES) -> tuple[Tensor, ...]:
+        return tuple(result for gate in gates for result in op(*inputs, autoregressive_gates.DEFAULTS[gate]))
+
+    return gated
+
+
 def _in_layout(tensor: Tensor, layout: str) -> Tensor:
     if layout == "strided":
         return torch.stack([tensor, tensor], -1)[..., 0]
@@ -356,6 +388,46 @@ def _raw_network(x: tuple[Tensor, ...], *known: Tensor) -> tuple:
     return (*known, *([next(remaining) for _ in range(count)] for count in counts), list(program), *rest)
 
 
+GATED_CASES = {name: UPDATE_CASES[name] for name in ("plain", "no_rows", "prime", "above_power")}
+GATED_CASES |= {
+    **{
+        name: {**case, "gates": ("sigmoid",)}
+        for name, case in UPDATE_CASES.items()
+        if name not in (*GATED_CASES, "momentum_stops", "inverted")
+    },
+    "many_rows": {"shape": (1500, 3), "gates": ("sigmoid",)},
+    "several_blocks": {"shape": (9, 1000), "gates": ("sigmoid",)},
+    **{gate: {"shape": (13, 17), "scale": 3.0, "gates": (gate,)} for gate in autoregressive_gates.NUMBERS},
+}
+GATED_EXTREMES = {
+    f"{gate}_{around:g}": {"shape": (5, 17), "around": around, "gates": (gate,)}
+    for gate in autoregressive_gates.NUMBERS
+    for around in (80.0, -80.0, 1e4, -1e4)
+    if (gate, around) != ("affine", 1e4)  # overflows in float64 too
+}
+
+
+def _gated_raw(gate: str) -> tuple[RawOp, ...]:
+    """The raw kernels under one gate, with and without cotangents, directions and the shift."""
+    numbers = (autoregressive_gates.CODES[gate], *dataclasses.astuple(autoregressive_gates.DEFAULTS[gate])[1:])
+    forward, backward, double_backward = (
+        autoregressive_autograd.RAW_FORWARD,
+        autoregressive_autograd.RAW_BACKWARD,
+        autoregressive_autograd.RAW_DOUBLE_BACKWARD,
+    )
+
+    def cotangents(x):
+        return torch.randn_like(x[0]), torch.randn_like(x[0][..., 0])
+
+    return (
+        RawOp(forward, lambda x: (*x, *numbers)),
+        RawOp(backward, lambda x: (*cotangents(x), *x, *numbers, 7)),
+        RawOp(backward, lambda x: (None, cotangents(x)[1], x[0], None, x[2], *numbers, 4)),
+        RawOp(double_backward, lambda x: (*(torch.randn_like(t) for t in x), *cotangents(x), *x, *numbers, 31)),
+        RawOp(double_backward, lambda x: (*(None,) * 3, *cotangents(x), x[0], None, x[2], *numbers, 5)),
+    )
+
+
 EXTREMES = {"large": {"shape": (7, 5), "scale": 1e18}, "tiny": {"shape": (7, 5), "scale": 1e-18}}
 
 OPSPECS = (
@@ -447,5 +519,17 @@ OPSPECS = (
         ),
         options=("activation", "gate", "order", "halves"),
         shared=("kind",),
+    ),
+    OpSpec(
+        name="affine_autoregressive",
+        op=_gated(lambda *x: F.affine_autoregressive(*x[:-1], gate=x[-1])),
+        reference=_gated(autoregressive_reference.affine_autoregressive),
+        make=autoregressive_inputs,
+        cases=GATED_CASES,
+        small={"shape": (2, 2)},
+        extremes=GATED_EXTREMES,
+        same=(0, 1),
+        raw=(*_gated_raw("softplus"), *_gated_raw("sigmoid")),
+        options=("gates",),
     ),
 )

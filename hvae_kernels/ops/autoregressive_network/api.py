@@ -22,9 +22,9 @@ def autoregressive_forward(x: Tensor, network: Network) -> tuple[Tensor, Tensor]
     .. math:: y_j = \sigma_j(x_{<j}) x_j + \tau_j(x_{<j}) \mu_j(x_{<j}), \quad
         \log |\det| = \sum_j \log \sigma_j
 
-    Without gradients the C++ kernel walks tile by tile through the whole network, so that hidden activations never leave
-    the cache; with gradients it is the composition of ``masked_linear``, activations and ``affine_autoregressive``,
-    differentiable to any order.
+    Without gradients the C++ kernel walks tile by tile through the whole network, so that hidden activations never
+    leave the cache; with gradients it is the composition of ``masked_linear``, activations and
+    ``affine_autoregressive``, differentiable to any order.
 
     Args:
         x: features ``(rows, d)``.
@@ -54,8 +54,8 @@ def autoregressive_forward(x: Tensor, network: Network) -> tuple[Tensor, Tensor]
 def autoregressive_inverse(y: Tensor, network: Network) -> tuple[Tensor, Tensor]:
     r"""The sequential direction: x with ``autoregressive_forward(x) = y``, in one pass of work instead of d.
 
-    Features are found in order of degree, and each hidden unit is finished exactly once, when its last input is known, as
-    in a triangular solve: the arithmetic of one forward pass. The derivative is implicit,
+    Features are found in order of degree, and each hidden unit is finished exactly once, when its last input is known,
+    as in a triangular solve: the arithmetic of one forward pass. The derivative is implicit,
     :math:`J^\top v = g` by one sweep in the opposite order, never through the sequence of steps. Second derivatives and
     forward mode come from the reference, which takes d passes.
 

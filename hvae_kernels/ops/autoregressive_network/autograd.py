@@ -63,7 +63,7 @@ class AutoregressiveInverse(OpFunction):
         wanted = ctx.needs_input_grad[3:]
         if grad is None and grad_log_abs_det is None:
             return (None,) * (3 + len(wanted))
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or any(map(_library.is_batched_gradient, (grad, grad_log_abs_det))):
             results = _reference_vjp(ctx, y, tensors, (grad, grad_log_abs_det))
         else:
             call = ctx.implementation, ctx.counts, ctx.settings, wanted
@@ -120,7 +120,7 @@ class _ImplicitVjp(OpFunction):
 
 def _reference_of(ctx, tensors, tangents=None):
     """The reference as a function of the floating tensors, them, and their tangents (None is zero)."""
-    floating = [i for i, t in enumerate(tensors) if t.is_floating_point()]
+    floating = [i for i, t in enumerate(tensors) if t.is_floating_point() and (t.numel() or i == 0)]
 
     def function(*values):
         every = list(tensors)
@@ -131,8 +131,10 @@ def _reference_of(ctx, tensors, tangents=None):
     primals = tuple(tensors[i] for i in floating)
     if tangents is None:
         return function, primals, floating
-    return function, primals, tuple(
-        torch.zeros_like(tensors[i]) if tangents[i] is None else tangents[i] for i in floating
+    return (
+        function,
+        primals,
+        tuple(torch.zeros_like(tensors[i]) if tangents[i] is None else tangents[i] for i in floating),
     )
 
 
