@@ -57,7 +57,8 @@ def autoregressive_inverse(y: Tensor, network: Network) -> tuple[Tensor, Tensor]
     Features are found in order of degree, and each hidden unit is finished exactly once, when its last input is known,
     as in a triangular solve: the arithmetic of one forward pass. The derivative is implicit,
     :math:`J^\top v = g` by one sweep in the opposite order, never through the sequence of steps. Second derivatives and
-    forward mode come from the reference, which takes d passes.
+    forward mode come from the reference, which takes d passes. A scale that underflowed counts as the least normal
+    number: where the forward direction collapsed a feature onto its shift, the inverse returns 0, not NaN.
 
     Args:
         y: ``(rows, d)``.

@@ -56,7 +56,10 @@ def autoregressive_forward(x: Tensor, network: Network) -> tuple[Tensor, Tensor]
 
 
 def autoregressive_inverse(y: Tensor, network: Network) -> tuple[Tensor, Tensor]:
-    """One pass through the whole network for each feature; differentiable through all of them."""
+    """One pass through the whole network for each feature; differentiable through all of them.
+
+    A scale that underflowed counts as the least normal number, so that 0 / 0 is 0.
+    """
     if not network.features:
         return y.clone(), y.sum(-1)
     x, log_det = torch.zeros_like(y), y.new_zeros(y.shape[:-1])
@@ -64,7 +67,8 @@ def autoregressive_inverse(y: Tensor, network: Network) -> tuple[Tensor, Tensor]
     for step in range(network.features):
         shift, raw = parameters(x, network)
         scale, weight, log_scale = scale_of(network.tail, raw)
-        found = (y - (shift if weight is None else weight * shift)) / scale
+        divisor = scale.clamp_min(torch.finfo(scale.dtype).tiny)
+        found = (y - (shift if weight is None else weight * shift)) / divisor
         x = torch.where(before == step, found, x)
         log_det = log_det - torch.where(before == step, log_scale, torch.zeros_like(log_scale)).sum(-1)
     return x, log_det
