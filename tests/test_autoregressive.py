@@ -287,7 +287,7 @@ def test_bad_flow_input():
         flow.inverse(torch.randn(4, 3))
     with pytest.raises(ValueError, match="context must be None, as context_features is 0"):
         hk.nn.InverseAutoregressiveFlow(3, [8])(torch.randn(4, 3), torch.randn(4, 2))
-    with pytest.raises(TypeError, match="weight must have the dtype of x, torch.float32"):
+    with pytest.raises(TypeError, match=r"weight must have the dtype of x, torch\.float32"):
         flow(torch.randn(4, 3, dtype=torch.float32), torch.randn(4, 2))
     with pytest.raises(ValueError, match="gate must be a Gate or one of affine"):
         hk.nn.InverseAutoregressiveFlow(3, [8], gate="linear")
@@ -302,5 +302,9 @@ def test_a_scale_that_underflows_is_no_silent_nan(gate, implementation):
     with torch.no_grad(), hk.use_impl(implementation):
         flow.made.layers[-1].bias[3:] = -1e4
         image, log_abs_det = flow(torch.randn(5, 3, dtype=torch.float32))
+        if gate in ("affine", "sigmoid"):
+            with pytest.raises(RuntimeError, match="a scale underflowed to 0, so the map has no inverse"):
+                flow.inverse(image)
+            return
         back, minus = flow.inverse(image)
     assert all(torch.isfinite(x).all() for x in (image, log_abs_det, back, minus))

@@ -51,12 +51,6 @@ struct Tail {
   HK_INLINE void with(const F& f) const { autoregressive::with_gate(gate, first, second, f); }
 };
 
-// What the inverse divides by: a scale that underflowed counts as the least normal number, so that 0 / 0 is 0.
-template <class T>
-HK_INLINE T divisor(T scale) {
-  return scale < std::numeric_limits<T>::min() ? std::numeric_limits<T>::min() : scale;
-}
-
 template <class T>
 HK_INLINE void apply_tail(const Tail<T>& tail, const T* x, const T* shift, const T* raw, int64_t n, T* y,
                           double* log_det) {
@@ -69,14 +63,16 @@ HK_INLINE void apply_tail(const Tail<T>& tail, const T* x, const T* shift, const
   });
 }
 
+// Keeps the least scale of each lane: dividing by one that underflowed is an error, not a NaN.
 template <class T>
 HK_INLINE void invert_tail(const Tail<T>& tail, const T* y, const T* shift, const T* raw, int64_t n, T* x,
-                           double* log_det) {
+                           double* log_det, T* least) {
   tail.with([&](auto gate) __attribute__((always_inline)) {
     for (int64_t i = 0; i < n; ++i) {
       const auto p = gate.at(raw[i]);
-      x[i] = (y[i] - p.rest * shift[i]) / divisor(p.scale);
+      x[i] = (y[i] - p.rest * shift[i]) / p.scale;
       log_det[i] -= p.log;
+      least[i] = p.scale < least[i] ? p.scale : least[i];
     }
   });
 }
@@ -89,7 +85,7 @@ HK_INLINE void solve_tail(const Tail<T>& tail, const T* x, const T* through, con
   tail.with([&](auto gate) __attribute__((always_inline)) {
     for (int64_t i = 0; i < n; ++i) {
       const auto p = gate.at(raw[i]);
-      const T v = (g[i] - through[i]) / divisor(p.scale), blend = gate.kBlends ? x[i] - shift[i] : x[i];
+      const T v = (g[i] - through[i]) / p.scale, blend = gate.kBlends ? x[i] - shift[i] : x[i];
       raw[i] = v * p.d_scale * blend + h[i] * p.d_log;
       shift[i] = v * p.rest;
       g[i] = v;

@@ -57,8 +57,7 @@ def autoregressive_inverse(y: Tensor, network: Network) -> tuple[Tensor, Tensor]
     Features are found in order of degree, and each hidden unit is finished exactly once, when its last input is known,
     as in a triangular solve: the arithmetic of one forward pass. The derivative is implicit,
     :math:`J^\top v = g` by one sweep in the opposite order, never through the sequence of steps. Second derivatives and
-    forward mode come from the reference, which takes d passes. A scale that underflowed counts as the least normal
-    number: where the forward direction collapsed a feature onto its shift, the inverse returns 0, not NaN.
+    forward mode come from the reference, which takes d passes.
 
     Args:
         y: ``(rows, d)``.
@@ -70,6 +69,8 @@ def autoregressive_inverse(y: Tensor, network: Network) -> tuple[Tensor, Tensor]
     Raises:
         TypeError: ``y`` is no floating-point tensor, or its dtype is not the weights'.
         ValueError: shapes or devices do not fit.
+        RuntimeError: a scale underflowed to 0, so that there is no inverse (found on the CPU only, where looking costs
+            no device sync).
     """
     _validate(INVERSE, "y", y, network)
     if _library.autocasts(y):
