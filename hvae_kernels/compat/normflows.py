@@ -46,7 +46,8 @@ class FusedMaskedAffineAutoregressive(MaskedAffineAutoregressive):
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The parallel direction."""
-        network = _network.served(lay_out, self, inputs, context)
+        gains = _network.gains(self.autoregressive_net, inputs)
+        network = _network.served(lay_out, self, inputs, context) if gains else None
         return super().forward(inputs, context) if network is None else _network.parallel(inputs, network)
 
     def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -94,6 +94,13 @@ def _split(arn) -> tuple[AutoRegressiveNN | ConditionalAutoRegressiveNN, Tensor 
     raise Unfused(f"its network is a {type(arn).__name__}, not an AutoRegressiveNN")
 
 
+def _gains(arn, x: Tensor) -> bool:
+    try:
+        return _network.gains(_split(arn)[0], x)
+    except Unfused:
+        return False
+
+
 def _given(linear, net, context: Tensor | None, batch: Size) -> Tensor | None:
     return _network.from_context(linear, slice(net.context_dim), context, batch)
 
@@ -113,7 +120,7 @@ class FusedAffineAutoregressive(AffineAutoregressive):
     """The transform with both directions fused."""
 
     def _call(self, x: Tensor) -> Tensor:
-        network = _network.served(lay_out, self, x)
+        network = _network.served(lay_out, self, x) if _gains(self.arn, x) else None
         if network is None:
             return self._call_stable(x) if self.stable else super()._call(x)
         y, log_abs_det = _network.parallel(x, network)

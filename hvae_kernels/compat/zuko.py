@@ -90,7 +90,7 @@ def _residual(block: Residual, before: list[Part]) -> list[Part]:
 def _degrees(
     layer: MaskedAutoregressiveTransform, parts: list[Part], features: int, with_context: bool
 ) -> tuple[Tensor, list[Tensor]]:
-    """zuko deals the levels of dependence out to the hidden units like cards; level 0 sees the context alone."""
+    """Levels of dependence are dealt out to the hidden units like cards; level 0 sees the context alone."""
     order = layer.order
     if order is None:  # an adjacency was given: count what every feature depends on
         seen = torch.eye(features, dtype=torch.float32, device=parts[0].linear.weight.device)
@@ -129,6 +129,8 @@ class FusedTransform(AutoregressiveTransform):
 
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """``(y, log_abs_det)``."""
+        if not _network.gains(self.layer.hyper, x):
+            return super().call_and_ladj(x)
         x, network = self._served(x)
         return super().call_and_ladj(x) if network is None else _network.parallel(x, network)
 
