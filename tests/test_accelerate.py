@@ -34,21 +34,21 @@ def double_precision():
     torch.set_default_dtype(before)
 
 
-def make(name, seed=0):
+def make(name, seed=0, spread=0.7):
     """A flow with parameters that matter: libraries start their last layers near zero."""
     torch.manual_seed(seed)
     flow = FLOWS[name].build(FEATURES, FLOWS[name].context)
     with torch.no_grad():
         for parameter in flow.parameters():
-            parameter.normal_(std=0.7 * max(1, parameter.shape[-1]) ** -0.5)
+            parameter.normal_(std=spread * max(1, parameter.shape[-1]) ** -0.5)
     return flow
 
 
-def points(name, dtype=torch.float64, seed=1):
+def points(name, dtype=torch.float64, seed=1, rows=ROWS):
     """Features and, where the flow takes one, context."""
     generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(ROWS, FEATURES, generator=generator, dtype=torch.float64).to(dtype)
-    c = torch.randn(ROWS, FLOWS[name].context, generator=generator, dtype=torch.float64).to(dtype)
+    x = torch.randn(rows, FEATURES, generator=generator, dtype=torch.float64).to(dtype)
+    c = torch.randn(rows, FLOWS[name].context, generator=generator, dtype=torch.float64).to(dtype)
     return x, c if FLOWS[name].context else None
 
 
@@ -129,10 +129,11 @@ def test_same_numbers_and_gradients_in_float64(name, choice):
 @each_flow
 @each_choice
 def test_float32_stays_within_the_error_budget(name, choice):
+    """A mild flow and many rows: an ill-conditioned inverse multiplies whatever rounding came first, theirs or ours."""
     library = FLOWS[name].library
-    x, c = points(name, torch.float32)
+    x, c = points(name, torch.float32, rows=64)
     torch.set_default_dtype(torch.float32)
-    plain = make(name).float()
+    plain = make(name, spread=0.25).float()
     ours, exact = fused(plain), copy.deepcopy(plain).double()
     rival = quantities(library, plain, x, c)
     with hk.use_impl(choice):
