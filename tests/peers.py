@@ -184,10 +184,11 @@ def _nflows(d: int, c: int, inverted: bool = False, **options) -> nn.Module:
     steps = []
     for _ in range(2):
         step = nflows_transforms.MaskedAffineAutoregressiveTransform(d, 14, context_features=c or None, **options)
-        steps += [nflows_transforms.InverseTransform(step) if inverted else step, nflows_transforms.ReversePermutation(d)]
-    return nflows_flows.Flow(
-        nflows_transforms.CompositeTransform(steps), nflows_distributions.StandardNormal([d])
-    )
+        steps += [
+            nflows_transforms.InverseTransform(step) if inverted else step,
+            nflows_transforms.ReversePermutation(d),
+        ]
+    return nflows_flows.Flow(nflows_transforms.CompositeTransform(steps), nflows_distributions.StandardNormal([d]))
 
 
 def _normflows(d: int, c: int, inverted: bool = False, permute: bool = False, **options) -> nn.Module:
