@@ -74,6 +74,11 @@ def nothing_differentiates() -> bool:
     )
 
 
+def is_batched_gradient(grad: Tensor | None) -> bool:
+    """Whether ``torch.autograd.grad(is_grads_batched=True)`` made it: raw ops that take lists have no rule for it."""
+    return grad is not None and torch._C._functorch.is_legacy_batchedtensor(grad)
+
+
 def autocasts(tensor: Tensor) -> bool:
     """Whether autocast is on for ``tensor``'s device; the meta device knows none."""
     device_type = tensor.device.type

@@ -41,6 +41,14 @@ _MASKED_TRITON = "hvae_kernels/ops/masked_linear/triton.py"
 _MASKED_TRITON_TESTS = "tests/test_masked_linear.py tests/test_contract.py -k triton and masked"
 _DENSE = "hvae_kernels/ops/leapfrog/dense.py"
 _DENSE_TESTS = "tests/test_contract.py -k dense_gaussian_leapfrog/cpp"
+_TAIL = "csrc/kernels/affine_autoregressive.h"
+_TAIL_CPU = "csrc/cpu/affine_autoregressive.cpp"
+_TAIL_CPP = "tests/test_contract.py -k affine_autoregressive/cpp"
+_TAIL_TRITON = "hvae_kernels/ops/autoregressive/triton.py"
+_TAIL_TRITON_TESTS = "tests/test_contract.py -k affine_autoregressive/triton"
+_TAIL_TESTS = "tests/test_affine_autoregressive.py"
+_ELEMENTARY = "csrc/kernels/elementary.h"
+_ELEMENTARY_TESTS = "tests/test_elementary.py"
 
 MUTATIONS = (
     Mutation(_KERNEL, "return {S(1) - S(2) * q, -(p * e) * (S(1) - q), e, p};", "return {S(1) - q, -(p * e) * (S(1) - q), e, p};", _CPP),
@@ -86,6 +94,29 @@ MUTATIONS = (
     Mutation(_MASKED_TRITON, "sums = tl.where(connected, sums, 0.0)", "sums = sums + 0.0", _MASKED_TRITON_TESTS),
     Mutation("hvae_kernels/ops/masked_linear/reference.py", "torch.where(connections(in_degrees, out_degrees, strict), weight, 0)", "weight * connections(in_degrees, out_degrees, strict)", "tests/test_masked_linear.py -k reference"),
     Mutation("hvae_kernels/ops/masked_linear/autograd.py", "a if wants_b else None, b if wants_a else None", "a, b", "tests/test_masked_linear.py -k saved and triton"),
+    Mutation(_TAIL, "output[j] = p.scale * z[j] + p.rest * shift[j];", "output[j] = p.scale * z[j] + shift[j];", _TAIL_CPP),
+    Mutation(_TAIL, "for (; j < width; ++j) rest += terms[j];", "", _TAIL_CPP),
+    Mutation(_TAIL, "const T value = values ? values[i] : T(0);", "const T value = values ? values[0] : T(0);", _TAIL_CPP),
+    Mutation(_TAIL, "y = G::kBlends ? z[j] - shift[j] : z[j];\n    d_z[j] = g * p.scale;", "y = z[j];\n    d_z[j] = g * p.scale;", _TAIL_CPP),
+    Mutation(_TAIL, "hy = G::kBlends ? hz - hb : hz;", "hy = hz;", _TAIL_CPP),
+    Mutation(_TAIL, "+ grad_log[j] * p.dd_log);", ");", _TAIL_CPP),
+    Mutation(_TAIL, "near ? epsilon - p.rest : epsilon", "near ? epsilon : epsilon", _TAIL_CPP),
+    Mutation(_TAIL, "scale * (d_log * d_log + dd_log), dd_log};", "scale * d_log * d_log, dd_log};", _TAIL_CPP),
+    Mutation(_TAIL, "p.value, d_log, curve, curve * inverse - d_log * d_log};", "p.value, d_log, curve, curve * inverse};", _TAIL_CPP),
+    Mutation(_TAIL, "const T above = s < low ? low : s,", "const T above = s,", _TAIL_TESTS),
+    Mutation(_TAIL_CPU, "std::min(kBlock, features - start)", "std::min(kBlock, features)", _TAIL_CPP),
+    Mutation(_TAIL_CPU, "ls ? ls + first : nullptr, scratch[0], zs + at,\n                       spare", "ls, scratch[0], zs + at,\n                       spare", _TAIL_CPP),
+    Mutation(_TAIL_TRITON, "+ rest * load(shift, at, mask, DTYPE), mask)", "+ load(shift, at, mask, DTYPE), mask)", _TAIL_TRITON_TESTS),
+    Mutation(_TAIL_TRITON, "g * d_scale * y + gl * d_log, mask)", "g * d_scale * y, mask)", _TAIL_TRITON_TESTS),
+    Mutation(_TAIL_TRITON, "            hy = hz - hb\n", "", _TAIL_TRITON_TESTS),
+    Mutation(_TAIL_TRITON, "logs += tl.where(mask, log, 0.0)", "logs += log", _TAIL_TRITON_TESTS),
+    Mutation("hvae_kernels/_triton/device.py", "n = tl.where(x == x, k, 0.0).to(tl.int32)", "n = k.to(tl.int32) + 1", _TAIL_TRITON_TESTS),
+    Mutation("hvae_kernels/ops/autoregressive/gates.py", "s.clamp(first, second).detach() + (s - s.detach())", "s.clamp(first, second)", _TAIL_TESTS),
+    Mutation("hvae_kernels/ops/autoregressive/autograd.py", "shift if blends(ctx.call.gate) else None", "shift", _TAIL_TESTS),
+    Mutation(_ELEMENTARY, "p = p * r + 8.3332841058e-3f;", "p = p * r + 8.3e-3f;", _ELEMENTARY_TESTS),
+    Mutation(_ELEMENTARY, "p = p * q + 1.4296405296e-1f;", "p = p * q + 1.44e-1f;", _ELEMENTARY_TESTS),
+    Mutation(_ELEMENTARY, "return x < std::numeric_limits<float>::infinity() ? result : x;", "return result;", _ELEMENTARY_TESTS),
+    Mutation(_ELEMENTARY, "return s.value + x * s.value * s.rest;", "return s.value + x * s.value;", _ELEMENTARY_TESTS),
     Mutation(_DENSE, "state @ displacement + z, state @ map_rho", "state @ displacement, state @ map_rho", _DENSE_TESTS),
     Mutation(_DENSE, "kick = (torch.cat([none, tempering[:, None] * steps]) + drift) / 2", "kick = (torch.cat([none, steps]) + drift) / 2", _DENSE_TESTS),
     Mutation("hvae_kernels/_library.py", "not torch.is_grad_enabled()", "not torch.is_inference_mode_enabled()", _CPP),

@@ -9,10 +9,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from networks import network
 from torch import Tensor
 
 from hvae_kernels import _dispatch
 from hvae_kernels import functional as F
+from hvae_kernels.ops import autoregressive_network
+from hvae_kernels.ops.autoregressive import autograd as autoregressive_autograd
+from hvae_kernels.ops.autoregressive import gates as autoregressive_gates
+from hvae_kernels.ops.autoregressive import reference as autoregressive_reference
+from hvae_kernels.ops.autoregressive_network import autograd as network_autograd
+from hvae_kernels.ops.autoregressive_network import reference as network_reference
+from hvae_kernels.ops.autoregressive_network.network import flattened
 from hvae_kernels.ops.leapfrog import autograd as leapfrog_autograd
 from hvae_kernels.ops.leapfrog import reference as leapfrog_reference
 from hvae_kernels.ops.leapfrog_update import autograd as update_autograd
@@ -36,7 +44,8 @@ class OpSpec:
 
     ``make(dtype, device, **case)`` makes inputs; ``cases`` are its sizes, ``small`` the one for finite differences;
     ``extremes`` are cases at the edge of the number range; ``same`` are pairs of arguments that may be one tensor.
-    ``options`` names what in a case belongs to the op and its reference, not to the inputs: see :meth:`at`.
+    ``options`` names what in a case belongs to the op and its reference, not to the inputs, ``shared`` what belongs to
+    both: see :meth:`at`.
     """
 
     name: str
@@ -49,16 +58,17 @@ class OpSpec:
     same: tuple[int, int]
     raw: tuple[RawOp, ...] = field(default=())
     options: tuple[str, ...] = ()
+    shared: tuple[str, ...] = ()
 
     def at(self, case: dict[str, Any]) -> OpSpec:
         """The spec of one case: its options bound to the op and the reference, and kept from ``make``."""
-        bound = {name: case[name] for name in self.options if name in case}
+        bound = {name: case[name] for name in (*self.options, *self.shared) if name in case}
         if not bound:
             return self
         op, reference = (functools.partial(function, **bound) for function in (self.op, self.reference))
 
         def make(*args: Any, **case: Any) -> tuple[Tensor, ...]:
-            return self.make(*args, **{name: value for name, value in case.items() if name not in bound})
+            return self.make(*args, **{name: value for name, value in case.items() if name not in self.options})
 
         return dataclasses.replace(self, op=op, reference=reference, make=make)
 
@@ -167,6 +177,62 @@ def masked_op(
     """``masked_linear`` or its reference on floating-point tensors alone."""
     n_out, n_in = weight.shape
     return (function(x, weight, bias, *degrees(pattern, n_in, n_out, x.device), strict=strict),)
+
+
+def network_inputs(
+    dtype: torch.dtype,
+    device: str,
+    *,
+    shape: tuple[int, int],
+    hidden: int = 6,
+    scale: float = 1.0,
+    layout: str = "contiguous",
+    kind: str = "one_hidden",
+) -> tuple[Tensor, ...]:
+    """Features and the network's floating tensors."""
+    rows, features = shape
+    x = _in_layout(scale * torch.randn(shape, dtype=dtype, device=device), layout)
+    return x, *network(kind, features, hidden, rows, dtype=dtype, device=device).tensors()
+
+
+def network_op(function: Callable[..., tuple[Tensor, ...]], x: Tensor, *tensors: Tensor, **structure) -> tuple:
+    """An op on a network as a function of its floating tensors."""
+    return function(x, _network_of(x, *tensors, **structure))
+
+
+def _network_of(x: Tensor, *tensors: Tensor, kind: str = "one_hidden", **structure):
+    hidden = 0 if kind == "linear" else tensors[0].shape[0]
+    empty = network(kind, x.shape[1], hidden, x.shape[0], device=x.device, **structure)
+    return empty.with_tensors(tensors)
+
+
+def autoregressive_inputs(
+    dtype: torch.dtype,
+    device: str,
+    *,
+    shape: tuple[int, ...],
+    layout: str = "contiguous",
+    scale: float = 1.0,
+    around: float | None = None,
+) -> tuple[Tensor, ...]:
+    """Inputs of ``affine_autoregressive``, whose raw scale is of size ``scale``, or all of it close to ``around``."""
+    kind = {"dtype": dtype, "device": device}
+    z, shift, log_scale = (torch.randn(shape, **kind) for _ in range(3))
+    log_scale = scale * log_scale if around is None else around * _uniform(0.99, 1.0, *shape, **kind)
+    return tuple(_in_layout(x, layout) for x in (z, shift, log_scale))
+
+
+#: One gate with a straight-through gradient, one with a logarithm, one that blends; every gate has a case of its own.
+TYPICAL_GATES = ("clipped", "softplus", "sigmoid")
+
+
+def _gated(op: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., tuple[Tensor, ...]]:
+    """The op for several gates at once, each with results of its own."""
+
+    def gated(*inputs: Tensor, gates: tuple[str, ...] = TYPICAL_GATES) -> tuple[Tensor, ...]:
+        return tuple(result for gate in gates for result in op(*inputs, autoregressive_gates.DEFAULTS[gate]))
+
+    return gated
 
 
 def _in_layout(tensor: Tensor, layout: str) -> Tensor:
@@ -288,6 +354,80 @@ def _masked_cotangent(x: tuple[Tensor, ...]) -> Tensor:
     return torch.randn_like(x[0] @ x[1].mT)
 
 
+NETWORK_CASES = {
+    "plain": {"shape": (7, 5)},
+    "linear": {"shape": (7, 5), "kind": "linear"},
+    "two_hidden": {"shape": (5, 6), "kind": "two_hidden", "activation": "elu"},
+    "three_hidden": {"shape": (5, 6), "kind": "three_hidden", "activation": "silu", "order": "shuffled"},
+    "residual": {"shape": (7, 5), "kind": "residual", "activation": "softplus", "gate": "softplus"},
+    "gated": {"shape": (7, 5), "kind": "gated", "activation": "sigmoid", "gate": "shifted-sigmoid"},
+    "skip": {"shape": (7, 5), "kind": "skip", "gate": "clipped", "halves": True},
+    "context": {"shape": (7, 5), "kind": "context", "gate": "soft-clipped", "activation": "gelu"},
+    "blend": {"shape": (7, 5), "gate": "sigmoid", "activation": "relu"},
+    "levels": {"shape": (7, 6), "order": "levels", "halves": True},
+    "no_rows": {"shape": (0, 5)},
+    "no_features": {"shape": (3, 0)},
+    "one_element": {"shape": (1, 1)},
+    "prime": {"shape": (13, 17), "hidden": 31},
+    "shuffled": {"shape": (5, 9), "order": "shuffled"},
+    "several_blocks": {"shape": (3, 67), "hidden": 131},
+    "several_tiles": {"shape": (67, 3), "hidden": 5},
+    "above_power": {"shape": (17, 33), "hidden": 65},
+    "strided": {"shape": (7, 5), "layout": "strided"},
+    "transposed": {"shape": (7, 5), "layout": "transposed"},
+}
+NETWORK_EXTREMES = {
+    "large": {"shape": (7, 5), "scale": 1e6, "gate": "softplus"},
+    "tiny": {"shape": (7, 5), "scale": 1e-18},
+}
+
+
+def _raw_network(x: tuple[Tensor, ...], *known: Tensor) -> tuple:
+    counts, (program, *rest), tensors = flattened(_network_of(*x))
+    remaining = iter(tensors)
+    return (*known, *([next(remaining) for _ in range(count)] for count in counts), list(program), *rest)
+
+
+GATED_CASES = {name: UPDATE_CASES[name] for name in ("plain", "no_rows", "prime", "above_power")}
+GATED_CASES |= {
+    **{
+        name: {**case, "gates": ("sigmoid",)}
+        for name, case in UPDATE_CASES.items()
+        if name not in (*GATED_CASES, "momentum_stops", "inverted")
+    },
+    "many_rows": {"shape": (1500, 3), "gates": ("sigmoid",)},
+    "several_blocks": {"shape": (9, 1000), "gates": ("sigmoid",)},
+    **{gate: {"shape": (13, 17), "scale": 3.0, "gates": (gate,)} for gate in autoregressive_gates.NUMBERS},
+}
+GATED_EXTREMES = {
+    f"{gate}_{around:g}": {"shape": (5, 17), "around": around, "gates": (gate,)}
+    for gate in autoregressive_gates.NUMBERS
+    for around in (80.0, -80.0, 1e4, -1e4)
+    if (gate, around) != ("affine", 1e4)  # overflows in float64 too
+}
+
+
+def _gated_raw(gate: str) -> tuple[RawOp, ...]:
+    """The raw kernels under one gate, with and without cotangents, directions and the shift."""
+    numbers = (autoregressive_gates.CODES[gate], *dataclasses.astuple(autoregressive_gates.DEFAULTS[gate])[1:])
+    forward, backward, double_backward = (
+        autoregressive_autograd.RAW_FORWARD,
+        autoregressive_autograd.RAW_BACKWARD,
+        autoregressive_autograd.RAW_DOUBLE_BACKWARD,
+    )
+
+    def cotangents(x):
+        return torch.randn_like(x[0]), torch.randn_like(x[0][..., 0])
+
+    return (
+        RawOp(forward, lambda x: (*x, *numbers)),
+        RawOp(backward, lambda x: (*cotangents(x), *x, *numbers, 7)),
+        RawOp(backward, lambda x: (None, cotangents(x)[1], x[0], None, x[2], *numbers, 4)),
+        RawOp(double_backward, lambda x: (*(torch.randn_like(t) for t in x), *cotangents(x), *x, *numbers, 31)),
+        RawOp(double_backward, lambda x: (*(None,) * 3, *cotangents(x), x[0], None, x[2], *numbers, 5)),
+    )
+
+
 EXTREMES = {"large": {"shape": (7, 5), "scale": 1e18}, "tiny": {"shape": (7, 5), "scale": 1e-18}}
 
 OPSPECS = (
@@ -349,5 +489,47 @@ OPSPECS = (
             RawOp(masked_autograd.RAW_WEIGHT_GRAD, lambda x: (_masked_cotangent(x), x[0], *_masked_degrees(x), True)),
         ),
         options=("pattern", "strict"),
+    ),
+    OpSpec(
+        name="autoregressive_forward",
+        op=functools.partial(network_op, autoregressive_network.autoregressive_forward),
+        reference=functools.partial(network_op, network_reference.autoregressive_forward),
+        make=network_inputs,
+        cases=NETWORK_CASES,
+        small={"shape": (4, 3), "hidden": 4},
+        extremes=NETWORK_EXTREMES,
+        same=(0, 1),
+        raw=(RawOp(network_autograd.RAW_FORWARD, lambda x: _raw_network(x, x[0])),),
+        options=("activation", "gate", "order", "halves"),
+        shared=("kind",),
+    ),
+    OpSpec(
+        name="autoregressive_inverse",
+        op=functools.partial(network_op, autoregressive_network.autoregressive_inverse),
+        reference=functools.partial(network_op, network_reference.autoregressive_inverse),
+        make=network_inputs,
+        cases=NETWORK_CASES,
+        small={"shape": (4, 3), "hidden": 4},
+        extremes=NETWORK_EXTREMES,
+        same=(0, 1),
+        raw=(
+            RawOp(network_autograd.RAW_INVERSE, lambda x: _raw_network(x, x[0])),
+            RawOp(network_autograd.RAW_SOLVE, lambda x: _raw_network(x, x[0].cos(), x[0][:, 0].cos(), x[0])),
+            RawOp(network_autograd.RAW_SOLVE, lambda x: _raw_network(x, x[0].cos(), None, x[0])),
+        ),
+        options=("activation", "gate", "order", "halves"),
+        shared=("kind",),
+    ),
+    OpSpec(
+        name="affine_autoregressive",
+        op=_gated(lambda *x: F.affine_autoregressive(*x[:-1], gate=x[-1])),
+        reference=_gated(autoregressive_reference.affine_autoregressive),
+        make=autoregressive_inputs,
+        cases=GATED_CASES,
+        small={"shape": (2, 2)},
+        extremes=GATED_EXTREMES,
+        same=(0, 1),
+        raw=(*_gated_raw("softplus"), *_gated_raw("sigmoid")),
+        options=("gates",),
     ),
 )

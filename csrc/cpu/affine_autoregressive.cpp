@@ -26,7 +26,7 @@ struct Chosen {
   HK_CLONES void forward_clone(const Chosen& c, int64_t rows, int64_t width, const T* z, const T* shift,              \
                                const T* log_scale, T* output, T* logs, double* sums) {                                \
     with_gate(c.gate, T(c.first), T(c.second),                                                                        \
-              HK_IN(forward_block(gate, rows* width, z, shift, log_scale, output, logs)));                            \
+              HK_IN(forward_block(gate, rows * width, z, shift, log_scale, output, logs)));                           \
     add_rows(rows, width, logs, sums);                                                                                \
   }                                                                                                                   \
   HK_CLONES void backward_clone(const Chosen& c, int64_t rows, int64_t width, const T* grad, const T* grad_log,       \
@@ -34,7 +34,7 @@ struct Chosen {
                                 T* d_log_scale) {                                                                     \
     spread(rows, width, grad_log, spread_log);                                                                        \
     with_gate(c.gate, T(c.first), T(c.second),                                                                        \
-              HK_IN(backward_block(gate, rows* width, grad, spread_log, z, shift, log_scale, d_z, d_shift,            \
+              HK_IN(backward_block(gate, rows * width, grad, spread_log, z, shift, log_scale, d_z, d_shift,           \
                                    d_log_scale)));                                                                    \
   }                                                                                                                   \
   HK_CLONES void double_backward_clone(const Chosen& c, int64_t rows, int64_t width, const T* h_z, const T* h_shift,  \
@@ -43,7 +43,7 @@ struct Chosen {
                                        T* d_z, T* d_shift, T* d_log_scale) {                                          \
     spread(rows, width, grad_log, spread_log);                                                                        \
     with_gate(c.gate, T(c.first), T(c.second),                                                                        \
-              HK_IN(double_backward_block(gate, rows* width, h_z, h_shift, h_log_scale, grad, spread_log, z, shift,   \
+              HK_IN(double_backward_block(gate, rows * width, h_z, h_shift, h_log_scale, grad, spread_log, z, shift,  \
                                           log_scale, gg, logs, d_z, d_shift, d_log_scale)));                          \
     add_rows(rows, width, logs, sums);                                                                                \
   }

@@ -156,7 +156,7 @@ HK_INLINE void backward_block(const G& gate, int64_t n, const T* grad, const T* 
     const Point<T> p = gate.at(log_scale[j]);
     const T g = grad[j], y = G::kBlends ? z[j] - shift[j] : z[j];
     d_z[j] = g * p.scale;
-    if (G::kBlends) d_shift[j] = g * p.rest;
+    d_shift[j] = g * p.rest;
     d_log_scale[j] = g * p.d_scale * y + grad_log[j] * p.d_log;
   }
 }
@@ -175,7 +175,7 @@ HK_INLINE void double_backward_block(const G& gate, int64_t n, const T* h_z, con
     logs[j] = hs * p.d_log;
     const T pulled = hs * g * p.d_scale;
     d_z[j] = pulled;
-    if (G::kBlends) d_shift[j] = -pulled;
+    d_shift[j] = G::kBlends ? -pulled : T(0);
     d_log_scale[j] = g * p.d_scale * hy + hs * (g * p.dd_scale * y + grad_log[j] * p.dd_log);
   }
 }

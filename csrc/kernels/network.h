@@ -51,6 +51,12 @@ struct Tail {
   HK_INLINE void with(const F& f) const { autoregressive::with_gate(gate, first, second, f); }
 };
 
+// What the inverse divides by: a scale that underflowed counts as the least normal number, so that 0 / 0 is 0.
+template <class T>
+HK_INLINE T divisor(T scale) {
+  return scale < std::numeric_limits<T>::min() ? std::numeric_limits<T>::min() : scale;
+}
+
 template <class T>
 HK_INLINE void apply_tail(const Tail<T>& tail, const T* x, const T* shift, const T* raw, int64_t n, T* y,
                           double* log_det) {
@@ -69,7 +75,7 @@ HK_INLINE void invert_tail(const Tail<T>& tail, const T* y, const T* shift, cons
   tail.with([&](auto gate) __attribute__((always_inline)) {
     for (int64_t i = 0; i < n; ++i) {
       const auto p = gate.at(raw[i]);
-      x[i] = (y[i] - p.rest * shift[i]) / p.scale;
+      x[i] = (y[i] - p.rest * shift[i]) / divisor(p.scale);
       log_det[i] -= p.log;
     }
   });
@@ -83,7 +89,7 @@ HK_INLINE void solve_tail(const Tail<T>& tail, const T* x, const T* through, con
   tail.with([&](auto gate) __attribute__((always_inline)) {
     for (int64_t i = 0; i < n; ++i) {
       const auto p = gate.at(raw[i]);
-      const T v = (g[i] - through[i]) / p.scale, blend = gate.kBlends ? x[i] - shift[i] : x[i];
+      const T v = (g[i] - through[i]) / divisor(p.scale), blend = gate.kBlends ? x[i] - shift[i] : x[i];
       raw[i] = v * p.d_scale * blend + h[i] * p.d_log;
       shift[i] = v * p.rest;
       g[i] = v;

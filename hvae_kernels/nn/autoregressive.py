@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -53,7 +54,7 @@ class MaskedLinear(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """torch's ``Linear`` initialisation."""
+        """Torch's ``Linear`` initialisation."""
         bound = 1 / math.sqrt(max(1, self.weight.shape[1]))
         nn.init.uniform_(self.weight, -bound, bound)
         if self.bias is not None:
@@ -72,8 +73,9 @@ class MaskedLinear(nn.Module):
 class MADE(nn.Module):
     r"""A masked autoencoder for distribution estimation: outputs of feature j depend on the features before it.
 
-    Feature ``order[k]`` has degree k; a hidden unit of degree m sees degrees up to m; the outputs of a feature of degree k
-    see hidden units of degree below k. Hidden degrees are evenly spread and ascending, so that every mask is a staircase.
+    Feature ``order[k]`` has degree k; a hidden unit of degree m sees degrees up to m; the outputs of a feature of
+    degree k see hidden units of degree below k. Hidden degrees are evenly spread and ascending, so that every mask is a
+    staircase.
 
     Args:
         features: d.
@@ -85,8 +87,8 @@ class MADE(nn.Module):
         hidden_degrees: degrees of the hidden units, one sequence a layer, instead of evenly spread ones.
 
     Raises:
-        ValueError: a size is out of range, the order is no permutation, the activation is unknown, or a hidden unit has a
-            degree that no output can use.
+        ValueError: a size is out of range, the order is no permutation, the activation is unknown, or a hidden unit has
+            a degree that no output can use.
 
     References:
         Germain, Gregor, Murray and Larochelle, MADE: masked autoencoder for distribution estimation, 2015.
@@ -127,7 +129,7 @@ class MADE(nn.Module):
         spread = [self._spread(width) for width in widths]
         hidden = spread if hidden_degrees is None else self._given(hidden_degrees, widths)
         every = [degrees, *hidden, (degrees - 1).repeat(outputs_per_feature)]
-        self.layers = nn.ModuleList(MaskedLinear(a, b) for a, b in zip(every[:-1], every[1:], strict=True))
+        self.layers = nn.ModuleList(MaskedLinear(a, b) for a, b in itertools.pairwise(every))
         self.context = nn.Linear(context_features, len(every[1]), bias=False) if context_features else None
 
     def _spread(self, width: int) -> Tensor:
@@ -270,8 +272,8 @@ class InverseAutoregressiveFlow(_Flow):
 class MaskedAutoregressiveFlow(InverseAutoregressiveFlow):
     r"""The same map the other way round: ``forward`` is sequential (sampling), ``inverse`` parallel (density).
 
-    :math:`z_j = \sigma_j(z'_{<j}) z'_j + \tau_j(z'_{<j}) \mu_j(z'_{<j})`, the network reads what comes out. Both directions
-    cost about one pass. Arguments and errors are those of :class:`InverseAutoregressiveFlow`.
+    :math:`z_j = \sigma_j(z'_{<j}) z'_j + \tau_j(z'_{<j}) \mu_j(z'_{<j})`, the network reads what comes out. Both
+    directions cost about one pass. Arguments and errors are those of :class:`InverseAutoregressiveFlow`.
 
     References:
         Papamakarios, Pavlakou and Murray, Masked autoregressive flow for density estimation, 2017.

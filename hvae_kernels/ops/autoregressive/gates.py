@@ -116,7 +116,11 @@ def _finite(name: str, label: str, number: object) -> float:
 def _check(name: str, first: float, second: float) -> None:
     if name == "clipped" and not first < second:
         raise ValueError(f"gate 'clipped': low must be below high, got low = {first}, high = {second}")
-    positive = {"soft-clipped": ("bound", first), "softplus": ("epsilon", first), "shifted-sigmoid": ("epsilon", second)}
+    positive = {
+        "soft-clipped": ("bound", first),
+        "softplus": ("epsilon", first),
+        "shifted-sigmoid": ("epsilon", second),
+    }
     if name in positive:
         label, number = positive[name]
         if not number > 0:
@@ -131,14 +135,13 @@ def scale_of(gate: Gate, s: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
     """``(sigma, tau, log sigma)`` in plain PyTorch; tau is None where it is 1."""
     name, first, second = gate.name, gate.first, gate.second
     if name == "sigmoid":
-        logit = s + first
-        return torch.sigmoid(logit), torch.sigmoid(-logit), torch.nn.functional.logsigmoid(logit)
+        return _logistic(s + first), _logistic(-s - first), torch.nn.functional.logsigmoid(s + first)
     if name == "softplus":
         # torch drops log1p(exp(-s)) above its threshold, which by default costs 1e-10 in float64
         scale = torch.nn.functional.softplus(s, threshold=40.0) + first
         return scale, None, scale.log()
     if name == "shifted-sigmoid":
-        scale = torch.sigmoid(s + first) + second
+        scale = _logistic(s + first) + second
         return scale, None, scale.log()
     log_scale = s
     if name == "clipped":
@@ -146,3 +149,8 @@ def scale_of(gate: Gate, s: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
     if name == "soft-clipped":
         log_scale = s / (1 + s.abs() / first)
     return log_scale.exp(), None, log_scale
+
+
+def _logistic(x: Tensor) -> Tensor:
+    """``sigmoid(x)`` whose derivative is exact above 0 too, where torch's ``y (1 - y)`` cancels."""
+    return torch.where(x > 0, 1 - torch.sigmoid(-x), torch.sigmoid(x))

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hvae_kernels._triton.device import decay, exponential, load, log1p_unit
+from hvae_kernels._triton.device import decay, exponential, load, log1p_unit, store
 from hvae_kernels._triton.launch import cdiv, next_power_of_2, on_device_of
 from hvae_kernels.ops.autoregressive.autograd import INPUT_BITS, NEEDS_LOG_ABS_DET, NEEDS_OUTPUT
 from hvae_kernels.ops.autoregressive.gates import CODES
@@ -47,7 +47,7 @@ def launch(rows: int, features: int, *, tile: int = 1024) -> Launch:
 def _store(pointer, at, value, mask):
     """A result that is not wanted has no tensor."""
     if pointer is not None:
-        tl.store(pointer + at, value.to(pointer.dtype.element_ty), mask=mask)
+        store(pointer, at, value, mask)
 
 
 @triton.jit
@@ -177,14 +177,16 @@ def _double_backward_kernel(
         hz = load(h_z, at, mask, DTYPE)
         hb = load(h_shift, at, mask, DTYPE)
         hs = load(h_log_scale, at, mask, DTYPE)
+        pulled = hs * g * d_scale
         hy = hz
+        pushed = tl.zeros_like(pulled)
         if GATE == _SIGMOID:
             y -= load(shift, at, mask, DTYPE)
             hy = hz - hb
-        pulled = hs * g * d_scale
+            pushed = -pulled
         _store(gg, at, hz * scale + hb * rest + hs * d_scale * y, mask)
         _store(d_z, at, pulled, mask)
-        _store(d_shift, at, -pulled, mask)
+        _store(d_shift, at, pushed, mask)
         _store(d_log_scale, at, g * d_scale * hy + hs * (g * dd_scale * y + gl * dd_log), mask)
         logs += hs * d_log
     _store(gg_log, row, tl.sum(logs.to(tl.float64), 1), row < rows)

@@ -11,8 +11,9 @@ from hvae_kernels.ops.autoregressive_network import autograd, reference
 from hvae_kernels.ops.autoregressive_network.network import Network, flattened
 from hvae_kernels.ops.masked_linear import masked_linear
 
-NAME = "autoregressive_network"
-_dispatch.register(_dispatch.Op(NAME, ("cpp", "reference")))
+FORWARD, INVERSE = "autoregressive_forward", "autoregressive_inverse"
+_dispatch.register(_dispatch.Op(FORWARD, ("cpp", "triton", "reference")))
+_dispatch.register(_dispatch.Op(INVERSE, ("cpp", "reference")))
 
 
 def autoregressive_forward(x: Tensor, network: Network) -> tuple[Tensor, Tensor]:
@@ -21,9 +22,9 @@ def autoregressive_forward(x: Tensor, network: Network) -> tuple[Tensor, Tensor]
     .. math:: y_j = \sigma_j(x_{<j}) x_j + \tau_j(x_{<j}) \mu_j(x_{<j}), \quad
         \log |\det| = \sum_j \log \sigma_j
 
-    Without gradients the C++ kernel walks tile by tile through the whole network, so that hidden activations never leave
-    the cache; with gradients it is the composition of ``masked_linear``, activations and ``affine_autoregressive``,
-    differentiable to any order.
+    Without gradients the C++ kernel walks tile by tile through the whole network, so that hidden activations never
+    leave the cache; with gradients it is the composition of ``masked_linear``, activations and
+    ``affine_autoregressive``, differentiable to any order.
 
     Args:
         x: features ``(rows, d)``.
@@ -36,11 +37,13 @@ def autoregressive_forward(x: Tensor, network: Network) -> tuple[Tensor, Tensor]
         TypeError: ``x`` is no floating-point tensor, or its dtype is not the weights'.
         ValueError: shapes or devices do not fit.
     """
-    _validate("autoregressive_forward", x, network)
-    implementation = _dispatch.resolve(NAME, x)
-    if implementation == "reference" and _dispatch.requested() == "reference":
+    _validate(FORWARD, "x", x, network)
+    if _library.autocasts(x):
+        return _in_float32(autoregressive_forward, x, network)
+    implementation = _dispatch.resolve(FORWARD, x)
+    if implementation == "reference":
         return reference.autoregressive_forward(x, network)
-    if implementation != "reference" and not torch.compiler.is_compiling():
+    if implementation in autograd.IMPLEMENTATIONS and not torch.compiler.is_compiling():
         counts, settings, tensors = flattened(network)
         if autograd.nothing_differentiates(x, *tensors):
             return autograd.raw_forward(implementation, counts, settings, x, *tensors)
@@ -51,10 +54,11 @@ def autoregressive_forward(x: Tensor, network: Network) -> tuple[Tensor, Tensor]
 def autoregressive_inverse(y: Tensor, network: Network) -> tuple[Tensor, Tensor]:
     r"""The sequential direction: x with ``autoregressive_forward(x) = y``, in one pass of work instead of d.
 
-    Features are found in order of degree, and each hidden unit is finished exactly once, when its last input is known, as
-    in a triangular solve: the arithmetic of one forward pass. The derivative is implicit,
+    Features are found in order of degree, and each hidden unit is finished exactly once, when its last input is known,
+    as in a triangular solve: the arithmetic of one forward pass. The derivative is implicit,
     :math:`J^\top v = g` by one sweep in the opposite order, never through the sequence of steps. Second derivatives and
-    forward mode come from the reference, which takes d passes.
+    forward mode come from the reference, which takes d passes. A scale that underflowed counts as the least normal
+    number: where the forward direction collapsed a feature onto its shift, the inverse returns 0, not NaN.
 
     Args:
         y: ``(rows, d)``.
@@ -67,14 +71,21 @@ def autoregressive_inverse(y: Tensor, network: Network) -> tuple[Tensor, Tensor]
         TypeError: ``y`` is no floating-point tensor, or its dtype is not the weights'.
         ValueError: shapes or devices do not fit.
     """
-    _validate("autoregressive_inverse", y, network)
-    implementation = _dispatch.resolve(NAME, y)
+    _validate(INVERSE, "y", y, network)
+    if _library.autocasts(y):
+        return _in_float32(autoregressive_inverse, y, network)
+    implementation = _dispatch.resolve(INVERSE, y)
     if implementation == "reference":
         return reference.autoregressive_inverse(y, network)
     return autograd.inverse(implementation, y, network)
 
 
-def _validate(function: str, x: Tensor, network: Network) -> None:
+def _in_float32(op, x: Tensor, network: Network) -> tuple[Tensor, Tensor]:
+    return _library.in_float32(lambda x, *tensors: op(x, network.with_tensors(tensors)), x, *network.tensors())
+
+
+def _validate(function: str, argument: str, x: Tensor, network: Network) -> None:
     if not isinstance(x, Tensor) or x.dim() != 2 or x.shape[1] != network.features:
-        raise _checks.fail(function, "x", f"a tensor of shape (rows, {network.features})", x)
-    _checks.same_kind(function, x=x, weight=network.stages[0].weight)
+        raise _checks.fail(function, argument, f"a tensor of shape (rows, {network.features})", x)
+    if not _library.autocasts(x):
+        _checks.same_kind(function, **{argument: x}, weight=network.stages[0].weight)

@@ -63,10 +63,11 @@ class AutoregressiveInverse(OpFunction):
         wanted = ctx.needs_input_grad[3:]
         if grad is None and grad_log_abs_det is None:
             return (None,) * (3 + len(wanted))
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or any(map(_library.is_batched_gradient, (grad, grad_log_abs_det))):
             results = _reference_vjp(ctx, y, tensors, (grad, grad_log_abs_det))
         else:
-            results = _implicit_vjp(ctx, x, tensors, grad, grad_log_abs_det)
+            call = ctx.implementation, ctx.counts, ctx.settings, wanted
+            results = _ImplicitVjp.apply(*call, grad, grad_log_abs_det, x, *tensors)
         return (None, None, None, *(r if want else None for r, want in zip(results, wanted, strict=True)))
 
     @staticmethod
@@ -88,22 +89,38 @@ def _lists(tensors: tuple[Tensor, ...], counts: tuple[int, ...], settings: tuple
     return (*([next(remaining) for _ in range(count)] for count in counts), list(program), gate, first, second)
 
 
-def _implicit_vjp(ctx, x: Tensor, tensors: list[Tensor], grad, grad_log_abs_det) -> tuple[Tensor | None, ...]:
-    solve = RAW_SOLVE[ctx.implementation]
-    solution, outputs = solve(grad, grad_log_abs_det, x, *_lists(tensors, ctx.counts, ctx.settings))
-    leaves = [t.detach().requires_grad_(w) for t, w in zip(tensors, ctx.needs_input_grad[4:], strict=True)]
-    chosen = [leaf for leaf in leaves if leaf.requires_grad]
-    if not chosen:
-        return (solution, *(None for _ in leaves))
-    with torch.enable_grad():
-        last = reference.outputs(x, unflattened(leaves, ctx.counts, ctx.settings), masked_linear)
-        gradients = iter(torch.autograd.grad(last, chosen, -outputs, allow_unused=True))
-    return (solution, *(next(gradients) if leaf.requires_grad else None for leaf in leaves))
+class _ImplicitVjp(OpFunction):
+    """The implicit derivative; a Function for the sake of its ``vmap``, never differentiated itself."""
+
+    @staticmethod
+    def forward(implementation, counts, settings, wanted, grad, grad_log_abs_det, x, *tensors):
+        solve = RAW_SOLVE[implementation]
+        solution, outputs = solve(grad, grad_log_abs_det, x, *_lists(tensors, counts, settings))
+        leaves = [t.detach().requires_grad_(want) for t, want in zip(tensors, wanted[1:], strict=True)]
+        chosen = [leaf for leaf in leaves if leaf.requires_grad]
+        results = [t.new_empty(0) for t in tensors]
+        if chosen:
+            with torch.enable_grad():
+                last = reference.outputs(x, unflattened(leaves, counts, settings), masked_linear)
+                gradients = iter(torch.autograd.grad(last, chosen, -outputs, materialize_grads=True))
+            results = [next(gradients) if leaf.requires_grad else r for leaf, r in zip(leaves, results, strict=True)]
+        return (solution, *results)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def vmap(info, in_dims, implementation, counts, settings, wanted, *tensors):
+        def one(*sample):
+            return _ImplicitVjp.apply(implementation, counts, settings, wanted, *sample)
+
+        return _library.vmap_by_loop(one, info.batch_size, in_dims[4:], tensors)
 
 
 def _reference_of(ctx, tensors, tangents=None):
     """The reference as a function of the floating tensors, them, and their tangents (None is zero)."""
-    floating = [i for i, t in enumerate(tensors) if t.is_floating_point()]
+    floating = [i for i, t in enumerate(tensors) if t.is_floating_point() and (t.numel() or i == 0)]
 
     def function(*values):
         every = list(tensors)
@@ -114,8 +131,10 @@ def _reference_of(ctx, tensors, tangents=None):
     primals = tuple(tensors[i] for i in floating)
     if tangents is None:
         return function, primals, floating
-    return function, primals, tuple(
-        torch.zeros_like(tensors[i]) if tangents[i] is None else tangents[i] for i in floating
+    return (
+        function,
+        primals,
+        tuple(torch.zeros_like(tensors[i]) if tangents[i] is None else tangents[i] for i in floating),
     )
 
 

@@ -80,7 +80,7 @@ class Network:
 
     @property
     def features(self) -> int:
-        """d."""
+        """D."""
         return self.degrees.shape[0]
 
     def tensors(self) -> tuple[Tensor, ...]:
@@ -95,10 +95,6 @@ class Network:
             given = {name: next(remaining) for name in _TENSORS if getattr(stage, name) is not None}
             stages.append(replace(stage, **given))
         return replace(self, stages=tuple(stages))
-
-    def levels(self) -> list[Tensor]:
-        """Indices of the features of each degree, in ascending order of degree."""
-        return [(self.degrees == degree).nonzero()[:, 0] for degree in self.degrees.unique()]
 
 
 _TENSORS = ("weight", "bias", "skip", "offset", "gate")
@@ -116,8 +112,8 @@ def _rows(weight: Tensor) -> Tensor:
 def flattened(network: Network) -> tuple[tuple[int, ...], tuple, tuple[Tensor, ...]]:
     """What the raw ops take, flat: the lengths of their lists of tensors, the plain numbers, and all tensors in a row.
 
-    The lists are weights (first one a stage, then those that skip), biases, offsets, gates and degrees; csrc/cpu/network.h
-    reads the same. What is absent is an empty tensor.
+    The lists are weights (first one a stage, then those that skip), biases, offsets, gates and degrees;
+    csrc/cpu/network.h reads the same. What is absent is an empty tensor.
     """
     absent = network.stages[0].weight.new_empty(0)
     weights = [_rows(stage.weight) for stage in network.stages]

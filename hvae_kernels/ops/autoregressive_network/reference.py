@@ -45,7 +45,7 @@ def parameters(x: Tensor, network: Network, linear: Callable[..., Tensor] = mask
 
 def _features(raw: Tensor, place: tuple[int, int], features: int) -> Tensor:
     first, step = place
-    return raw[:, first : first + step * (features - 1) + 1 : step] if features else raw[:, :0]
+    return raw[..., first : first + max(0, step * (features - 1) + 1) : step]
 
 
 def autoregressive_forward(x: Tensor, network: Network) -> tuple[Tensor, Tensor]:
@@ -56,12 +56,19 @@ def autoregressive_forward(x: Tensor, network: Network) -> tuple[Tensor, Tensor]
 
 
 def autoregressive_inverse(y: Tensor, network: Network) -> tuple[Tensor, Tensor]:
-    """One pass through the whole network for each level of features; differentiable through all of them."""
+    """One pass through the whole network for each feature; differentiable through all of them.
+
+    A scale that underflowed counts as the least normal number, so that 0 / 0 is 0.
+    """
+    if not network.features:
+        return y.clone(), y.sum(-1)
     x, log_det = torch.zeros_like(y), y.new_zeros(y.shape[:-1])
-    for level in network.levels():
+    before = (network.degrees[:, None] > network.degrees).sum(-1)
+    for step in range(network.features):
         shift, raw = parameters(x, network)
-        scale, weight, log_scale = scale_of(network.tail, raw[:, level])
-        shift = shift[:, level] if weight is None else weight * shift[:, level]
-        x = x.index_copy(1, level, (y[:, level] - shift) / scale)
-        log_det = log_det - log_scale.sum(-1)
+        scale, weight, log_scale = scale_of(network.tail, raw)
+        divisor = scale.clamp_min(torch.finfo(scale.dtype).tiny)
+        found = (y - (shift if weight is None else weight * shift)) / divisor
+        x = torch.where(before == step, found, x)
+        log_det = log_det - torch.where(before == step, log_scale, torch.zeros_like(log_scale)).sum(-1)
     return x, log_det

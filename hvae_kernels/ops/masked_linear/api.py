@@ -71,8 +71,7 @@ def masked_linear(
         >>> mask = out_degrees[:, None] >= in_degrees
         >>> torch.testing.assert_close(y, torch.nn.functional.linear(x, weight * mask, bias))
     """
-    _checks.same_kind(NAME, x=x)  # alone: the others may differ under autocast
-    if _library.autocasts(x):
+    if isinstance(x, Tensor) and _library.autocasts(x):
         return _library.in_float32(_masked_linear, x, weight, bias, in_degrees, out_degrees, strict)
     return _masked_linear(x, weight, bias, in_degrees, out_degrees, strict)
 
@@ -110,7 +109,10 @@ def _validate(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
 
 def _degrees(argument: str, degrees: Tensor | Sequence[int], size: int, x: Tensor) -> Tensor:
     """The degrees as an int64 tensor of ``size`` on ``x``'s device."""
-    if not isinstance(degrees, Tensor):
+    if isinstance(degrees, Tensor):
+        if degrees.dtype is torch.int64 and degrees.shape == (size,) and degrees.device == x.device:
+            return degrees  # the usual case, checked quickly
+    else:
         if not isinstance(degrees, (list, tuple)) or not all(type(degree) is int for degree in degrees):
             expected = "an integer tensor or a list or tuple of integers"
             raise TypeError(f"{NAME}: {argument} must be {expected}, got {_checks.describe(degrees)}")

@@ -162,7 +162,14 @@ def _types(x: Tensor) -> dict[str, tl.dtype]:
     return {"DTYPE": accumulator if interpreted else _TYPES[x.dtype], "ACCUMULATOR": accumulator}
 
 
-def _launch(kernel, operands: tuple[Tensor | None, ...], result: Tensor, degrees: tuple[Tensor, Tensor], terms, strict):
+def _launch(
+    kernel: triton.JITFunction,
+    operands: tuple[Tensor | None, ...],
+    result: Tensor,
+    degrees: tuple[Tensor, Tensor],
+    terms: int,
+    strict: bool,
+) -> Tensor:
     """Launch one kernel on ``operands``, two strided matrices and perhaps a bias, if there is anything to write."""
     rows, columns = result.shape
     if result.numel() == 0:
