@@ -42,8 +42,9 @@ $(VENV)/lint: $(VENV)/study
 demo: $(VENV)/study
 	$(BIN)/hvae gaussian --dims 25 --out runs/demo --resume
 
+# One process a core, one thread each: most tests are Python and compilers.
 test: $(VENV)/test
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 bench: $(VENV)/bench
 	$(BIN)/python benchmarks/run.py
