@@ -245,7 +245,7 @@ def served(
     adapter_lay_out: Callable[..., Layout], layer: nn.Module, x: Tensor, *context: Tensor | None
 ) -> Network | None:
     """The network for one call of a swapped layer, or None where the library's own code has to run."""
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return None
     try:
         layout = adapter_lay_out(layer, x.shape[:-1], *context)
