@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -52,7 +53,7 @@ class Row:
         backward_bytes: the same for the gradient with respect to every input.
         flops: ``flops(direction, **sizes)``: the fewest operations of ``"forward"`` and ``"backward"``.
         cases: the sizes, the one for the README's chart first.
-        peers: further rivals by name: other packages, or a more careful plain formula.
+        peers: further rivals by name: other packages, a more careful plain formula, or a yardstick (timed, not checked).
     """
 
     name: str
@@ -175,7 +176,103 @@ DENSE_GAUSSIAN_LEAPFROG = dataclasses.replace(
     cases=(_leapfrog_case(4096, 400, 10, gate={"batch": 1200}), _leapfrog_case(10, 400, 10)),
 )
 
-ROWS: tuple[Row, ...] = (GAUSSIAN_LEAPFROG, DENSE_GAUSSIAN_LEAPFROG)
+
+@functools.cache
+def _staircase(inputs: int, outputs: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Degrees that rise evenly: half of all connections."""
+    return torch.arange(inputs, device=device) * outputs, torch.arange(outputs, device=device) * inputs
+
+
+def masked_inputs(
+    dtype: torch.dtype, device: torch.device | str, seed: int, batch: int, inputs: int, outputs: int
+) -> tuple[Tensor, ...]:
+    """Random arguments of ``masked_linear``."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = ((batch, inputs), (outputs, inputs), (outputs,))
+    tensors = (torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in shapes)
+    return tuple(x.to(dtype).to(device) for x in tensors)
+
+
+def staircase_linear(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor]:
+    """The op on degrees that rise evenly."""
+    return (functional.masked_linear(x, weight, bias, *_staircase(x.shape[1], weight.shape[0], x.device)),)
+
+
+def printed_masked_linear(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor]:
+    """As libraries write it: weight times mask, at every call."""
+    ins = torch.arange(x.shape[1], device=x.device) * weight.shape[0]
+    outs = torch.arange(weight.shape[0], device=x.device) * x.shape[1]
+    return (torch.nn.functional.linear(x, weight * (outs[:, None] >= ins), bias),)
+
+
+def dense_linear(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor]:
+    """The yardstick: no mask at all, twice the operations."""
+    return (torch.nn.functional.linear(x, weight, bias),)
+
+
+def masked_flops(direction: str, batch: int, inputs: int, outputs: int) -> int:
+    """Half of the dense product's; backward has two of them."""
+    return {"forward": 1, "backward": 2}[direction] * batch * inputs * outputs
+
+
+def _masked_case(batch: int, inputs: int, outputs: int, **options) -> Case:
+    sizes = {"batch": batch, "inputs": inputs, "outputs": outputs}
+    return Case(f"({batch}, {inputs}) to {outputs}", sizes, **options)
+
+
+MASKED_LINEAR = Row(
+    name="masked_linear",
+    op=staircase_linear,
+    formula=printed_masked_linear,
+    peers={"no mask": dense_linear},
+    inputs=masked_inputs,
+    # read x, half of the weight; write y
+    forward_bytes=lambda size, batch, inputs, outputs: size * (batch * (inputs + outputs) + inputs * outputs // 2),
+    # read the cotangent and x, half of the weight; write the gradients, that of the weight whole
+    backward_bytes=lambda size, batch, inputs, outputs: (
+        size * (batch * (2 * inputs + outputs) + 3 * inputs * outputs // 2)
+    ),
+    flops=masked_flops,
+    cases=(
+        _masked_case(128, 1024, 1024),
+        _masked_case(256, 64, 640),
+        _masked_case(4096, 1024, 1024, devices=("cuda",)),
+    ),
+)
+
+
+def tail_inputs(
+    dtype: torch.dtype, device: torch.device | str, seed: int, batch: int, features: int
+) -> tuple[Tensor, ...]:
+    """Random arguments of ``affine_autoregressive``."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors = torch.randn(3, batch, features, generator=generator, dtype=torch.float64)
+    return tuple(x.to(dtype).to(device).contiguous() for x in tensors)
+
+
+def printed_tail(z: Tensor, shift: Tensor, log_scale: Tensor) -> tuple[Tensor, Tensor]:
+    """As one writes it."""
+    return z * log_scale.exp() + shift, log_scale.sum(-1)
+
+
+def _tail_case(batch: int, features: int, **options) -> Case:
+    return Case(f"({batch}, {features})", {"batch": batch, "features": features}, **options)
+
+
+AFFINE_AUTOREGRESSIVE = Row(
+    name="affine_autoregressive",
+    op=functional.affine_autoregressive,
+    formula=printed_tail,
+    inputs=tail_inputs,
+    # read z, shift, log_scale; write z'
+    forward_bytes=lambda element_size, batch, features: 4 * element_size * batch * features,
+    # read the cotangent, z, log_scale; write two gradients: that of shift is the cotangent itself
+    backward_bytes=lambda element_size, batch, features: 5 * element_size * batch * features,
+    flops=lambda direction, batch, features: {"forward": 14, "backward": 15}[direction] * batch * features,
+    cases=(_tail_case(4096, 400), _tail_case(10, 25), _tail_case(65536, 400, devices=("cuda",))),
+)
+
+ROWS: tuple[Row, ...] = (GAUSSIAN_LEAPFROG, DENSE_GAUSSIAN_LEAPFROG, MASKED_LINEAR, AFFINE_AUTOREGRESSIVE)
 
 
 def select(pattern: str | None) -> list[Row]:
