@@ -53,7 +53,7 @@ class Row:
         backward_bytes: the same for the gradient with respect to every input.
         flops: ``flops(direction, **sizes)``: the fewest operations of ``"forward"`` and ``"backward"``.
         cases: the sizes, the one for the README's chart first.
-        peers: further rivals by name: other packages, a more careful plain formula, or a yardstick (timed, not checked).
+        peers: further rivals by name: other packages, a more careful plain formula, a yardstick; timed, not checked.
     """
 
     name: str
