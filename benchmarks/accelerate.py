@@ -23,7 +23,7 @@ import torch  # noqa: E402 - needs the repository on the path, as the next lines
 from torch import Tensor, nn  # noqa: E402
 
 import hvae_kernels as hk  # noqa: E402
-from benchmarks import results, run, timing  # noqa: E402
+from benchmarks import readme, results, run, timing  # noqa: E402
 from benchmarks.timing import QUICK, Candidate, Plan, Timing, interleave  # noqa: E402
 
 #: Seconds from which on a call before is measured once.
@@ -255,7 +255,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Measure, print, write the CSV."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tiny", action="store_true", help="tiny flows, to see that everything runs; writes no CSV")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where the CSV goes (default: benchmarks/results)")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="where the CSV goes (default: benchmarks/results/flows)"
+    )
     options = parser.parse_args(arguments)
     run.keep_freed_memory()
     device = torch.device("cpu")
@@ -268,9 +270,11 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"\n{origin['device']}, {origin['threads']} threads, torch {origin['torch']}\n\n{table(records)}")
     if options.out or not options.tiny:
         name = f"accelerate-{results.slug(str(origin['device']))}-{origin['threads']}-threads.csv"
-        path = (options.out or results.RESULTS) / name
+        path = (options.out or results.FLOWS) / name
         results.write(path, records, FIELDS)
         print(f"wrote {path}")
+    if not options.out and not options.tiny:
+        print(readme.update_flows(ROOT / "README.md"))
     return 0
 
 

@@ -23,7 +23,7 @@ import torch  # noqa: E402 - needs the repository on the path, as the next lines
 from torch import Tensor, nn  # noqa: E402
 
 import hvae_kernels as hk  # noqa: E402
-from benchmarks import memory, results, run, timing  # noqa: E402
+from benchmarks import memory, readme, results, run, timing  # noqa: E402
 from benchmarks.timing import QUICK, Candidate, Plan, Timing, interleave  # noqa: E402
 
 #: Seconds from which on a call is measured once.
@@ -270,7 +270,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Measure, print, write the CSV and the figure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tiny", action="store_true", help="tiny steps, to see that everything runs; writes no CSV")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where CSV and figure go (default: benchmarks/results)")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="where CSV and figure go (default: benchmarks/results/flows)"
+    )
     options = parser.parse_args(arguments)
     run.keep_freed_memory()
     origin, rows = run.provenance(torch.device("cpu")), []
@@ -281,10 +283,12 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"\n{growth_table(rows)}")
     if options.out or not options.tiny:
         name = f"autoregressive-{results.slug(str(origin['device']))}-{origin['threads']}-threads"
-        folder = options.out or results.RESULTS
+        folder = options.out or results.FLOWS
         results.write(folder / f"{name}.csv", rows, FIELDS)
         draw(rows, folder / f"{name}.svg")
         print(f"wrote {folder / name}.csv and .svg")
+    if not options.out and not options.tiny:
+        print(readme.update_flows(ROOT / "README.md"))
     return 0
 
 

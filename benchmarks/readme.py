@@ -15,6 +15,8 @@ from benchmarks.results import Record  # noqa: E402
 
 BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
 STUDY_BEGIN, STUDY_END = "<!-- study:begin -->", "<!-- study:end -->"
+STEP_BEGIN, STEP_END = "<!-- step:begin -->", "<!-- step:end -->"
+SWAP_BEGIN, SWAP_END = "<!-- accelerate:begin -->", "<!-- accelerate:end -->"
 
 
 def replace_between(document: str, content: str, begin: str = BEGIN, end: str = END) -> str | None:
@@ -39,6 +41,56 @@ def update_study(readme: Path, report: Path) -> str:
         return f"{readme.name} has no markers {STUDY_BEGIN} and {STUDY_END}: no table written"
     readme.write_text(document)
     return f"{readme.name}: study section written from {report}"
+
+
+def step_table(records: Sequence[Record]) -> str:
+    """One autoregressive step, ours beside every rival: a line a size and direction."""
+    names = ("pyro", "nflows", "zuko", "no mask", "hvae_kernels")
+    cells = {(r["features"], r["hidden"], r["batch"], r["direction"], r["implementation"]): r for r in records}
+    keys = dict.fromkeys(key[:4] for key in cells if key[3] != "growth")
+    rows = []
+    for features, hidden, batch, direction in keys:
+        line = [cells.get((features, hidden, batch, direction, name)) for name in names]
+        times = [results.duration(r["p20_us"]) if r else "" for r in line]
+        best = results.times(line[-1]["speedup_vs_best_peer"])
+        label = f"d = {features}, hidden {hidden}, batch {batch}"
+        rows.append((label, direction.replace("+", " + "), *times, best))
+    return results.table(("step", "direction", *names[:-1], "ours", "vs best peer"), rows, "github")
+
+
+def swap_table(records: Sequence[Record]) -> str:
+    """Other libraries' flows before and after ``hk.accelerate``."""
+    rows = [
+        (
+            f"{r['library']}, d = {r['features']}, {r['layers']} x ({r['hidden']}), batch {r['batch']}",
+            *(r["direction"], results.duration(r["before_us"]), results.duration(r["after_us"])),
+            results.times(r["speedup"]),
+        )
+        for r in records
+    ]
+    return results.table(("flow", "direction", "before", "after", "speed-up"), rows, "github")
+
+
+def update_flows(readme: Path, folder: Path = results.FLOWS) -> str:
+    """Rewrite the sections on autoregressive flows of ``readme``; returns one sentence that says what happened."""
+    document, written = readme.read_text(), []
+    for prefix, table, markers in (
+        ("autoregressive", step_table, (STEP_BEGIN, STEP_END)),
+        ("accelerate", swap_table, (SWAP_BEGIN, SWAP_END)),
+    ):
+        paths = sorted(folder.glob(f"{prefix}-*.csv"))
+        content = "\n\n".join(f"{_origin(results.read(path)[0])}\n\n{table(results.read(path))}" for path in paths)
+        replaced = replace_between(document, content, *markers) if content else None
+        if replaced is not None:
+            document = replaced
+            written.append(prefix)
+    readme.write_text(document)
+    return f"{readme.name}: written from {folder}: {', '.join(written) or 'nothing'}"
+
+
+def _origin(record: Record) -> str:
+    commit = f"commit {record['commit']}, {record['date']}"
+    return f"{record['device']}, {record['threads']} threads, torch {record['torch']}, float32, {commit}:"
 
 
 def section(folder: Path, link: str) -> str:
@@ -114,4 +166,5 @@ def update(readme: Path, folder: Path = results.RESULTS) -> str:
 
 if __name__ == "__main__":
     print(update(ROOT / "README.md"))
+    print(update_flows(ROOT / "README.md"))
     print(update_study(ROOT / "README.md", ROOT / "docs" / "gaussian" / "report.md"))

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
+#: Of whole flows against other libraries: tables of their own.
+FLOWS = RESULTS / "flows"
 
 KEY = ("op", "size", "dtype", "direction", "implementation")
 FIELDS = (
