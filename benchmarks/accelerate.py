@@ -256,7 +256,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tiny", action="store_true", help="tiny flows, to see that everything runs; writes no CSV")
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="where the CSV goes (default: benchmarks/results/flows)"
+        "--out", type=Path, metavar="DIR", help="where the CSV goes (benchmarks/results/flows)"
     )
     options = parser.parse_args(arguments)
     run.keep_freed_memory()
