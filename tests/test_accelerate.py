@@ -616,6 +616,17 @@ def test_pyro_keeps_its_cache():
     assert ladj.shape == (ROWS,)
 
 
+def test_pyro_goes_on_with_a_scale_that_underflowed():
+    """Where the kernels refuse to divide by zero, the library's own code runs, whatever it makes of it."""
+    flow = make("pyro-stable")
+    with torch.no_grad():
+        for layer in flow:
+            layer.arn.layers[-1].bias[FEATURES:] = -1e4
+    y = torch.randn(ROWS, FEATURES)
+    results = [either[0].inv(y) for either in (flow, fused(flow))]
+    torch.testing.assert_close(*results, equal_nan=True)
+
+
 def test_pyro_needs_no_default_dtype():
     """The library's own inverse fails in float64 unless that is the default."""
     (layer, _) = fused(make("pyro"))

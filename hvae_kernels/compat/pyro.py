@@ -126,7 +126,12 @@ class FusedAffineAutoregressive(AffineAutoregressive):
         network = _network.served(lay_out, self, y)
         if network is None:
             return self._inverse_stable(y) if self.stable else super()._inverse(y)
-        x, minus = _network.sequential(y, network)
+        try:
+            x, minus = _network.sequential(y, network)
+        except RuntimeError:
+            if not self.stable:
+                raise
+            return self._inverse_stable(y)  # its scale may underflow, and pyro goes on with what is not finite then
         self._cached_log_scale = -minus.unsqueeze(-1)
         return x
 
