@@ -255,9 +255,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Measure, print, write the CSV."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tiny", action="store_true", help="tiny flows, to see that everything runs; writes no CSV")
-    parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="where the CSV goes (benchmarks/results/flows)"
-    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where the CSV goes (benchmarks/results/flows)")
     options = parser.parse_args(arguments)
     run.keep_freed_memory()
     device = torch.device("cpu")

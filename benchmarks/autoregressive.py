@@ -270,9 +270,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Measure, print, write the CSV and the figure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tiny", action="store_true", help="tiny steps, to see that everything runs; writes no CSV")
-    parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="where CSV and figure go (benchmarks/results/flows)"
-    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where CSV and figure go (benchmarks/results/flows)")
     options = parser.parse_args(arguments)
     run.keep_freed_memory()
     origin, rows = run.provenance(torch.device("cpu")), []

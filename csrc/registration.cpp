@@ -19,7 +19,8 @@ STABLE_TORCH_LIBRARY_IMPL(hvae_kernels, CPU, m) {
   m.impl("masked_linear_weight_grad.cpp", TORCH_BOX(&hk::masked_linear_weight_grad));
   m.impl("autoregressive_forward.cpp", TORCH_BOX(&hk::autoregressive_forward));
   m.impl("autoregressive_inverse.cpp", TORCH_BOX(&hk::autoregressive_inverse));
-  m.impl("autoregressive_solve.cpp", TORCH_BOX(&hk::autoregressive_solve));
+  m.impl("autoregressive_training.cpp", TORCH_BOX(&hk::autoregressive_training));
+  m.impl("autoregressive_backward.cpp", TORCH_BOX(&hk::autoregressive_backward));
 }
 
 PyMODINIT_FUNC PyInit__C(void) {

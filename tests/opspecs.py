@@ -514,8 +514,14 @@ OPSPECS = (
         same=(0, 1),
         raw=(
             RawOp(network_autograd.RAW_INVERSE, lambda x: _raw_network(x, x[0])),
-            RawOp(network_autograd.RAW_SOLVE, lambda x: _raw_network(x, x[0].cos(), x[0][:, 0].cos(), x[0])),
-            RawOp(network_autograd.RAW_SOLVE, lambda x: _raw_network(x, x[0].cos(), None, x[0])),
+            RawOp(
+                network_autograd.RAW_BACKWARD,
+                lambda x: _raw_network(x, x[0].cos(), x[0][:, 0].cos(), x[0], x[0].new_empty(0), True, True, True),
+            ),
+            RawOp(
+                network_autograd.RAW_BACKWARD,
+                lambda x: _raw_network(x, x[0].cos(), None, x[0], x[0].new_empty(0), False, True, False),
+            ),
         ),
         options=("activation", "gate", "order", "halves"),
         shared=("kind",),

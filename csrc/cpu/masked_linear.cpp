@@ -1,13 +1,9 @@
 // masked_linear and its two gradients on the CPU. The arithmetic is in kernels/tile.h.
 #include "rows.h"
-#include "tile.h"
+#include "weight_grad.h"
 
 namespace hk {
 namespace {
-
-// Terms that all units of an item add before the next ones: bounds the rounding of float32 sums, and where a weight is
-// read down its columns, keeps the touched cache lines close.
-constexpr int64_t kTerms = 512, kColumnTerms = 96;
 
 std::vector<int64_t> degrees_of(const Tensor& t, int64_t size) {
   STD_TORCH_CHECK(t.dim() == 1 && t.size(0) == size && t.scalar_type() == ScalarType::Long, "masked_linear: degrees");
@@ -111,77 +107,33 @@ void input_grad(const Staircase& stairs, const Tensor& grad, const Tensor& weigh
       .run();
 }
 
-// A few items even of a narrow layer, so that all threads have work.
-int64_t units_an_item(int64_t units) {
-  constexpr int64_t kItems = 8;
-  const int64_t groups = (units + kItems * kMostUnits - 1) / (kItems * kMostUnits);
-  return std::min(kUnitsAnItem, std::max<int64_t>(1, groups) * kMostUnits);
-}
-
-// The sum runs over samples: units are rows of grad^T, lanes are columns of x in ascending order of degree.
 template <class T>
 void weight_grad(const Staircase& stairs, const Tensor& grad, const Tensor& x, const Tensor& d_weight) {
-  const int64_t units = stairs.unit_order.size(), sources = stairs.source_order.size(), rows = x.size(0);
+  const WeightGrad<T> product{stairs.unit_order, stairs.source_order, stairs.counts, x.size(0)};
+  const int64_t rows = product.rows, units = product.units, sources = product.sources, lanes = product.lanes;
   if (units == 0 || sources == 0) return;
-  const int64_t vectors = vectors_for<T>(sources), lanes = vectors * kVectorLanes<T>;
-  const int64_t panels = (sources + lanes - 1) / lanes, step = units_an_item(units);
-  const int64_t chunks = (units + step - 1) / step, work = rows * units * sources;
   const T *g = values<T>(grad), *xs = values<T>(x);
-  T* to = written<T>(d_weight);
-  Scratch<T> columns(panels * rows * lanes), cotangents(units * rows);
+  Scratch<T> columns(product.panels * rows * lanes), cotangents(units * rows);
   const int32_t* order = stairs.source_order.data();
-  std::vector<uint8_t> contiguous(panels);
-  for (int64_t p = 0; p < panels; ++p)
-    contiguous[p] = ascending(order + p * lanes, std::min(lanes, sources - p * lanes));
-  const int64_t blocks = (rows + kTerms - 1) / kTerms;
-  torch::stable::parallel_for(0, panels * blocks, grain_for(panels * blocks, work), [&](int64_t begin, int64_t end) {
+  const int64_t blocks = (rows + kTerms - 1) / kTerms, items = product.panels * blocks;
+  torch::stable::parallel_for(0, items, grain_for(items, product.work), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t p = i / blocks, n = std::min(lanes, sources - p * lanes), first = i % blocks * kTerms;
+      const bool contiguous = ascending(order + p * lanes, n);
       for (int64_t b = first; b < std::min(rows, first + kTerms); ++b) {
         T* to = columns.data() + (p * rows + b) * lanes;
         const T* row = xs + b * sources;
-        if (contiguous[p]) std::copy_n(row + order[p * lanes], n, to);
+        if (contiguous) std::copy_n(row + order[p * lanes], n, to);
         else for (int64_t j = 0; j < n; ++j) to[j] = row[order[p * lanes + j]];
         std::fill_n(to + n, lanes - n, T(0));
       }
     }
   });
-  torch::stable::parallel_for(0, blocks, grain_for(blocks, work), [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, blocks, grain_for(blocks, product.work), [&](int64_t begin, int64_t end) {
     const int64_t first = begin * kTerms, last = std::min(rows, end * kTerms);
     transposed(g + first * units, units, last - first, units, cotangents.data() + first, rows);
   });
-  std::vector<int32_t> samples(rows);
-  std::iota(samples.begin(), samples.end(), 0);
-  const std::vector<int64_t> ends(kMostUnits, rows);
-  for_items(chunks, work, [&](int64_t item) {
-    const int64_t first = item * step, last = std::min(units, first + step);
-    for (int64_t u = first; u < last; ++u) std::fill_n(to + stairs.unit_order[u] * sources, sources, T(0));
-    alignas(kVectorBytes) T results[kUnitsAnItem * kMostVectors * kVectorLanes<T>];
-    for (int64_t p = 0; p * lanes < stairs.counts[last - 1]; ++p) {
-      const T* panel = columns.data() + p * rows * lanes;
-      const auto in_place = [&](int64_t u) { return contiguous[p] && stairs.counts[u] >= (p + 1) * lanes; };
-      std::fill_n(results, (last - first) * lanes, T(0));
-      for (int64_t start = 0; start < rows; start += kTerms)
-        for (int64_t u = first; u < last; u += kMostUnits) {
-          const int64_t n = std::min(kMostUnits, last - u);
-          const T* w[kMostUnits];
-          T* out[kMostUnits];
-          for (int64_t i = 0; i < n; ++i) {
-            w[i] = cotangents.data() + stairs.unit_order[u + i] * rows;
-            out[i] = in_place(u + i) ? to + stairs.unit_order[u + i] * sources + order[p * lanes]
-                                     : results + (u + i - first) * lanes;
-          }
-          if (stairs.counts[u + n - 1] > p * lanes)
-            tile({start, start + kTerms, ends.data(), samples.data(), 1, lanes, w, panel, out, vectors}, n);
-        }
-      for (int64_t u = first; u < last; ++u) {
-        if (in_place(u)) continue;
-        const int64_t seen = std::min(lanes, stairs.counts[u] - p * lanes);
-        for (int64_t j = 0; j < seen; ++j)
-          to[stairs.unit_order[u] * sources + order[p * lanes + j]] = results[(u - first) * lanes + j];
-      }
-    }
-  });
+  product.run(cotangents.data(), columns.data(), written<T>(d_weight));
 }
 
 }  // namespace

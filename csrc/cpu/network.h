@@ -19,7 +19,7 @@ struct NetworkArguments {
 // unit i (descending degree) is seen by the first readers[i] units (descending).
 template <class T>
 struct Term {
-  int64_t source;  // kFeatures, or a stage
+  int64_t source, index;  // kFeatures or a stage; which of the weights
   const T* weight;
   int64_t stride;
   std::vector<int64_t> counts, readers;
@@ -89,7 +89,11 @@ class Network {
     const int64_t* at = a.program.data();
     shift = {at[0], at[1]};
     scale = {at[2], at[3]};
-    for (const Stage<T>& s : stages) widest = std::max(widest, s.layer.size());
+    for (const Stage<T>& s : stages) {
+      widest = std::max(widest, s.layer.size());
+      units += s.layer.size();
+      gated |= s.gate != nullptr;
+    }
     check(stages.back().layer.size() == 2 * features);
     for (const auto& place : {shift, scale})
       check(place[0] >= 0 && place[1] >= 0 && (features == 0 || place[0] + place[1] * (features - 1) < 2 * features));
@@ -101,7 +105,9 @@ class Network {
 
   std::vector<Layer> inputs;
   std::vector<Stage<T>> stages;
-  int64_t steps, widest = 0, connections = 0;
+  int64_t steps, widest = 0, units = 0, connections = 0;
+  bool gated = false;
+  bool gated_output() const { return stages.back().gate; }
 
  private:
   static constexpr int64_t kLayout = 4, kWords = 4;
@@ -136,7 +142,7 @@ class Network {
     check(w.dim() == 2 && w.size(0) == to.size() && w.size(1) == from.size() && sizeof(T) == w.element_size());
     check(w.size(1) <= 1 || w.stride(1) == 1);
     connections += to.size() * from.size();
-    stages[s].terms.push_back({source, static_cast<const T*>(w.const_data_ptr()), w.stride(0),
+    stages[s].terms.push_back({source, index, static_cast<const T*>(w.const_data_ptr()), w.stride(0),
                                visible(to.degrees, to.up, from.degrees, from.up, false),
                                visible(reversed(from.degrees), from.down, reversed(to.degrees), to.down,
                                        false)});

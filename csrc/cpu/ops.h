@@ -43,11 +43,17 @@ Tensor masked_linear_weight_grad(Tensor grad, Tensor x, Tensor in_degrees, Tenso
 #define HK_NETWORK_PARAMETERS                                                                                     \
   std::vector<Tensor> weights, std::vector<Tensor> biases, std::vector<Tensor> offsets, std::vector<Tensor> gates, \
       std::vector<Tensor> degrees, std::vector<int64_t> program, int64_t gate, double first, double second
+#define HK_NETWORK                                                                                    \
+  {std::move(weights), std::move(biases),  std::move(offsets), std::move(gates), std::move(degrees), \
+   std::move(program), gate,               first,              second}
 
 std::tuple<Tensor, Tensor> autoregressive_forward(Tensor x, HK_NETWORK_PARAMETERS);
 std::tuple<Tensor, Tensor> autoregressive_inverse(Tensor y, HK_NETWORK_PARAMETERS);
-std::tuple<Tensor, Tensor> autoregressive_solve(MaybeTensor grad, MaybeTensor grad_log_det, Tensor x,
-                                                HK_NETWORK_PARAMETERS);
+std::tuple<Tensor, Tensor, Tensor> autoregressive_training(Tensor x, HK_NETWORK_PARAMETERS);
+std::tuple<Tensor, std::vector<Tensor>> autoregressive_backward(MaybeTensor grad, MaybeTensor grad_log_det, Tensor x,
+                                                                Tensor tape, bool inverse, bool needs_known,
+                                                                bool needs_parameters, HK_NETWORK_PARAMETERS);
+
 std::tuple<Tensor, Tensor> affine_autoregressive(Tensor z, Tensor shift, Tensor log_scale, int64_t gate, double first,
                                                  double second);
 

@@ -8,6 +8,10 @@
 
 namespace hk {
 
+// Terms that all units of an item add before the next ones: bounds the rounding of float32 sums, and where a weight is
+// read down its columns, keeps the touched cache lines close.
+constexpr int64_t kTerms = 512, kColumnTerms = 96;
+
 // The product in the widest instruction set that this machine has, for 1 to kMostUnits units.
 void tile(const TileProduct<float>& p, int64_t units);
 void tile(const TileProduct<double>& p, int64_t units);

@@ -77,6 +77,21 @@ HK_INLINE void invert_tail(const Tail<T>& tail, const T* y, const T* shift, cons
   });
 }
 
+// One row of the backward pass: g becomes what reaches x past the network, the cotangents of shift and raw (with that of
+// the log-determinant, h) replace their values.
+template <class T>
+HK_INLINE void backward_tail(const Tail<T>& tail, const T* x, const T* h, int64_t n, T* g, T* shift, T* raw) {
+  tail.with([&](auto gate) __attribute__((always_inline)) {
+    for (int64_t i = 0; i < n; ++i) {
+      const auto p = gate.at(raw[i]);
+      const T v = g[i], blend = gate.kBlends ? x[i] - shift[i] : x[i];
+      raw[i] = v * p.d_scale * blend + h[i] * p.d_log;
+      shift[i] = v * p.rest;
+      g[i] = v * p.scale;
+    }
+  });
+}
+
 // One row of the solve: v = (g - through) / scale replaces g, the cotangents of shift and raw (with that of the
 // log-determinant, h) replace their values.
 template <class T>

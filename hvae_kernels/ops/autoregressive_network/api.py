@@ -6,10 +6,8 @@ import torch
 from torch import Tensor
 
 from hvae_kernels import _checks, _dispatch, _library
-from hvae_kernels.ops.autoregressive import affine_autoregressive
 from hvae_kernels.ops.autoregressive_network import autograd, reference
-from hvae_kernels.ops.autoregressive_network.network import Network, flattened
-from hvae_kernels.ops.masked_linear import masked_linear
+from hvae_kernels.ops.autoregressive_network.network import Network
 
 FORWARD, INVERSE = "autoregressive_forward", "autoregressive_inverse"
 _dispatch.register(_dispatch.Op(FORWARD, ("cpp", "triton", "reference")))
@@ -22,9 +20,9 @@ def autoregressive_forward(x: Tensor, network: Network) -> tuple[Tensor, Tensor]
     .. math:: y_j = \sigma_j(x_{<j}) x_j + \tau_j(x_{<j}) \mu_j(x_{<j}), \quad
         \log |\det| = \sum_j \log \sigma_j
 
-    Without gradients the C++ kernel walks tile by tile through the whole network, so that hidden activations never
-    leave the cache; with gradients it is the composition of ``masked_linear``, activations and
-    ``affine_autoregressive``, differentiable to any order.
+    The C++ kernel walks tile by tile through the whole network, so that hidden activations stay in the cache; for a
+    backward pass it keeps one number a unit and sample. On other devices, under ``torch.compile`` and ``torch.func``,
+    and for higher derivatives it is the composition of ``masked_linear``, activations and ``affine_autoregressive``.
 
     Args:
         x: features ``(rows, d)``.
@@ -44,11 +42,8 @@ def autoregressive_forward(x: Tensor, network: Network) -> tuple[Tensor, Tensor]
     if implementation == "reference":
         return reference.autoregressive_forward(x, network)
     if implementation in autograd.IMPLEMENTATIONS and not torch.compiler.is_compiling():
-        counts, settings, tensors = flattened(network)
-        if autograd.nothing_differentiates(x, *tensors):
-            return autograd.raw_forward(implementation, counts, settings, x, *tensors)
-    shift, raw = reference.parameters(x, network, masked_linear)
-    return affine_autoregressive(x, shift, raw, gate=network.tail)
+        return autograd.forward(implementation, x, network)
+    return autograd.composition(x, network)
 
 
 def autoregressive_inverse(y: Tensor, network: Network) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from hvae_kernels import _library
 from hvae_kernels._library import OpFunction
+from hvae_kernels.ops.autoregressive import affine_autoregressive
 from hvae_kernels.ops.autoregressive_network import reference
 from hvae_kernels.ops.autoregressive_network.network import Network, flattened, unflattened
 from hvae_kernels.ops.masked_linear import masked_linear
@@ -23,27 +24,96 @@ def _map_fake(known, *network):
     return torch.empty_like(known, memory_format=torch.contiguous_format), known.new_empty(known.shape[:1])
 
 
-def _solve_fake(grad, grad_log_abs_det, x, *network):
-    outputs = x.new_empty(x.shape[0], 2 * x.shape[1])
-    return torch.empty_like(x, memory_format=torch.contiguous_format), outputs
+def _training_fake(x, weights, biases, offsets, gates, *rest):
+    rows = torch.library.get_ctx().new_dynamic_size()  # the tape's layout is the kernel's own
+    return (*_map_fake(x), x.new_empty(rows))
 
 
-def _define(name: str, arguments: str, fake) -> dict:
-    return _library.define(name, f"({arguments}, {_NETWORK}) -> (Tensor, Tensor)", fake, IMPLEMENTATIONS)
+def _backward_fake(grad, grad_log_abs_det, x, tape, inverse, needs_known, needs_parameters, *network):
+    lists = network[:4]
+    results = [torch.empty_like(t) if needs_parameters else t.new_empty(0) for tensors in lists for t in tensors]
+    return torch.empty_like(x) if needs_known else x.new_empty(0), results
 
 
-RAW_FORWARD = _define("autoregressive_forward", "Tensor x", _map_fake)
-RAW_INVERSE = _define("autoregressive_inverse", "Tensor y", _map_fake)
-RAW_SOLVE = _define("autoregressive_solve", "Tensor? grad, Tensor? grad_log_abs_det, Tensor x", _solve_fake)
+def _define(name: str, arguments: str, results: str, fake) -> dict:
+    return _library.define(name, f"({arguments}, {_NETWORK}) -> {results}", fake, IMPLEMENTATIONS)
+
+
+RAW_FORWARD = _define("autoregressive_forward", "Tensor x", "(Tensor, Tensor)", _map_fake)
+RAW_TRAINING = _define("autoregressive_training", "Tensor x", "(Tensor, Tensor, Tensor)", _training_fake)
+RAW_INVERSE = _define("autoregressive_inverse", "Tensor y", "(Tensor, Tensor)", _map_fake)
+RAW_BACKWARD = _define(
+    "autoregressive_backward",
+    "Tensor? grad, Tensor? grad_log_abs_det, Tensor x, Tensor tape, bool inverse, bool needs_known, "
+    "bool needs_parameters",
+    "(Tensor, Tensor[])",
+    _backward_fake,
+)
+
+
+def _gradients(implementation, counts, settings, inverse, wanted, grad, grad_log_abs_det, x, tape, *tensors):
+    """Gradients of the known values and of every tensor, from the kernel; None where there is none."""
+    flags = inverse, wanted[0], any(wanted[1:])
+    raw = RAW_BACKWARD[implementation]
+    known, results = raw(grad, grad_log_abs_det, x, tape, *flags, *_lists(tensors, counts, settings))
+    return (known, *results, *(None,) * counts[-1])
+
+
+class AutoregressiveForward(OpFunction):
+    """``(x, network) -> (y, log_abs_det, tape)``; keeps x and the stages' raw values, for one backward kernel.
+
+    For eager first derivatives. Where more is asked (``create_graph``) the composition of the ops is differentiated.
+    """
+
+    @staticmethod
+    def forward(implementation, counts, settings, x, *tensors):
+        return RAW_TRAINING[implementation](x, *_lists(tensors, counts, settings))
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.implementation, ctx.counts, ctx.settings, x, *tensors = inputs
+        ctx.mark_non_differentiable(output[2])
+        ctx.save_for_backward(x, output[2], *tensors)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx, grad, grad_log_abs_det, _):
+        x, tape, *tensors = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[3:]
+        if grad is None and grad_log_abs_det is None:
+            return (None,) * (3 + len(wanted))
+        if torch.is_grad_enabled() or any(map(_library.is_batched_gradient, (grad, grad_log_abs_det))):
+            results = _composition_vjp(ctx, (x, *tensors), wanted, (grad, grad_log_abs_det))
+        else:
+            call = ctx.implementation, ctx.counts, ctx.settings, False, wanted
+            results = _gradients(*call, grad, grad_log_abs_det, x, tape, *tensors)
+        return (None, None, None, *(r if want else None for r, want in zip(results, wanted, strict=True)))
+
+
+def _composition_vjp(ctx, inputs: tuple[Tensor, ...], wanted: tuple[bool, ...], cotangents) -> tuple:
+    """Through the ops that the network is made of, which are differentiable to any order."""
+    chosen = [x for x, want in zip(inputs, wanted, strict=True) if want]
+    with torch.enable_grad():
+        outputs = composition(inputs[0], unflattened(inputs[1:], ctx.counts, ctx.settings))
+        given = [(y, g) for y, g in zip(outputs, cotangents, strict=True) if g is not None]
+        outputs, cotangents = zip(*given, strict=True)
+        gradients = torch.autograd.grad(outputs, chosen, cotangents, create_graph=True, materialize_grads=True)
+    remaining = iter(gradients)
+    return tuple(next(remaining) if want else None for want in wanted)
+
+
+def composition(x: Tensor, network: Network) -> tuple[Tensor, Tensor]:
+    """The forward direction from ``masked_linear``, activations and ``affine_autoregressive``."""
+    shift, raw = reference.parameters(x, network, masked_linear)
+    return affine_autoregressive(x, shift, raw, gate=network.tail)
 
 
 class AutoregressiveInverse(OpFunction):
     r"""``(y, network) -> (x, log_abs_det)`` with :math:`f(x; \theta) = y`, by implicit differentiation.
 
     With cotangents g and h of the results, the solution v of :math:`J^\top v = g - h \nabla_x L`, L being the forward
-    log-determinant, is the cotangent of y: one triangular solve with the network's own structure. The network's outputs
-    have cotangents -c, c being what the solve hands on to them, and parameters get theirs from one pass through it.
-    Saves x and its inputs.
+    log-determinant, is the cotangent of y: one triangular solve with the network's own structure, which meets the
+    cotangents of all units on its way, and so the gradients of all parameters. Saves x and its inputs.
     """
 
     @staticmethod
@@ -93,18 +163,11 @@ class _ImplicitVjp(OpFunction):
     """The implicit derivative; a Function for the sake of its ``vmap``, never differentiated itself."""
 
     @staticmethod
-    def forward(implementation, counts, settings, wanted, grad, grad_log_abs_det, x, *tensors):
-        solve = RAW_SOLVE[implementation]
-        solution, outputs = solve(grad, grad_log_abs_det, x, *_lists(tensors, counts, settings))
-        leaves = [t.detach().requires_grad_(want) for t, want in zip(tensors, wanted[1:], strict=True)]
-        chosen = [leaf for leaf in leaves if leaf.requires_grad]
-        results = [t.new_empty(0) for t in tensors]
-        if chosen:
-            with torch.enable_grad():
-                last = reference.outputs(x, unflattened(leaves, counts, settings), masked_linear)
-                gradients = iter(torch.autograd.grad(last, chosen, -outputs, materialize_grads=True))
-            results = [next(gradients) if leaf.requires_grad else r for leaf, r in zip(leaves, results, strict=True)]
-        return (solution, *results)
+    def forward(implementation, counts, settings, wanted, *tensors):
+        grad, grad_log_abs_det, x, *rest = tensors
+        no_tape = x.new_empty(0)
+        results = _gradients(implementation, counts, settings, True, wanted, grad, grad_log_abs_det, x, no_tape, *rest)
+        return tuple(x.new_empty(0) if r is None else r for r in results)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -149,9 +212,14 @@ def _reference_vjp(ctx, y: Tensor, tensors: list[Tensor], cotangents) -> tuple[T
     return tuple(results)
 
 
-def raw_forward(implementation: str, counts, settings, x: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
-    """The whole forward direction in one kernel, without gradients."""
-    return RAW_FORWARD[implementation](x, *_lists(tensors, counts, settings))
+def forward(implementation: str, x: Tensor, network: Network) -> tuple[Tensor, Tensor]:
+    """The forward direction where the kernels serve it whole, otherwise composed."""
+    counts, settings, tensors = flattened(network)
+    if nothing_differentiates(x, *tensors):
+        return RAW_FORWARD[implementation](x, *_lists(tensors, counts, settings))
+    if torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0:
+        return composition(x, network)
+    return AutoregressiveForward.apply(implementation, counts, settings, x, *tensors)[:2]
 
 
 @_library.in_graph

@@ -1,0 +1,289 @@
+// One tile of samples on its way through an autoregressive network, in either direction, and back.
+#pragma once
+
+#include "network.h"
+#include "network_rows.h"
+
+namespace hk {
+
+using network::Tail;
+
+constexpr int64_t kAll = std::numeric_limits<int64_t>::max();
+
+template <class T>
+class Sweep {
+ public:
+  Sweep(const Network<T>& net, const NetworkArguments& a, int64_t vectors)
+      : net_(net), tail_{a.gate, static_cast<T>(a.first), static_cast<T>(a.second)}, vectors_(vectors),
+        lanes_(vectors * kVectorLanes<T>), x_(net.inputs[0].size() * lanes_), y_(net.inputs[0].size() * lanes_),
+        log_det_(lanes_), through_(net.inputs[0].size() * lanes_), tape_(net.units * lanes_),
+        grad_log_det_(lanes_), least_(lanes_) {
+    int64_t units = 0;
+    for (const Stage<T>& s : net.stages) {
+      raw_.push_back(tape_.data() + units * lanes_);
+      units += s.layer.size();
+      value_.emplace_back(s.layer.size() * lanes_);
+      offset_.emplace_back(s.offset ? s.layer.size() * lanes_ : 0);
+      gates_.emplace_back(s.gate ? s.layer.size() * lanes_ : 0);
+      ungated_.emplace_back(s.gate ? s.layer.size() * lanes_ : 0);
+    }
+  }
+
+  // Where the tile's known and wanted rows lie.
+  T* x() { return x_.data(); }
+  T* y() { return y_.data(); }
+  T* grad_log_det() { return grad_log_det_.data(); }
+  // Whether a scale of the first n samples underflowed.
+  bool underflowed(int64_t n) const {
+    return std::any_of(least_.data(), least_.data() + n, [](T s) { return s < std::numeric_limits<T>::min(); });
+  }
+  const double* log_det() const { return log_det_.data(); }
+  int64_t lanes() const { return lanes_; }
+  T* tape() { return tape_.data(); }
+  int64_t tape_size() const { return net_.units * lanes_; }
+  // One unit's values; after a backward pass or a solve its cotangents instead: of its raw value, and of what its weights
+  // gave.
+  T* raw(int64_t s, int64_t unit) { return raw_[s] + unit * lanes_; }
+  T* value(int64_t s, int64_t unit) { return value_[s].data() + unit * lanes_; }
+  T* cotangent(int64_t s, int64_t unit) { return s == last() ? raw(s, unit) : value(s, unit); }
+  const T* ungated(int64_t s, int64_t unit) const { return ungated_[s].data() + unit * lanes_; }
+  const T* through(int64_t feature) const { return through_.data() + feature * lanes_; }
+
+  void load_context(int64_t row, int64_t rows) {
+    for (size_t s = 0; s < net_.stages.size(); ++s) {
+      const int64_t units = net_.stages[s].layer.size();
+      if (const T* from = net_.stages[s].offset)
+        into_tile(from + row * units, units, rows, units, lanes_, offset_[s].data());
+      if (const T* from = net_.stages[s].gate)
+        into_tile(from + row * units, units, rows, units, lanes_, gates_[s].data());
+    }
+    std::fill_n(log_det_.data(), lanes_, 0.0);
+    std::fill_n(least_.data(), lanes_, T(1));
+  }
+
+  // All units' values from x.
+  void evaluate() { evaluate(net_.steps + 1); }
+
+  // The same from their raw values, where nothing is gated.
+  void activate_all() {
+    for (int64_t s = 0; s < last(); ++s)
+      activate(net_.stages[s].activation, raw(s, 0), net_.stages[s].layer.size() * lanes_, value(s, 0));
+  }
+
+  // x and all values known, y wanted.
+  void forward() {
+    const int64_t features = net_.inputs[0].size();
+    for (int64_t j = 0; j < features; ++j)
+      apply_tail(tail_, x() + j * lanes_, output(net_.shift_unit(j)), output(net_.scale_unit(j)),
+                 lanes_, y() + j * lanes_, log_det_.data());
+  }
+
+  // y known, x wanted: features in order of degree, each unit finished once, when its last input is known. What lies in
+  // finished blocks of steps goes through the large products, what lies inside the block is added step by step.
+  void inverse() {
+    const Layer& features = net_.inputs[0];
+    for (int64_t t0 = 0, t1; t0 < net_.steps; t0 = t1) {
+      t1 = std::min(net_.steps, t0 + steps_a_block());
+      for (size_t s = 0; s < net_.stages.size(); ++s) {
+        const Layer& layer = net_.stages[s].layer;
+        start(s, layer.start[t0], layer.start[t1]);
+        add(s, layer.start[t0], layer.start[t1], t0, true);
+      }
+      for (int64_t t = t0; t < t1; ++t) {
+        for (size_t s = 0; s < net_.stages.size(); ++s) {
+          const Layer& layer = net_.stages[s].layer;
+          add(s, layer.start[t], layer.start[t + 1], t0, false);
+          finish(s, layer.start[t], layer.start[t + 1]);
+        }
+        for (int64_t i = features.start[t]; i < features.start[t + 1]; ++i) {
+          const int64_t j = features.up[i];
+          invert_tail(tail_, y() + j * lanes_, output(net_.shift_unit(j)),
+                      output(net_.scale_unit(j)), lanes_, x() + j * lanes_, log_det_.data(), least_.data());
+        }
+      }
+    }
+  }
+
+  // x and all values known, y holds g and grad_log_det h: cotangents of everything that the network computes. y becomes
+  // what reaches x past the network; with `to_features` through() what reaches it through the network.
+  void backward(bool to_features) {
+    for (int64_t j = 0; j < net_.inputs[0].size(); ++j)
+      backward_tail(tail_, x() + j * lanes_, grad_log_det_.data(), lanes_, y() + j * lanes_, output(net_.shift_unit(j)),
+                    output(net_.scale_unit(j)));
+    for (int64_t s = last() - 1; s >= 0; --s) {
+      const int64_t units = net_.stages[s].layer.size();
+      pull(s, 0, units, 0, true);
+      finish_cotangent(s, 0, units);
+    }
+    if (to_features) pull(kFeatures, 0, net_.inputs[0].size(), 0, true);
+  }
+
+  // x and all values known, y holds g, grad_log_det h: y becomes v with J^T v = g - h dL/dx, J the Jacobian of the map at
+  // x and L its log-determinant; cotangents are as in backward(), of v in place of g. The inverse's sweep, backwards.
+  void solve() {
+    const Layer& features = net_.inputs[0];
+    for (int64_t s = 0; s < last(); ++s) {  // units that no feature uses
+      const Layer& layer = net_.stages[s].layer;
+      for (int64_t i = 0; i < layer.rest[net_.steps]; ++i) {
+        std::fill_n(value(s, layer.down[i]), lanes_, T(0));
+        std::fill_n(raw(s, layer.down[i]), lanes_, T(0));
+      }
+    }
+    for (int64_t t1 = net_.steps, t0; t1 > 0; t1 = t0) {
+      t0 = std::max<int64_t>(0, t1 - steps_a_block());
+      pull(kFeatures, features.rest[t1], features.rest[t0], t1, true);
+      for (int64_t s = last() - 1; s >= 0; --s) {
+        const Layer& layer = net_.stages[s].layer;
+        pull(s, layer.rest[t1], layer.rest[t0], t1, true);
+      }
+      for (int64_t t = t1 - 1; t >= t0; --t) {
+        pull(kFeatures, features.rest[t + 1], features.rest[t], t1, false);
+        for (int64_t i = features.rest[t + 1]; i < features.rest[t]; ++i) {
+          const int64_t j = features.down[i];
+          solve_tail(tail_, x() + j * lanes_, through(j), grad_log_det_.data(), lanes_, y() + j * lanes_,
+                     output(net_.shift_unit(j)), output(net_.scale_unit(j)));
+        }
+        for (int64_t s = last() - 1; s >= 0; --s) {
+          const Layer& layer = net_.stages[s].layer;
+          pull(s, layer.rest[t + 1], layer.rest[t], t1, false);
+          finish_cotangent(s, layer.rest[t + 1], layer.rest[t]);
+        }
+      }
+    }
+  }
+
+ private:
+  int64_t last() const { return net_.stages.size() - 1; }
+  T* output(int64_t unit) { return raw(last(), unit); }
+
+  // Wide enough for the large products, narrow enough that little is left to the step by step part.
+  int64_t steps_a_block() const {
+    constexpr int64_t kUnits = 64, kLeast = 4;
+    return std::max(kLeast, kUnits * net_.steps / std::max<int64_t>(1, net_.widest));
+  }
+
+  void evaluate(int64_t steps) {
+    for (size_t s = 0; s < net_.stages.size(); ++s) {
+      const int64_t units = net_.stages[s].layer.start[steps];
+      start(s, 0, units);
+      add(s, 0, units, steps, true);
+      finish(s, 0, units);
+    }
+  }
+
+  void start(int64_t s, int64_t u0, int64_t u1) {
+    const Stage<T>& stage = net_.stages[s];
+    for (int64_t u = u0; u < u1; ++u) {
+      const int64_t unit = stage.layer.up[u];
+      T* to = raw(s, unit);
+      std::fill_n(to, lanes_, stage.bias ? stage.bias[unit] : T(0));
+      if (stage.offset) accumulate(offset_[s].data() + unit * lanes_, to);
+    }
+  }
+
+  // Adds to units u0..u1-1 what comes from sources before step t0 (`before`), or from all later ones that they see.
+  void add(int64_t s, int64_t u0, int64_t u1, int64_t t0, bool before) {
+    const Layer& layer = net_.stages[s].layer;
+    for (const Term<T>& term : net_.stages[s].terms) {
+      const Layer& source = net_.layer(term.source);
+      const T* h = term.source == kFeatures ? x() : value(term.source, 0);
+      const int64_t known = source.start[t0];
+      products(layer.up.data(), u0, u1, term.counts, before ? 0 : known, before ? known : kAll, kTerms,
+               source.up.data(), term.weight, term.stride, 1, h, raw_[s]);
+    }
+  }
+
+  // The same against the connections: into cotangents of values (or of features) from the stages that read them.
+  void pull(int64_t source, int64_t i0, int64_t i1, int64_t t1, bool after) {
+    const Layer& layer = net_.layer(source);
+    T* to = source == kFeatures ? through_.data() : value(source, 0);
+    for (int64_t i = i0; i < i1 && after; ++i) std::fill_n(to + layer.down[i] * lanes_, lanes_, T(0));
+    for (int64_t s = last(); s > source; --s) {
+      const int64_t known = net_.stages[s].layer.rest[t1];
+      for (const Term<T>& term : net_.stages[s].terms)
+        if (term.source == source)
+          products(layer.down.data(), i0, i1, term.readers, after ? 0 : known, after ? known : kAll, kColumnTerms,
+                   net_.stages[s].layer.down.data(), term.weight, 1, term.stride, cotangent(s, 0), to);
+    }
+  }
+
+  void products(const int32_t* units, int64_t u0, int64_t u1, const std::vector<int64_t>& ends, int64_t begin,
+                int64_t end, int64_t terms, const int32_t* index, const T* weight, int64_t unit_stride,
+                int64_t source_stride, const T* h, T* to) {
+    if (u0 >= u1) return;
+    end = std::min(end, ends[u1 - 1]);
+    for (int64_t at = begin; at < end; at += terms)
+      for (int64_t u = u0; u < u1; u += kMostUnits) {
+        const int64_t n = std::min(kMostUnits, u1 - u);
+        if (ends[u + n - 1] <= at) continue;
+        const T* w[kMostUnits];
+        T* out[kMostUnits];
+        for (int64_t i = 0; i < n; ++i) {
+          w[i] = weight + units[u + i] * unit_stride;
+          out[i] = to + units[u + i] * lanes_;
+        }
+        tile({at, std::min(end, at + terms), ends.data() + u, index, source_stride, lanes_, w, h, out, vectors_}, n);
+      }
+  }
+
+  void finish(int64_t s, int64_t u0, int64_t u1) {
+    const Stage<T>& stage = net_.stages[s];
+    for (int64_t u = u0; u < u1; ++u) {
+      const int64_t unit = stage.layer.up[u];
+      T* r = raw(s, unit);
+      if (stage.gate) {
+        std::copy_n(r, lanes_, ungated_[s].data() + unit * lanes_);
+        multiply(gates_[s].data() + unit * lanes_, r);
+      }
+      if (stage.residual != kNone) accumulate(raw(stage.residual, unit), r);
+      activate(stage.activation, r, lanes_, value(s, unit));
+    }
+  }
+
+  // From the cotangent of a unit's value to those of its raw value (kept in its place) and of what its weights gave.
+  void finish_cotangent(int64_t s, int64_t i0, int64_t i1) {
+    const Stage<T>& stage = net_.stages[s];
+    for (int64_t i = i0; i < i1; ++i) {
+      const int64_t unit = stage.layer.down[i];
+      T *c = value(s, unit), *r = raw(s, unit);
+      times_derivative(stage.activation, r, lanes_, c);
+      for (size_t reader = s + 1; reader < net_.stages.size(); ++reader)
+        if (net_.stages[reader].residual == s) accumulate(raw(reader, unit), c);
+      std::copy_n(c, lanes_, r);
+      if (stage.gate) multiply(gates_[s].data() + unit * lanes_, c);
+    }
+  }
+
+  void accumulate(const T* from, T* to) const {
+    for (int64_t i = 0; i < lanes_; ++i) to[i] += from[i];
+  }
+  void multiply(const T* by, T* to) const {
+    for (int64_t i = 0; i < lanes_; ++i) to[i] *= by[i];
+  }
+
+  const Network<T>& net_;
+  Tail<T> tail_;
+  int64_t vectors_, lanes_;
+  Scratch<T> x_, y_;
+  Scratch<double> log_det_;
+  Scratch<T> through_, grad_log_det_, least_;
+  Scratch<T> tape_;  // raw values of all stages
+  std::vector<T*> raw_;
+  std::vector<Scratch<T>> value_, offset_, gates_, ungated_;
+};
+
+// Narrow tiles for small batches, so that all threads have one.
+template <class T>
+int64_t vectors_of(int64_t rows) {
+  if (rows <= 2 * kVectorLanes<T>) return 1;
+  return rows <= 4 * kVectorLanes<T> ? 2 : kMostVectors;
+}
+
+// Rows of a batch with the last tile filled up.
+template <class T>
+int64_t tape_rows(int64_t rows) {
+  const int64_t lanes = vectors_of<T>(rows) * kVectorLanes<T>;
+  return (rows + lanes - 1) / lanes * lanes;
+}
+
+}  // namespace hk

@@ -1,0 +1,69 @@
+// The gradient of a masked weight: sums over samples, with the staircase's zeros skipped.
+#pragma once
+
+#include "tile.h"
+
+namespace hk {
+
+// Unit u (in unit_order) sees the first counts[u] sources (in source_order). Samples are the terms of the sums, lanes are
+// sources in their order: the tile product with the roles of weights and samples exchanged.
+template <class T>
+struct WeightGrad {
+  const std::vector<int32_t>&unit_order, &source_order;
+  const std::vector<int64_t>& counts;
+  int64_t rows;
+
+  int64_t units = unit_order.size(), sources = source_order.size();
+  int64_t vectors = vectors_for<T>(sources), lanes = vectors * kVectorLanes<T>;
+  int64_t panels = (sources + lanes - 1) / lanes, work = rows * units * sources;
+
+  // cotangents[unit][row] and columns[panel][row][lane] into to[unit][source], every entry.
+  void run(const T* cotangents, const T* columns, T* to) const {
+    const int64_t step = units_an_item(), chunks = (units + step - 1) / step;
+    std::vector<int32_t> samples(rows);
+    std::iota(samples.begin(), samples.end(), 0);
+    const std::vector<int64_t> ends(kMostUnits, rows);
+    for_items(chunks, work, [&](int64_t item) {
+      const int64_t first = item * step, last = std::min(units, first + step);
+      for (int64_t u = first; u < last; ++u) std::fill_n(to + unit_order[u] * sources, sources, T(0));
+      for (int64_t p = 0; p * lanes < counts[last - 1]; ++p)
+        add_panel(p, first, last, samples.data(), ends.data(), cotangents, columns + p * rows * lanes, to);
+    });
+  }
+
+ private:
+  // A few items even of a narrow layer, so that all threads have work.
+  int64_t units_an_item() const {
+    constexpr int64_t kItems = 8;
+    const int64_t groups = (units + kItems * kMostUnits - 1) / (kItems * kMostUnits);
+    return std::min(kUnitsAnItem, std::max<int64_t>(1, groups) * kMostUnits);
+  }
+
+  void add_panel(int64_t p, int64_t first, int64_t last, const int32_t* samples, const int64_t* ends,
+                 const T* cotangents, const T* panel, T* to) const {
+    const int32_t* order = source_order.data() + p * lanes;
+    const bool contiguous = ascending(order, std::min(lanes, sources - p * lanes));
+    alignas(kVectorBytes) T results[kUnitsAnItem * kMostVectors * kVectorLanes<T>];
+    // Units that see a whole panel of neighbouring sources are summed where the result lies.
+    const auto in_place = [&](int64_t u) { return contiguous && counts[u] >= (p + 1) * lanes; };
+    std::fill_n(results, (last - first) * lanes, T(0));
+    for (int64_t start = 0; start < rows; start += kTerms)
+      for (int64_t u = first; u < last; u += kMostUnits) {
+        const int64_t n = std::min(kMostUnits, last - u);
+        const T* w[kMostUnits];
+        T* out[kMostUnits];
+        for (int64_t i = 0; i < n; ++i) {
+          w[i] = cotangents + unit_order[u + i] * rows;
+          out[i] = in_place(u + i) ? to + unit_order[u + i] * sources + order[0] : results + (u + i - first) * lanes;
+        }
+        if (counts[u + n - 1] > p * lanes)
+          tile({start, start + kTerms, ends, samples, 1, lanes, w, panel, out, vectors}, n);
+      }
+    for (int64_t u = first; u < last; ++u) {
+      const int64_t seen = in_place(u) ? 0 : std::min(lanes, counts[u] - p * lanes);
+      for (int64_t j = 0; j < seen; ++j) to[unit_order[u] * sources + order[j]] = results[(u - first) * lanes + j];
+    }
+  }
+};
+
+}  // namespace hk
