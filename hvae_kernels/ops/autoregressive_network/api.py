@@ -13,7 +13,7 @@ from hvae_kernels.ops.masked_linear import masked_linear
 
 FORWARD, INVERSE = "autoregressive_forward", "autoregressive_inverse"
 _dispatch.register(_dispatch.Op(FORWARD, ("cpp", "triton", "reference")))
-_dispatch.register(_dispatch.Op(INVERSE, ("cpp", "reference")))
+_dispatch.register(_dispatch.Op(INVERSE, ("cpp", "triton", "reference")))
 
 
 def autoregressive_forward(x: Tensor, network: Network) -> tuple[Tensor, Tensor]:
@@ -43,7 +43,7 @@ def autoregressive_forward(x: Tensor, network: Network) -> tuple[Tensor, Tensor]
     implementation = _dispatch.resolve(FORWARD, x)
     if implementation == "reference":
         return reference.autoregressive_forward(x, network)
-    if implementation in autograd.IMPLEMENTATIONS and not torch.compiler.is_compiling():
+    if implementation in autograd.WHOLE_FORWARD and not torch.compiler.is_compiling():
         counts, settings, tensors = flattened(network)
         if autograd.nothing_differentiates(x, *tensors):
             return autograd.raw_forward(implementation, counts, settings, x, *tensors)

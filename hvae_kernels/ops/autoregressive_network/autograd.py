@@ -7,11 +7,14 @@ from torch import Tensor
 
 from hvae_kernels import _library
 from hvae_kernels._library import OpFunction
+from hvae_kernels._triton.launch import lazy
 from hvae_kernels.ops.autoregressive_network import reference
 from hvae_kernels.ops.autoregressive_network.network import Network, flattened, unflattened
 from hvae_kernels.ops.masked_linear import masked_linear
 
-IMPLEMENTATIONS = ("cpp",)
+IMPLEMENTATIONS = ("cpp", "triton")
+#: On a GPU the forward direction is the composition of the layers' own kernels, which fill it better than one kernel.
+WHOLE_FORWARD = ("cpp",)
 
 _NETWORK = (
     "Tensor[] weights, Tensor[] biases, Tensor[] offsets, Tensor[] gates, Tensor[] degrees, int[] program, "
@@ -28,11 +31,14 @@ def _solve_fake(grad, grad_log_abs_det, x, *network):
     return torch.empty_like(x, memory_format=torch.contiguous_format), outputs
 
 
-def _define(name: str, arguments: str, fake) -> dict:
-    return _library.define(name, f"({arguments}, {_NETWORK}) -> (Tensor, Tensor)", fake, IMPLEMENTATIONS)
+def _define(name: str, arguments: str, fake, implementations: tuple[str, ...] = IMPLEMENTATIONS) -> dict:
+    overloads = _library.define(name, f"({arguments}, {_NETWORK}) -> (Tensor, Tensor)", fake, implementations)
+    if "triton" in implementations:
+        _library.implement(name, "triton", lazy("hvae_kernels.ops.autoregressive_network.triton", name))
+    return overloads
 
 
-RAW_FORWARD = _define("autoregressive_forward", "Tensor x", _map_fake)
+RAW_FORWARD = _define("autoregressive_forward", "Tensor x", _map_fake, WHOLE_FORWARD)
 RAW_INVERSE = _define("autoregressive_inverse", "Tensor y", _map_fake)
 RAW_SOLVE = _define("autoregressive_solve", "Tensor? grad, Tensor? grad_log_abs_det, Tensor x", _solve_fake)
 
