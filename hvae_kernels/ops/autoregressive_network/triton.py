@@ -30,7 +30,7 @@ from hvae_kernels._triton.device import (
 from hvae_kernels._triton.launch import cdiv, on_device_of
 from hvae_kernels.ops.autoregressive.gates import CODES
 from hvae_kernels.ops.autoregressive.triton import _gate, _logistic
-from hvae_kernels.ops.autoregressive_network.network import ACTIVATIONS, NONE
+from hvae_kernels.ops.autoregressive_network.network import ACTIVATIONS, FEATURES, NONE
 
 _ACTIVATION_CODES = {name: code for code, name in enumerate(ACTIVATIONS)}
 _RELU = tl.constexpr(_ACTIVATION_CODES["relu"])
@@ -242,31 +242,39 @@ def _own(net, S: tl.constexpr, unit, inside, row, rows, DTYPE: tl.constexpr):
 
 
 @triton.jit
-def _from_sources(
-    sums, net, WIRES: tl.constexpr, S: tl.constexpr, BEFORE: tl.constexpr, unit, entry, inside, last, step, work, lane
-):
-    """Add to a group of stage S what comes from units finished before a step (BEFORE), or from all later ones.
+def _from_source(
+    sums, net, SOURCE: tl.constexpr, BEFORE: tl.constexpr, weight, weight_row, unit, entry, inside, last, step, work, lane
+):  # fmt: skip
+    """Add to a group what comes from the units of one layer finished before a step (BEFORE), or from all later ones.
 
     ``last`` is the entry of the group's last unit, the one that sees most.
     """
-    plan, stage = net.plan, net.stages[S]
-    for skips in tl.static_range(1 if stage.skip is None else 2):
-        SOURCE: tl.constexpr = 0 if skips else WIRES[S][_SOURCE]
-        source = net.layers[SOURCE]
-        known = _finished(plan, SOURCE, step)
-        high = tl.load(plan.upto + SOURCE * plan.entries + entry, mask=inside, other=0)
-        end = tl.load(plan.upto + SOURCE * plan.entries + last)
-        begin = known
-        if BEFORE:
-            begin = 0
-            end = tl.minimum(end, known)
-            high = tl.minimum(high, known)
-        terms, values = plan.order + source.first, work + source.value * lane.shape[0]
-        low = tl.zeros_like(high)
-        if skips:
-            sums = _products(sums, stage.skip, stage.skip_row, 1, unit, low, high, begin, end, terms, values, lane)
-        else:
-            sums = _products(sums, stage.weight, stage.weight_row, 1, unit, low, high, begin, end, terms, values, lane)
+    source = net.layers[SOURCE]
+    upto = net.plan.upto + SOURCE * net.plan.entries
+    begin = _finished(net.plan, SOURCE, step)
+    end = tl.load(upto + last)
+    high = tl.load(upto + entry, mask=inside, other=0)
+    if BEFORE:
+        end = tl.minimum(end, begin)
+        high = tl.minimum(high, begin)
+        begin = 0
+    terms, values = net.plan.order + source.first, work + source.value * lane.shape[0]
+    return _products(sums, weight, weight_row, 1, unit, tl.zeros_like(high), high, begin, end, terms, values, lane)
+
+
+@triton.jit
+def _from_sources(
+    sums, net, WIRES: tl.constexpr, S: tl.constexpr, BEFORE: tl.constexpr, unit, entry, inside, last, step, work, lane
+):  # fmt: skip
+    """The same for all that a group of stage S reads."""
+    stage = net.stages[S]
+    sums = _from_source(
+        sums, net, WIRES[S][_SOURCE], BEFORE, stage.weight, stage.weight_row, unit, entry, inside, last, step, work, lane
+    )  # fmt: skip
+    if stage.skip is not None:
+        sums = _from_source(
+            sums, net, 0, BEFORE, stage.skip, stage.skip_row, unit, entry, inside, last, step, work, lane
+        )  # fmt: skip
     return sums
 
 
@@ -315,9 +323,8 @@ def _from_readers(
         low = tl.maximum(low, begin)
         if WIRES[S][_SOURCE] == LAYER:
             sums = _products(sums, stage.weight, 1, stage.weight_row, unit, low, high, begin, end, terms, values, lane)
-        if LAYER == 0:
-            if stage.skip is not None:
-                sums = _products(sums, stage.skip, 1, stage.skip_row, unit, low, high, begin, end, terms, values, lane)
+        if LAYER == 0 and stage.skip is not None:
+            sums = _products(sums, stage.skip, 1, stage.skip_row, unit, low, high, begin, end, terms, values, lane)
     return sums
 
 
@@ -364,10 +371,10 @@ def _inverse_kernel(
             shift = tl.load(outputs + (shift_first + shift_step * feature) * ROWS)
             raw = tl.load(outputs + (scale_first + scale_step * feature) * ROWS)
             scale, rest, log, _, _, _, _ = _gate(raw, first, second, GATE)
-            at = row * features + feature
-            value = (load(y, at, row < rows, DTYPE) - rest * shift) / scale
+            place = row * features + feature
+            value = (load(y, place, row < rows, DTYPE) - rest * shift) / scale
             tl.store(work + feature * ROWS + lane, value)
-            store(x, at, value, row < rows)
+            store(x, place, value, row < rows)
             log_det -= log
             tl.debug_barrier()  # the next step reads this feature
     tl.store(log_abs_det + row, log_det.to(log_abs_det.dtype.element_ty), mask=row < rows)
@@ -427,8 +434,8 @@ def _solve_kernel(
         _evaluate(net, WIRES, S, features, row, rows, work, lane)
         tl.debug_barrier()  # the next stage reads these values; the last one's are overwritten below
     gl = load(grad_log, row, row < rows, DTYPE)
-    place = work + net.layers[STAGES].value * ROWS + lane
-    place_raw = work + net.stages[STAGES - 1].raw * ROWS + lane
+    values_last = work + net.layers[STAGES].value * ROWS + lane
+    raw_last = work + net.stages[STAGES - 1].raw * ROWS + lane
     blocks = tl.cdiv(features, steps)
     for block in range(0, blocks):
         t0 = (blocks - 1 - block) * steps
@@ -450,23 +457,22 @@ def _solve_kernel(
             sums = _from_readers(sums, net, WIRES, 0, False, unit, entry, inside, t, t1, work, lane)
             through = tl.sum(tl.where(inside[:, None], sums, 0.0), 0)
             feature = tl.load(net.plan.order + t)
-            at = row * features + feature
+            place = row * features + feature
             shift_unit, scale_unit = shift_first + shift_step * feature, scale_first + scale_step * feature
-            raw = tl.load(place_raw + scale_unit * ROWS)
+            raw = tl.load(raw_last + scale_unit * ROWS)
             scale, rest, _, d_scale, d_log, _, _ = _gate(raw, first, second, GATE)
-            value = (load(grad, at, row < rows, DTYPE) - through) / scale
-            slope = load(x, at, row < rows, DTYPE)
+            value = (load(grad, place, row < rows, DTYPE) - through) / scale
+            slope = load(x, place, row < rows, DTYPE)
             if GATE == _BLENDS:
-                slope -= tl.load(place_raw + shift_unit * ROWS)
+                slope -= tl.load(raw_last + shift_unit * ROWS)
             d_raw = value * d_scale * slope + gl * d_log
-            store(solution, at, value, row < rows)
+            store(solution, place, value, row < rows)
             store(outputs, row * (2 * features) + shift_unit, value * rest, row < rows)
             store(outputs, row * (2 * features) + scale_unit, d_raw, row < rows)
-            tl.store(place + shift_unit * ROWS, value * rest)
-            tl.store(place + scale_unit * ROWS, d_raw)
+            tl.store(values_last + shift_unit * ROWS, value * rest)
+            tl.store(values_last + scale_unit * ROWS, d_raw)
             tl.debug_barrier()  # the last stage reads the cotangents of its values
-            for back_stage in tl.static_range(STAGES):
-                S: tl.constexpr = STAGES - 1 - back_stage
+            for S in tl.static_range(STAGES - 1, -1, -1):
                 layer, end = net.layers[S + 1], _finished(net.plan, S + 1, t + 1)
                 for at in range(_finished(net.plan, S + 1, t), end, _UNITS):
                     unit, entry, inside = _group(net.plan, layer, at, end)
@@ -481,22 +487,51 @@ def _solve_kernel(
 # ---- Launchers -------------------------------------------------------------------------------------------------------
 
 
-def _none_if_empty(tensor: Tensor) -> Tensor | None:
-    return tensor if tensor.numel() else None
+def _require(fits: bool) -> None:
+    if not fits:
+        raise RuntimeError("autoregressive network: shapes or dtypes do not fit")
 
 
-def _net(weights, biases, offsets, gates, degrees, program) -> tuple[Net, tuple, int]:
+def _present(tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor | None:
+    """The tensor, of this shape, or None if it is empty."""
+    if tensor.numel() == 0:
+        return None
+    _require(tensor.shape == shape and tensor.dtype == dtype and tensor.is_contiguous())
+    return tensor
+
+
+def _matrix(weight: Tensor, shape: tuple[int, int], dtype: torch.dtype) -> tuple[Tensor, int]:
+    """A weight of this shape, and the stride of its rows."""
+    _require(weight.shape == shape and weight.dtype == dtype and (shape[1] <= 1 or weight.stride(1) == 1))
+    return weight, weight.stride(0)
+
+
+def _net(known: Tensor, weights, biases, offsets, gates, degrees, program) -> tuple[Net, tuple, int]:
     """The network for the kernels, its wires, and how many values a sample has in ``work``."""
-    sizes = [layer.shape[0] for layer in degrees]
-    layers, stages, wires = [Layer(0, sizes[0], 0)], [], []
-    first = place = sizes[0]
+    rows, features, dtype = *known.shape, known.dtype
+    count, sizes = len(degrees) - 1, [layer.numel() for layer in degrees]
+    _require(count >= 1 and sizes[0] == features and sizes[-1] == 2 * features and len(program) == 4 + 4 * count)
+    _require(len(biases) == len(offsets) == len(gates) == count <= len(weights))
+    _require(all(layer.dtype == torch.int64 and layer.dim() == 1 for layer in degrees))
+    _require(
+        all(0 <= at and 0 <= by and at + by * (features - 1) < sizes[-1] for at, by in (program[:2], program[2:4]))
+    )
+    layers, stages, wires = [Layer(0, features, 0)], [], []
+    first = place = features
     for s, size in enumerate(sizes[1:]):
         source, residual, activation, skip = program[4 + 4 * s : 8 + 4 * s]
+        _require(FEATURES <= source < s and NONE <= residual < s and NONE <= skip < len(weights))
+        _require(residual == NONE or sizes[residual + 1] == size)
         wires.append((source + 1, residual, activation))
-        second = None if skip == NONE else weights[skip]
-        context = (_none_if_empty(tensors[s]) for tensors in (biases, offsets, gates))
         stages.append(
-            Stage(weights[s], weights[s].stride(0), second, 0 if second is None else second.stride(0), *context, place)
+            Stage(
+                *_matrix(weights[s], (size, sizes[source + 1]), dtype),
+                *((None, 0) if skip == NONE else _matrix(weights[skip], (size, features), dtype)),
+                bias=_present(biases[s], (size,), dtype),
+                offset=_present(offsets[s], (rows, size), dtype),
+                gate=_present(gates[s], (rows, size), dtype),
+                raw=place,
+            )
         )
         layers.append(Layer(first, size, place + size))
         first, place = first + size, place + 2 * size
@@ -508,7 +543,7 @@ def _launch(kernel, tensors: tuple[Tensor | None, ...], known: Tensor, network: 
     rows, features = known.shape
     if known.numel() == 0:
         return
-    net, wires, values = _net(*lists)
+    net, wires, values = _net(known, *lists)
     shape = launch(rows, features, max(layer.size for layer in net.layers[1:]))
     dtype = torch.float64 if known.dtype == torch.float64 else torch.float32
     work = known.new_empty(shape.programs * values * shape.block_rows, dtype=dtype)
@@ -531,6 +566,9 @@ def autoregressive_solve(
     grad: Tensor | None, grad_log_abs_det: Tensor | None, x: Tensor, *network
 ) -> tuple[Tensor, Tensor]:
     """Launch the kernel of the solve with the transposed Jacobian."""
+    _require(all(g is None or g.dtype == x.dtype for g in (grad, grad_log_abs_det)))
+    _require(grad is None or grad.shape == x.shape)
+    _require(grad_log_abs_det is None or grad_log_abs_det.shape == x.shape[:1])
     solution = torch.empty_like(x, memory_format=torch.contiguous_format)
     outputs = x.new_empty(x.shape[0], 2 * x.shape[1])
     given = (None if g is None else g.contiguous() for g in (grad, grad_log_abs_det))
