@@ -21,12 +21,17 @@ $(VENV)/study: $(VENV)/torch $(SOURCES)
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[study]"
 	touch $@
 
-$(VENV)/test: $(VENV)/study
+# The flows of other libraries that hk.accelerate swaps: for the tests and the benchmark.
+$(VENV)/peers: $(VENV)/study tests/peers.txt
+	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --requirement tests/peers.txt
+	touch $@
+
+$(VENV)/test: $(VENV)/study $(VENV)/peers
 	$(BIN)/python -m pip install --quiet $(TRITON)
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[test]"
 	touch $@
 
-$(VENV)/bench: $(VENV)/study
+$(VENV)/bench: $(VENV)/study $(VENV)/peers
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[bench]"
 	touch $@
 

@@ -377,7 +377,7 @@ NETWORK_CASES = {
     "transposed": {"shape": (7, 5), "layout": "transposed"},
 }
 NETWORK_EXTREMES = {
-    "large": {"shape": (7, 5), "scale": 1e4, "gate": "soft-clipped"},
+    "large": {"shape": (7, 5), "scale": 1e6, "gate": "softplus"},
     "tiny": {"shape": (7, 5), "scale": 1e-18},
 }
 

@@ -2,6 +2,8 @@
 // transposed Jacobian, each in one pass through the network's connections.
 #include "../kernels/network.h"
 
+#include <atomic>
+
 #include "network.h"
 
 namespace hk {
@@ -22,9 +24,9 @@ constexpr int64_t kTerms = 512, kColumnTerms = 96, kAll = std::numeric_limits<in
                             double* log_det) {                                                                        \
     network::apply_tail(tail, x, shift, raw, n, y, log_det);                                                          \
   }                                                                                                                   \
-  HK_CLONES void invert_tail(const Tail<T>& tail, const T* y, const T* shift, const T* raw, int64_t n, T* x,        \
-                             double* log_det) {                                                                       \
-    network::invert_tail(tail, y, shift, raw, n, x, log_det);                                                         \
+  HK_CLONES void invert_tail(const Tail<T>& tail, const T* y, const T* shift, const T* raw, int64_t n, T* x,          \
+                             double* log_det, T* least) {                                                             \
+    network::invert_tail(tail, y, shift, raw, n, x, log_det, least);                                                  \
   }                                                                                                                   \
   HK_CLONES void solve_tail(const Tail<T>& tail, const T* x, const T* through, const T* h, int64_t n, T* g,         \
                             T* shift, T* raw) {                                                                       \
@@ -43,7 +45,7 @@ class Sweep {
       : net_(net), tail_{a.gate, static_cast<T>(a.first), static_cast<T>(a.second)}, vectors_(vectors),
         lanes_(vectors * kVectorLanes<T>), x_(net.inputs[0].size() * lanes_), y_(net.inputs[0].size() * lanes_),
         log_det_(lanes_), through_(net.inputs[0].size() * lanes_),
-        grad_log_det_(lanes_) {
+        grad_log_det_(lanes_), least_(lanes_) {
     for (const Stage<T>& s : net.stages) {
       raw_.emplace_back(s.layer.size() * lanes_);
       value_.emplace_back(s.layer.size() * lanes_);
@@ -57,6 +59,10 @@ class Sweep {
   T* y() { return y_.data(); }
   T* grad_log_det() { return grad_log_det_.data(); }
   const T* outputs() { return output(0); }
+  // Whether a scale of the first n samples underflowed.
+  bool underflowed(int64_t n) const {
+    return std::any_of(least_.data(), least_.data() + n, [](T s) { return s < std::numeric_limits<T>::min(); });
+  }
   const double* log_det() const { return log_det_.data(); }
   int64_t lanes() const { return lanes_; }
 
@@ -69,6 +75,7 @@ class Sweep {
         into_tile(from + row * units, units, rows, units, lanes_, gates_[s].data());
     }
     std::fill_n(log_det_.data(), lanes_, 0.0);
+    std::fill_n(least_.data(), lanes_, T(1));
   }
 
   // x known, y wanted.
@@ -100,7 +107,7 @@ class Sweep {
         for (int64_t i = features.start[t]; i < features.start[t + 1]; ++i) {
           const int64_t j = features.up[i];
           invert_tail(tail_, y() + j * lanes_, output(net_.shift_unit(j)),
-                      output(net_.scale_unit(j)), lanes_, x() + j * lanes_, log_det_.data());
+                      output(net_.scale_unit(j)), lanes_, x() + j * lanes_, log_det_.data(), least_.data());
         }
       }
     }
@@ -257,7 +264,7 @@ class Sweep {
   int64_t vectors_, lanes_;
   Scratch<T> x_, y_;
   Scratch<double> log_det_;
-  Scratch<T> through_, grad_log_det_;
+  Scratch<T> through_, grad_log_det_, least_;
   std::vector<Scratch<T>> raw_, value_, offset_, gates_;
 };
 
@@ -281,7 +288,7 @@ struct Ends {
 };
 
 template <class T>
-void run_tile(Sweep<T>& sweep, Task task, const Ends<T>& ends, int64_t row, int64_t n, int64_t features) {
+bool run_tile(Sweep<T>& sweep, Task task, const Ends<T>& ends, int64_t row, int64_t n, int64_t features) {
   const int64_t lanes = sweep.lanes();
   const bool inverse = task == Task::kInverse;
   const auto load = [&](const T* from, int64_t width, T* to) {
@@ -301,6 +308,7 @@ void run_tile(Sweep<T>& sweep, Task task, const Ends<T>& ends, int64_t row, int6
     std::copy_n(sweep.log_det(), n, ends.log_det + row);
   }
   transposed(inverse ? sweep.x() : sweep.y(), lanes, features, n, ends.wanted + row * features, features);
+  return !inverse || !sweep.underflowed(n);
 }
 
 template <class T>
@@ -311,11 +319,14 @@ void run(const NetworkArguments& a, Task task, const Tensor& known, const MaybeT
   const int64_t vectors = vectors_of<T>(rows), lanes = vectors * kVectorLanes<T>, tiles = (rows + lanes - 1) / lanes;
   const Ends<T> ends{static_cast<const T*>(known.const_data_ptr()), data<T>(grad), data<T>(grad_log_det),
                      written<T>(wanted), written<T>(second), written<T>(second)};
+  std::atomic<bool> sound{true};
   torch::stable::parallel_for(0, tiles, 1, [&](int64_t begin, int64_t end) {
     Sweep<T> sweep(net, a, vectors);
     for (int64_t t = begin; t < end; ++t)
-      run_tile(sweep, task, ends, t * lanes, std::min(lanes, rows - t * lanes), features);
+      if (!run_tile(sweep, task, ends, t * lanes, std::min(lanes, rows - t * lanes), features)) sound = false;
   });
+  STD_TORCH_CHECK(sound, "autoregressive_inverse: a scale underflowed to 0, so the map has no inverse: use a gate with a "
+                         "bounded scale, as clipped, soft-clipped, softplus or shifted-sigmoid");
 }
 
 std::tuple<Tensor, Tensor> map(Task task, const Tensor& known, const NetworkArguments& a) {

@@ -63,14 +63,16 @@ HK_INLINE void apply_tail(const Tail<T>& tail, const T* x, const T* shift, const
   });
 }
 
+// Keeps the least scale of each lane: dividing by one that underflowed is an error, not a NaN.
 template <class T>
 HK_INLINE void invert_tail(const Tail<T>& tail, const T* y, const T* shift, const T* raw, int64_t n, T* x,
-                           double* log_det) {
+                           double* log_det, T* least) {
   tail.with([&](auto gate) __attribute__((always_inline)) {
     for (int64_t i = 0; i < n; ++i) {
       const auto p = gate.at(raw[i]);
       x[i] = (y[i] - p.rest * shift[i]) / p.scale;
       log_det[i] -= p.log;
+      least[i] = p.scale < least[i] ? p.scale : least[i];
     }
   });
 }

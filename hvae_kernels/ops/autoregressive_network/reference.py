@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from hvae_kernels import _checks
 from hvae_kernels.ops.autoregressive.gates import scale_of
 from hvae_kernels.ops.autoregressive_network.network import ACTIVATIONS, FEATURES, NONE, Network
 
@@ -66,5 +67,14 @@ def autoregressive_inverse(y: Tensor, network: Network) -> tuple[Tensor, Tensor]
         scale, weight, log_scale = scale_of(network.tail, raw)
         found = (y - (shift if weight is None else weight * shift)) / scale
         x = torch.where(before == step, found, x)
+        _refuse_underflow(torch.where(before == step, scale, torch.ones_like(scale)))
         log_det = log_det - torch.where(before == step, log_scale, torch.zeros_like(log_scale)).sum(-1)
     return x, log_det
+
+
+def _refuse_underflow(scale: Tensor) -> None:
+    if _checks.values_readable(scale) and bool((scale < torch.finfo(scale.dtype).tiny).any()):
+        raise RuntimeError(
+            "autoregressive_inverse: a scale underflowed to 0, so the map has no inverse: use a gate with a bounded "
+            "scale, as clipped, soft-clipped, softplus or shifted-sigmoid"
+        )

@@ -1,0 +1,118 @@
+"""The MADE of nflows, and of normflows, which is a port of it: masks and residual blocks alike, contexts different."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Size, Tensor, nn
+
+from hvae_kernels.compat import _network
+from hvae_kernels.compat._network import Layout, Part, Unfused
+
+
+@dataclass(frozen=True)
+class Library:
+    """What tells the two apart.
+
+    Attributes:
+        made: its network's class.
+        linear: its masked layer's.
+        feedforward: its feed-forward block's.
+        residual: its residual block's.
+        gates: whether the context multiplies what a residual block adds (it adds to the block's first layer otherwise).
+        preactivates: whether the context is activated before it is added at the entry, and what enters feed-forward
+            blocks is activated too.
+    """
+
+    made: type
+    linear: type
+    feedforward: type
+    residual: type
+    gates: bool
+    preactivates: bool
+
+
+def sizes(layer: nn.Module, library: Library) -> tuple[int, int | None]:
+    """Features and context features, None without."""
+    net = layer.autoregressive_net
+    _network.require(net, library.made)
+    context = getattr(net, "context_layer", None)
+    return net.final_layer.out_features // 2, context and context.in_features
+
+
+def lay_out(layer: nn.Module, batch: Size, context: Tensor | None, library: Library, tail: _network.Gate) -> Layout:
+    """The layer's network."""
+    net = layer.autoregressive_net
+    _network.require(net, library.made)
+    if type(getattr(net, "preprocessing", None)) not in (type(None), nn.Identity):
+        raise Unfused(f"its input is preprocessed by {type(net.preprocessing).__name__}")
+    if len(batch) != 1:
+        raise Unfused("its library takes matrices only")
+    parts = [Part(net.initial_layer, _network.FEATURES, offset=_entry(net, batch, context, library))]
+    if library.preactivates and not net.use_residual_blocks:
+        parts[0] = replace(parts[0], activation=_network.activation(net.activation))
+    for block in net.blocks:
+        if type(block) is library.residual:
+            _add_residual(block, parts, batch, context, library)
+        else:
+            _network.require(block, library.feedforward)
+            _add_feedforward(block, parts, context, library)
+    parts.append(Part(net.final_layer, len(parts) - 1))
+    for part in parts:
+        _network.require(part.linear, library.linear)
+
+    def degrees() -> tuple[Tensor, list[Tensor]]:
+        return net.final_layer.degrees[::2], [part.linear.degrees for part in parts[:-1]]
+
+    return Layout(net, parts, slice(None), degrees, tail, shift=(1, 2), scale=(0, 2))
+
+
+def _through(layer: nn.Module, context: Tensor | None) -> Tensor | None:
+    """The context through the ``context_layer`` of ``layer``."""
+    if context is None:
+        return None
+    if not hasattr(layer, "context_layer"):
+        raise Unfused("it takes no context")
+    return layer.context_layer(context)
+
+
+def _entry(net: nn.Module, batch: Size, context: Tensor | None, library: Library) -> Tensor | None:
+    added = _through(net, context)
+    if added is not None and library.preactivates:
+        added = net.activation(added)
+    return _network.spread(added, batch)
+
+
+def _add_feedforward(block: nn.Module, parts: list[Part], context: Tensor | None, library: Library) -> None:
+    if block.batch_norm is not None:
+        raise Unfused("batch norm inside its network")
+    if context is not None and not library.preactivates:
+        raise Unfused("its library's feed-forward blocks take no context")
+    _require_no_dropout(block)
+    parts.append(Part(block.linear, len(parts) - 1, _network.activation(block.activation)))
+
+
+def _add_residual(block: nn.Module, parts: list[Part], batch: Size, context: Tensor | None, library: Library) -> None:
+    """The block reads the activated stream and adds to the raw one."""
+    if block.use_batch_norm:
+        raise Unfused("batch norm inside its network")
+    if parts[-1].activation != "identity":
+        raise Unfused("residual blocks behind other ones")
+    _require_no_dropout(block)
+    name: str = _network.activation(block.activation)
+    stream = len(parts) - 1
+    parts[stream] = replace(parts[stream], activation=name)
+    first, second = block.linear_layers
+    given = _network.spread(_through(block, context), batch)
+    offset: Callable | Tensor | None = None if library.gates else given
+    gate = torch.sigmoid(given) if library.gates and given is not None else None
+    parts.append(Part(first, stream, name, offset=offset))
+    parts.append(Part(second, stream + 1, residual=stream, gate=gate))
+
+
+def _require_no_dropout(block: nn.Module) -> None:
+    dropout = block.dropout
+    if type(dropout) is not nn.Dropout or (dropout.p and dropout.training):
+        raise Unfused(f"dropout (p = {dropout.p}) is active in training mode: swap after .eval()")

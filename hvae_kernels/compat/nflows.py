@@ -1,0 +1,64 @@
+"""nflows: ``MaskedAffineAutoregressiveTransform``."""
+
+from __future__ import annotations
+
+import copy
+
+from nflows.transforms.autoregressive import AutoregressiveTransform, MaskedAffineAutoregressiveTransform
+from nflows.transforms.made import MADE, MaskedFeedforwardBlock, MaskedLinear, MaskedResidualBlock
+from torch import Size, Tensor, nn
+
+from hvae_kernels.compat import _made, _network
+from hvae_kernels.compat._network import Layout
+
+SLOW = (AutoregressiveTransform,)
+
+_LIBRARY = _made.Library(
+    MADE, MaskedLinear, MaskedFeedforwardBlock, MaskedResidualBlock, gates=False, preactivates=True
+)
+
+
+def foreign(kind: type) -> str:
+    """Why a class of ``SLOW`` without a fused one is left alone."""
+    return f"{kind.__name__} is not the affine map"
+
+
+def sizes(layer: MaskedAffineAutoregressiveTransform) -> tuple[int, int | None]:
+    """Features and context features, None without."""
+    return _made.sizes(layer, _LIBRARY)
+
+
+twin = copy.deepcopy
+
+
+def parallel(layer: MaskedAffineAutoregressiveTransform, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The library's own parallel direction."""
+    return layer(x, context)
+
+
+def lay_out(layer: MaskedAffineAutoregressiveTransform, batch: Size, context: Tensor | None) -> Layout:
+    """The layer's network."""
+    return _made.lay_out(layer, batch, context, _LIBRARY, _network.gate("softplus", layer._epsilon))
+
+
+class FusedMaskedAffineAutoregressiveTransform(MaskedAffineAutoregressiveTransform):
+    """The layer with both directions fused."""
+
+    def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The parallel direction."""
+        gains = _network.gains(self.autoregressive_net, inputs)
+        network = _network.served(lay_out, self, inputs, context) if gains else None
+        return super().forward(inputs, context) if network is None else _network.parallel(inputs, network)
+
+    def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The sequential direction, in one pass of work."""
+        network = _network.served(lay_out, self, inputs, context)
+        return super().inverse(inputs, context) if network is None else _network.sequential(inputs, network)
+
+
+FUSED = {MaskedAffineAutoregressiveTransform: FusedMaskedAffineAutoregressiveTransform}
+
+
+def swap(layer: nn.Module) -> None:
+    """Swap in place."""
+    layer.__class__ = FUSED[type(layer)]

@@ -1,0 +1,159 @@
+"""pyro: ``AffineAutoregressive`` and its conditional form."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from dataclasses import replace
+
+import torch
+from pyro.distributions import transforms
+from pyro.distributions.transforms import AffineAutoregressive, ConditionalAffineAutoregressive
+from pyro.nn import AutoRegressiveNN, ConditionalAutoRegressiveNN
+from pyro.nn.auto_reg_nn import MaskedLinear
+from torch import Size, Tensor, nn
+
+from hvae_kernels.compat import _network
+from hvae_kernels.compat._network import Layout, Part, Unfused
+
+_OTHERS = ("SplineAutoregressive", "NeuralAutoregressive", "BlockAutoregressive", "ConditionalSplineAutoregressive")
+SLOW = (
+    AffineAutoregressive,
+    ConditionalAffineAutoregressive,
+    *(getattr(transforms, name) for name in (*_OTHERS, "ConditionalNeuralAutoregressive") if hasattr(transforms, name)),
+)
+
+
+def foreign(kind: type) -> str:
+    """Why a class of ``SLOW`` without a fused one is left alone."""
+    return f"{kind.__name__} is not the affine map"
+
+
+def sizes(layer: AffineAutoregressive | ConditionalAffineAutoregressive) -> tuple[int, int | None]:
+    """Features and context features, None without."""
+    if isinstance(layer, ConditionalAffineAutoregressive):
+        _network.require(layer.nn, ConditionalAutoRegressiveNN)
+        return layer.nn.input_dim, layer.nn.context_dim
+    return _split(layer.arn)[0].input_dim, None
+
+
+def twin(layer: AffineAutoregressive | ConditionalAffineAutoregressive):
+    """A copy without the tensors of the last call, which a deep copy refuses."""
+    if isinstance(layer, ConditionalAffineAutoregressive):
+        return copy.deepcopy(layer)
+    clips = layer.log_scale_min_clip, layer.log_scale_max_clip
+    return AffineAutoregressive(copy.deepcopy(layer.arn), *clips, layer.sigmoid_bias, layer.stable)
+
+
+def parallel(layer, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The library's own parallel direction."""
+    transform = _conditioned(layer, context)
+    y = transform(x)
+    return y, transform.log_abs_det_jacobian(x, y)
+
+
+def lay_out(layer, batch: Size, context: Tensor | None = None) -> Layout:
+    """The network of a transform; of a conditional one, of what it becomes given the context."""
+    layer = _conditioned(layer, context)
+    net, context = _split(layer.arn)
+    d = net.input_dim
+    if list(net.param_dims) != [1, 1]:
+        raise Unfused(f"param_dims is {net.param_dims}, not [1, 1]")
+    if layer.stable:
+        tail = _network.gate("sigmoid", layer.sigmoid_bias)
+    else:
+        tail = _network.gate("clipped", layer.log_scale_min_clip, layer.log_scale_max_clip)
+    name = _network.activation(net.f)
+    *hidden, last = net.layers
+    parts = [Part(linear, place - 1, name) for place, linear in enumerate(hidden)]
+    parts.append(Part(last, len(parts) - 1, skip=net.skip_layer))
+    for part in parts:
+        for linear in (part.linear, part.skip):
+            if linear is not None:
+                _network.require(linear, MaskedLinear)
+    parts[0] = replace(parts[0], offset=_given(parts[0].linear, net, context, batch))
+    parts[-1] = replace(parts[-1], offset=_given(net.skip_layer, net, context, batch))
+    columns = slice(net.context_dim, None)
+    degrees = functools.partial(_degrees, net, parts, columns)
+    return Layout(net, parts, columns, degrees, tail, shift=(0, 1), scale=(d, 1))
+
+
+def _conditioned(layer, context: Tensor | None) -> AffineAutoregressive:
+    if isinstance(layer, ConditionalAffineAutoregressive):
+        return ConditionalAffineAutoregressive.condition(layer, context)
+    return layer
+
+
+def _split(arn) -> tuple[AutoRegressiveNN | ConditionalAutoRegressiveNN, Tensor | None]:
+    """The network of a transform, and the context that it is bound to."""
+    if type(arn) is AutoRegressiveNN:
+        return arn, None
+    if isinstance(arn, functools.partial) and not arn.args and set(arn.keywords) == {"context"}:
+        _network.require(arn.func, ConditionalAutoRegressiveNN)
+        return arn.func, arn.keywords["context"]
+    raise Unfused(f"its network is a {type(arn).__name__}, not an AutoRegressiveNN")
+
+
+def _gains(arn, x: Tensor) -> bool:
+    try:
+        return _network.gains(_split(arn)[0], x)
+    except Unfused:
+        return False
+
+
+def _given(linear, net, context: Tensor | None, batch: Size) -> Tensor | None:
+    return _network.from_context(linear, slice(net.context_dim), context, batch)
+
+
+def _degrees(net, parts: list[Part], columns: slice) -> tuple[Tensor, list[Tensor]]:
+    """Every unit's degree is the highest that it sees: hidden layers are wide enough to have all of them."""
+    features = net.permutation.argsort() + 1
+    below, hidden = features, []
+    for part in parts[:-1]:
+        mask = part.linear.mask if hidden else part.linear.mask[:, columns]
+        below = torch.where(mask != 0, below, 0).amax(1)
+        hidden.append(below)
+    return features, hidden
+
+
+class FusedAffineAutoregressive(AffineAutoregressive):
+    """The transform with both directions fused."""
+
+    def _call(self, x: Tensor) -> Tensor:
+        network = _network.served(lay_out, self, x) if _gains(self.arn, x) else None
+        if network is None:
+            return self._call_stable(x) if self.stable else super()._call(x)
+        y, log_abs_det = _network.parallel(x, network)
+        self._cached_log_scale = log_abs_det.unsqueeze(-1)  # whose sum is what log_abs_det_jacobian returns
+        return y
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        network = _network.served(lay_out, self, y)
+        if network is None:
+            return self._inverse_stable(y) if self.stable else super()._inverse(y)
+        x, minus = _network.sequential(y, network)
+        self._cached_log_scale = -minus.unsqueeze(-1)
+        return x
+
+
+class FusedConditionalAffineAutoregressive(ConditionalAffineAutoregressive):
+    """The conditional transform, whose conditioned ones are fused."""
+
+    def condition(self, context: Tensor) -> FusedAffineAutoregressive:
+        """The transform given the context."""
+        transform = super().condition(context)
+        swap(transform)
+        return transform
+
+
+FUSED = {
+    AffineAutoregressive: FusedAffineAutoregressive,
+    ConditionalAffineAutoregressive: FusedConditionalAffineAutoregressive,
+}
+
+
+def swap(layer: nn.Module) -> None:
+    """Swap in place; ``stable=True`` keeps its methods in the instance, where they would hide those of the class."""
+    layer.__class__ = FUSED[type(layer)]
+    for name in ("_call", "_inverse"):
+        layer.__dict__.pop(name, None)

@@ -1,0 +1,583 @@
+"""``hk.accelerate``: the same numbers as the untouched flow, in both directions, with every gradient."""
+
+import copy
+import io
+import pickle
+import re
+import subprocess
+import sys
+from unittest import mock
+
+import peers
+import pytest
+import torch
+from peers import FLOWS, Pyro, Zuko
+from torch import nn
+
+import hvae_kernels as hk
+from hvae_kernels import testing
+from hvae_kernels.compat import _network
+
+FEATURES, ROWS = 5, 7
+each_flow = pytest.mark.parametrize("name", FLOWS)
+#: ``auto`` leaves small calls of the parallel direction to the library, an explicit choice fuses both.
+each_choice = pytest.mark.parametrize("choice", ["auto", "cpp"])
+
+
+@pytest.fixture(autouse=True)
+def double_precision():
+    """pyro's and normflows' own sequential directions need it as the default; with the settings of zuko."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    with peers.settings():
+        yield
+    torch.set_default_dtype(before)
+
+
+def make(name, seed=0, spread=0.7):
+    """A flow with parameters that matter: libraries start their last layers near zero."""
+    torch.manual_seed(seed)
+    flow = FLOWS[name].build(FEATURES, FLOWS[name].context)
+    with torch.no_grad():
+        for parameter in flow.parameters():
+            parameter.normal_(std=spread * max(1, parameter.shape[-1]) ** -0.5)
+    return flow
+
+
+def points(name, dtype=torch.float64, seed=1, rows=ROWS):
+    """Features and, where the flow takes one, context."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(rows, FEATURES, generator=generator, dtype=torch.float64).to(dtype)
+    c = torch.randn(rows, FLOWS[name].context, generator=generator, dtype=torch.float64).to(dtype)
+    return x, c if FLOWS[name].context else None
+
+
+def fused(flow, layers=None):
+    flow, report = hk.accelerate(copy.deepcopy(flow))
+    assert layers is None or (len(report.swapped), report.left) == (layers, [])
+    return flow
+
+
+class Passes:
+    """Counts calls of the libraries' masked layers."""
+
+    def __enter__(self):
+        self.count, self.patches = 0, []
+        for kind in peers.MASKED:
+            patch = mock.patch.object(kind, "forward", self.counting(kind.forward))
+            patch.start()
+            self.patches.append(patch)
+        return self
+
+    def counting(self, forward):
+        def counted(*args):
+            self.count += 1
+            return forward(*args)
+
+        return counted
+
+    def __exit__(self, *_):
+        for patch in self.patches:
+            patch.stop()
+
+
+# ---- The map ----
+
+
+@each_flow
+@each_choice
+def test_log_determinant_is_that_of_the_jacobian(name, choice):
+    """Value, sign and direction, by autograd's full Jacobian; and there and back again."""
+    library, flow = FLOWS[name].library, fused(make(name), FLOWS[name].layers)
+    x, c = points(name)
+    with hk.use_impl(choice):
+        y, ladj = library.there(flow, x, c)
+        back, minus = library.back(flow, y, c)
+        torch.testing.assert_close((back, minus), (x, -ladj), rtol=1e-9, atol=1e-9)
+        for direction, at, expected in ((library.there, x, ladj), (library.back, y, minus)):
+            jacobian = torch.autograd.functional.jacobian(lambda v, f=direction: f(flow, v, c)[0].sum(0), at)
+            sign, logarithm = torch.linalg.slogdet(jacobian.transpose(0, 1))
+            assert (sign == 1).all()
+            torch.testing.assert_close(logarithm, expected, rtol=1e-9, atol=1e-9)
+
+
+def quantities(library, flow, x, c):
+    """Everything that a flow is used for: values both ways, the density, and the gradients of both directions."""
+    results = []
+    for direction in (library.there, library.back):
+        at = x.clone().requires_grad_()
+        context = None if c is None else c.clone().requires_grad_()
+        y, ladj = direction(flow, at, context)
+        parameters = [p for p in flow.parameters() if p.requires_grad]
+        leaves = [at, *parameters] if c is None else [at, context, *parameters]
+        gradients = torch.autograd.grad((y * y).sum() + (y.sin().sum(-1) * ladj).sum(), leaves, allow_unused=True)
+        results += [y, ladj, *(g for g in gradients if g is not None)]
+    return [*results, library.log_prob(flow, x, c)]
+
+
+@each_flow
+@each_choice
+def test_same_numbers_and_gradients_in_float64(name, choice):
+    flow, inputs = make(name), points(name)
+    ours = fused(flow)
+    expected = quantities(FLOWS[name].library, flow, *inputs)
+    with hk.use_impl(choice):
+        results = quantities(FLOWS[name].library, ours, *inputs)
+    torch.testing.assert_close(results, expected, rtol=1e-9, atol=1e-9)
+
+
+@each_flow
+@each_choice
+def test_float32_stays_within_the_error_budget(name, choice):
+    """A mild flow and many rows: an ill-conditioned inverse multiplies whatever rounding came first, theirs or ours."""
+    library = FLOWS[name].library
+    x, c = points(name, torch.float32, rows=64)
+    torch.set_default_dtype(torch.float32)
+    plain = make(name, spread=0.25).float()
+    ours, exact = fused(plain), copy.deepcopy(plain).double()
+    rival = quantities(library, plain, x, c)
+    with hk.use_impl(choice):
+        results = quantities(library, ours, x, c)
+    torch.set_default_dtype(torch.float64)
+    oracle = quantities(library, exact, x.double(), None if c is None else c.double())
+    testing.assert_within_budget(results, rival, oracle)
+
+
+@each_flow
+def test_samples_follow_the_seed(name):
+    flow, (_, c) = make(name), points(name)
+    samples = []
+    for either in (flow, fused(flow)):
+        torch.manual_seed(5)
+        samples.append(FLOWS[name].library.sample(either, ROWS, c))
+    torch.testing.assert_close(*samples, rtol=1e-9, atol=1e-9)
+
+
+@each_flow
+def test_no_pass_through_the_librarys_network(name):
+    library, flow, (x, c) = FLOWS[name].library, make(name), points(name)
+    counts = []
+    for either in (flow, fused(flow)):
+        with hk.use_impl("cpp"), Passes() as passes:
+            library.there(either, x, c)
+            library.back(either, x, c)
+            library.sample(either, ROWS, c)
+        counts.append(passes.count)
+    assert counts[0] >= 2 * FEATURES
+    assert counts[1] == 0
+
+
+# ---- What a module is besides ----
+
+
+@each_flow
+def test_parameters_and_state_dict_are_the_same_objects(name):
+    flow = make(name)
+    before = {key: (value, value.clone()) for key, value in flow.state_dict(keep_vars=True).items()}
+    same, report = hk.accelerate(flow)
+    assert same is flow
+    assert len(report.swapped) == FLOWS[name].layers
+    after = flow.state_dict(keep_vars=True)
+    assert list(after) == list(before)
+    for key, (value, copied) in before.items():
+        assert after[key] is value
+        assert torch.equal(value, copied)
+    FLOWS[name].library.back(flow, *points(name))
+    assert list(flow.state_dict()) == list(before)
+
+
+@each_flow
+def test_training_follows_the_original(name):
+    """An optimiser made before the swap, training through the sequential direction."""
+    library, flow = FLOWS[name].library, make(name)
+    x, c = points(name)
+    losses = []
+    for either in (flow, copy.deepcopy(flow)):
+        optimizer = torch.optim.Adam(either.parameters(), lr=0.01)
+        if either is not flow:
+            hk.accelerate(either)
+        for _ in range(3):
+            optimizer.zero_grad()
+            z, ladj = library.back(either, x, c)
+            loss = (z.square().sum(-1) / 2 - ladj).mean()
+            loss.backward()
+            optimizer.step()
+        losses.append((loss, library.log_prob(either, x, c)))
+    torch.testing.assert_close(*losses, rtol=1e-8, atol=1e-8)
+
+
+@each_flow
+def test_copies_and_loaded_states(name):
+    """Masks and orders are part of the state: after loading them the degrees are those of the loaded ones."""
+    library, flow, (x, c) = FLOWS[name].library, make(name), points(name)
+    ours = fused(flow)
+    with torch.no_grad():
+        library.back(ours, x, c)  # so that it remembers its masks
+    file = io.BytesIO()
+    pickle.dump(ours, file)
+    for either in (copy.deepcopy(ours), pickle.loads(file.getvalue())):
+        torch.testing.assert_close(library.back(either, x, c), library.back(flow, x, c), rtol=1e-9, atol=1e-9)
+    other = make(name, seed=3)
+    for assign in (False, True):
+        for target in (ours, flow):
+            target.load_state_dict(copy.deepcopy(other.state_dict()), assign=assign)
+        # pyro and zuko compute from attributes what is not in the state: loaded flows are compared with loaded flows
+        torch.testing.assert_close(library.there(ours, x, c), library.there(flow, x, c), rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(library.back(ours, x, c), library.back(flow, x, c), rtol=1e-9, atol=1e-9)
+        with hk.use_impl("cpp"), Passes() as passes:
+            library.back(ours, x, c)
+        assert passes.count == 0
+
+
+# ---- What is left alone ----
+
+D = FEATURES
+_graph = torch.eye(4, dtype=torch.bool)
+_graph[2, 0] = _graph[3, 1] = True
+
+
+def _nflows_layer(**options):
+    return peers.nflows_transforms.MaskedAffineAutoregressiveTransform(D, 12, **options)
+
+
+def _edited_mask():
+    layer = _nflows_layer()
+    layer.autoregressive_net.blocks[0].linear_layers[0].mask[0, -1] = 1.0
+    return layer
+
+
+def _preprocessed():
+    layer = peers.normflows.flows.MaskedAffineAutoregressive(D, 12)
+    layer.autoregressive_net = peers.normflows.nets.MADE(D, 12, output_multiplier=2, preprocessing=nn.Tanh())
+    return layer
+
+
+def _hooked():
+    layer = _nflows_layer()
+    layer.autoregressive_net.initial_layer.register_forward_hook(lambda *_: None)
+    return layer
+
+
+class _Subclass(peers.nflows_transforms.MaskedAffineAutoregressiveTransform):
+    def _elementwise_forward(self, inputs, params):
+        raise NotImplementedError
+
+
+class _OtherVersion(peers.nflows_transforms.MaskedAffineAutoregressiveTransform):
+    """A layer whose class computes another tail, as another version of the library would."""
+
+    def _elementwise_forward(self, inputs, params):
+        outputs, logabsdet = super()._elementwise_forward(inputs, params)
+        return 2 * outputs, logabsdet
+
+
+def _maf(**options):
+    return peers.MaskedAutoregressiveTransform(4, **options)
+
+
+LEFT = {
+    "zuko spline": (lambda: peers.zuko.flows.NSF(D, transforms=1), "univariate map is MonotonicRQSTransform"),
+    "zuko graph": (lambda: _maf(adjacency=_graph), "masks are no staircase"),
+    "zuko activation": (lambda: _maf(activation=nn.LeakyReLU), "activation LeakyReLU.* has no kernel"),
+    "activation's settings": (lambda: _maf(activation=lambda: nn.ELU(alpha=0.5)), r"activation ELU\(alpha=0.5\)"),
+    "activation function": (lambda: _nflows_layer(activation=torch.sin), "activation sin has no kernel"),
+    "nflows spline": (
+        lambda: peers.nflows_transforms.MaskedPiecewiseRationalQuadraticAutoregressiveTransform(D, 12),
+        "MaskedPiecewiseRationalQuadraticAutoregressiveTransform is not the affine map",
+    ),
+    "subclass": (lambda: _Subclass(D, 12), "_Subclass is not the affine map"),
+    "batch norm": (lambda: _nflows_layer(use_batch_norm=True), "batch norm inside its network"),
+    "batch norm, feed-forward": (
+        lambda: _nflows_layer(use_batch_norm=True, use_residual_blocks=False),
+        "batch norm inside its network",
+    ),
+    "dropout": (lambda: _nflows_layer(dropout_probability=0.1), r"dropout \(p = 0.1\) is active in training mode"),
+    "edited mask": (_edited_mask, "masks are no staircase"),
+    "parametrised layer": (
+        lambda: _parametrised(),
+        "a ParametrizedMaskedLinear where nflows has a MaskedLinear",
+    ),
+    "hooks": (_hooked, "hooks inside its network"),
+    "half precision": (lambda: _nflows_layer().bfloat16(), "parameters are bfloat16"),
+    "meta device": (lambda: _nflows_layer().to("meta"), "on meta|meta"),
+    "normflows spline": (
+        lambda: peers.normflows.flows.AutoregressiveRationalQuadraticSpline(D, 1, 12),
+        "MaskedPiecewiseRationalQuadraticAutoregressive is not the affine map",
+    ),
+    "preprocessing": (_preprocessed, "input is preprocessed by Tanh"),
+    "pyro spline": (
+        lambda: peers.pyro_transforms.spline_autoregressive(D),
+        "SplineAutoregressive is not the affine map",
+    ),
+    "pyro network of one's own": (
+        lambda: peers.pyro_transforms.AffineAutoregressive(nn.Linear(D, 2 * D)),
+        "network is a Linear, not an AutoRegressiveNN",
+    ),
+    "pyro parameters": (
+        lambda: peers.pyro_transforms.AffineAutoregressive(peers.AutoRegressiveNN(D, [12], param_dims=[1, 1, 1])),
+        r"param_dims is \[1, 1, 1\]",
+    ),
+    "pyro clips": (
+        lambda: peers.pyro_transforms.affine_autoregressive(D, log_scale_min_clip=3.0),
+        "low must be below high",
+    ),
+    "swapped already": (lambda: hk.accelerate(_nflows_layer())[0], "already swapped"),
+}
+
+
+def _parametrised():
+    layer = _nflows_layer()
+    nn.utils.parametrizations.weight_norm(layer.autoregressive_net.initial_layer)
+    return layer
+
+
+@pytest.mark.parametrize("case", LEFT)
+def test_left_alone_by_name_and_reason(case):
+    build, reason = LEFT[case]
+    module = nn.ModuleDict({"here": build(), "and": nn.Linear(2, 2)})
+    kinds = [type(part) for part in module.modules()]
+    _, report = hk.accelerate(module)
+    assert report.swapped == []
+    assert [type(part) for part in module.modules()] == kinds
+    ((name, text),) = report.left
+    assert name.startswith("here")
+    assert re.search(reason, text), text
+    assert f"    {name}: {text}" in str(report)
+
+
+def test_a_layer_proves_itself_first():
+    """A version of a library that computes something else is noticed, whatever the parameters are."""
+    adapter = sys.modules["hvae_kernels.compat.nflows"]
+    layer = _OtherVersion(D, 12)
+    with mock.patch.dict(adapter.FUSED, {_OtherVersion: adapter.FUSED[_OtherVersion.__mro__[1]]}):
+        _, report = hk.accelerate(layer)
+    assert type(layer) is _OtherVersion
+    assert "computes something else" in report.left[0][1]
+
+
+def test_report_of_a_mixed_module():
+    module = nn.ModuleDict({"good": _nflows_layer(), "bad": _nflows_layer(use_batch_norm=True)})
+    _, report = hk.accelerate(module)
+    assert [name for name, _ in report.swapped] == ["good"]
+    assert str(report) == (
+        "swapped (1):\n    good: MaskedAffineAutoregressiveTransform, 5 features\n"
+        "left alone (1):\n    bad: batch norm inside its network"
+    )
+    _, report = hk.accelerate(_nflows_layer(context_features=2))
+    assert str(report).endswith("(the module itself): MaskedAffineAutoregressiveTransform, 5 features, 2 of context")
+
+
+def test_only_modules_are_taken():
+    with pytest.raises(TypeError, match=r"accelerate: module must be a torch.nn.Module, got list \[\]"):
+        hk.accelerate([])
+
+
+def test_no_library_is_imported_for_a_module_without_it():
+    code = """
+import sys, torch, hvae_kernels as hk
+print(hk.accelerate(torch.nn.Linear(2, 2))[1])
+assert not {'zuko', 'nflows', 'normflows', 'pyro'} & set(sys.modules)
+import nflows.transforms as t
+print(hk.accelerate(t.MaskedAffineAutoregressiveTransform(3, 8))[1])
+assert not {'zuko', 'normflows', 'pyro'} & set(sys.modules)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("nothing to swap")
+    assert "swapped (1)" in result.stdout
+
+
+# ---- Calls that the kernels do not serve ----
+
+
+def swapped_layer(**options):
+    layer = _nflows_layer(**options)
+    original = copy.deepcopy(layer)
+    return hk.accelerate(layer)[0], original
+
+
+def _load_graph(layer):
+    state = layer.state_dict()
+    state["autoregressive_net.blocks.0.linear_layers.0.mask"] = torch.ones(12, 12).tril()
+    layer.load_state_dict(state)
+
+
+def _hook(layer):
+    layer.autoregressive_net.final_layer.register_forward_pre_hook(lambda *_: None)
+
+
+UNSERVED = {
+    "dropout again": (lambda layer: layer.train(), torch.float64),
+    "hooks": (_hook, torch.float64),
+    "half precision": (lambda layer: layer.bfloat16(), torch.bfloat16),
+    "no staircase any more": (_load_graph, torch.float64),
+}
+
+
+@pytest.mark.parametrize("case", UNSERVED)
+def test_unserved_calls_run_the_librarys_code(case):
+    change, dtype = UNSERVED[case]
+    layer = _nflows_layer(dropout_probability=0.5).eval()
+    original = copy.deepcopy(layer)
+    hk.accelerate(layer)
+    assert type(layer) is not type(original)
+    x = torch.randn(ROWS, D).to(dtype)
+    results = []
+    for either in (original, layer):
+        change(either)
+        torch.manual_seed(0)
+        with Passes() as passes:
+            results.append((either(x), either.inverse(x)))
+        assert passes.count == 6 * (D + 1)
+    torch.testing.assert_close(*results, rtol=0, atol=0)
+    layer.eval()
+    layer.autoregressive_net.final_layer._forward_pre_hooks.clear()
+
+
+def test_dropout_layer_is_fused_again_in_evaluation():
+    layer = hk.accelerate(_nflows_layer(dropout_probability=0.5).eval())[0]
+    x = torch.randn(ROWS, D)
+    for mode, count in ((True, 6 * D), (False, 0)):
+        with Passes() as passes:
+            layer.train(mode).inverse(x)
+        assert passes.count == count
+
+
+def test_autocast_and_compile_run_the_librarys_code():
+    layer, original = swapped_layer()
+    x = torch.randn(ROWS, D).float()
+    layer, original = layer.float(), original.float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(layer.inverse(x), original.inverse(x), rtol=0, atol=0)
+    compiled = torch.compile(lambda v: layer(v), backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), original(x))
+
+
+def test_other_device_runs_the_librarys_code():
+    """The meta device stands for any without a kernel."""
+    layer, _ = swapped_layer()
+    layer.to("meta")
+    y, ladj = layer.inverse(torch.empty(ROWS, D, device="meta"))
+    assert (y.shape, ladj.shape, y.device.type) == ((ROWS, D), (ROWS,), "meta")
+
+
+def test_errors_are_the_librarys():
+    layer, original = swapped_layer(context_features=2)
+    plain, plain_original = swapped_layer()
+    for ours, theirs, *arguments in (
+        (layer, original, torch.randn(ROWS, D + 1)),
+        (layer, original, torch.randn(2, ROWS, D)),
+        (layer, original, torch.randn(ROWS, D).float()),
+        (layer, original, torch.randn(ROWS, D), torch.randn(3, 2)),
+        (plain, plain_original, torch.randn(ROWS, D), torch.randn(ROWS, 2)),
+    ):
+        with pytest.raises(Exception) as expected:  # noqa: PT011 - whatever the library says
+            theirs.inverse(*arguments)
+        with pytest.raises(expected.type, match=re.escape(str(expected.value))):
+            ours.inverse(*arguments)
+
+
+def test_small_parallel_calls_stay_with_the_library():
+    layer, _ = swapped_layer()
+    x = torch.randn(ROWS, D)
+    net = layer.autoregressive_net
+    for expected, least in ((6, _network.LEAST_WEIGHTS), (0, 1)):
+        with mock.patch.object(_network, "LEAST_WEIGHTS", least), Passes() as passes:
+            layer(x)
+        assert passes.count == expected
+    weights = sum(p.numel() for p in net.parameters() if p.dim() == 2)
+    with mock.patch.multiple(_network, LEAST_WORK=ROWS * weights, LEAST_WEIGHTS=weights + 1):
+        assert not _network.gains(net, x)
+        with torch.no_grad():
+            assert _network.gains(net, x)
+            assert not _network.gains(net, x[1:])
+
+
+# ---- What is particular to a library ----
+
+
+@pytest.mark.parametrize(
+    ("x_shape", "c_shape"), [((), ()), ((4,), ()), ((4, 3), (3,)), ((4, 2, 3), (2, 1)), ((), (3,)), ((4, 1), (3,))]
+)
+def test_zuko_broadcasts_features_and_context(x_shape, c_shape):
+    flow = make("zuko-context")
+    ours = fused(flow)
+    x, c = torch.randn(*x_shape, FEATURES), torch.randn(*c_shape, 3)
+    transform, original = ours(c).transform, flow(c).transform
+    with hk.use_impl("cpp"), Passes() as passes:
+        results, inverses = transform.call_and_ladj(x), transform.inv(x)
+    assert passes.count == 0
+    torch.testing.assert_close((results[0], inverses), (original(x), original.inv(x)), rtol=1e-9, atol=1e-9)
+    x = x.expand_as(results[0])  # zuko's own log-determinant does not follow a wider context
+    torch.testing.assert_close(results, original.call_and_ladj(x), rtol=1e-9, atol=1e-9)
+
+
+def test_zuko_takes_no_rows():
+    """Where the library's own reshaping fails."""
+    ours, x = fused(make("zuko")), torch.randn(2, 0, FEATURES)
+    shapes = [tuple(result.shape) for result in Zuko.back(ours, x, None)]
+    assert shapes == [(2, 0, FEATURES), (2, 0)]
+
+
+def test_zuko_sample_and_density_in_one_pass():
+    """The generic code finds the log-determinant by another pass; neither is made here."""
+    flow = make("zuko")
+    ours = fused(flow)
+    results = []
+    for either in (flow, ours):
+        torch.manual_seed(0)
+        results.append(either().rsample_and_log_prob((ROWS,)))
+    torch.testing.assert_close(*results, rtol=1e-9, atol=1e-9)
+    inverse = mock.Mock(side_effect=_network.sequential)
+    with mock.patch.object(_network, "sequential", inverse), Passes() as passes:
+        ours().rsample_and_log_prob((ROWS,))
+    assert (inverse.call_count, passes.count) == (2, 0)
+
+
+@pytest.mark.parametrize("name", ["pyro", "pyro-stable", "pyro-context"])
+@pytest.mark.parametrize("shape", [(), (4,), (2, 3), (0,)])
+def test_pyro_takes_any_batch(name, shape):
+    flow = make(name)
+    ours = fused(flow)
+    x = torch.randn(*shape, FEATURES)
+    c = torch.randn(*shape[-1:], 3) if FLOWS[name].context else None
+    with hk.use_impl("cpp"), Passes() as passes:
+        results = Pyro.there(ours, x, c), Pyro.back(ours, x, c)
+    assert passes.count == 0
+    expected = Pyro.there(flow, x, c), Pyro.back(flow, x, c)
+    torch.testing.assert_close(results, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_pyro_keeps_its_cache():
+    """What a call found serves the log-determinant of that very pair, in both directions."""
+    (layer, _) = fused(make("pyro"))
+    y = torch.randn(ROWS, FEATURES)
+    served = mock.Mock(side_effect=_network.served)
+    with mock.patch.object(_network, "served", served):
+        x = layer.inv(y)
+        assert layer.inv(y) is x
+        assert layer(x) is y
+        ladj = layer.log_abs_det_jacobian(x, y)
+        assert served.call_count == 1
+        again = layer.log_abs_det_jacobian(x.clone(), y)
+    torch.testing.assert_close(again, ladj)
+    assert ladj.shape == (ROWS,)
+
+
+def test_pyro_needs_no_default_dtype():
+    """The library's own inverse fails in float64 unless that is the default."""
+    (layer, _) = fused(make("pyro"))
+    torch.set_default_dtype(torch.float32)
+    x = layer.inv(torch.randn(ROWS, FEATURES, dtype=torch.float64))
+    assert x.dtype is torch.float64
+
+
+def test_second_derivatives_through_the_sequential_direction():
+    flow = make("zuko")
+    ours = fused(flow)
+    y = torch.randn(2, FEATURES)
+    hessians = [
+        torch.autograd.functional.hessian(lambda v, f=either: f().transform.inv(v).sin().sum(), y)
+        for either in (flow, ours)
+    ]
+    torch.testing.assert_close(*hessians, rtol=1e-9, atol=1e-9)
