@@ -1,8 +1,9 @@
 """GPU kernels of whole autoregressive networks: the inverse, and the solve with the transposed Jacobian, in one launch.
 
-A program owns a tile of samples and walks through all steps alone: at step t the units that see t features are computed,
-then the feature of rank t. Nothing passes between programs, and sums run in one fixed order. A tile's values lie in
-global memory unit by unit, ``work[unit, lane]``, so that the lanes of a unit are neighbours; they stay in the caches.
+A program owns a tile of samples and walks through all steps alone: at step t the units that see t features are
+computed, then the feature of rank t. Nothing passes between programs, and sums run in one fixed order. A tile's values
+lie in global memory unit by unit, ``work[unit, lane]``, so that the lanes of a unit are neighbours; they stay in the
+caches.
 
 Units are ranked by degree, in each layer for itself (layer 0 is the features, layer s + 1 is stage s), so that a unit
 sees a leading range of its source and is seen by a trailing range of its readers: see :class:`Plan`.
@@ -20,8 +21,8 @@ from torch import Tensor
 
 from hvae_kernels._triton.device import (
     decay,
-    exponential,
     expm1_nonpositive,
+    exponential,
     hyperbolic_tangent,
     load,
     log1p_unit,
@@ -180,7 +181,7 @@ def _derivative(x, ACTIVATION: tl.constexpr):
         return tl.full(x.shape, 1.0, x.dtype)
 
 
-# ---- A group of units ------------------------------------------------------------------------------------------------
+# ---- A group of units, (unit, entry in the plan, whether it is one), in a tile, (row, rows, work, lane) --------------
 
 
 @triton.jit
@@ -194,7 +195,7 @@ def _finished(plan, LAYER: tl.constexpr, step):
 
 @triton.jit
 def _group(plan, layer, at, end):
-    """The units of ranks ``at`` to ``at + _UNITS``: which, their entries in the plan, and whether they are below ``end``."""
+    """The units of ranks ``at`` to ``at + _UNITS``, as far as they are below ``end``."""
     rank = at + tl.arange(0, _UNITS)
     inside = rank < end
     entry = layer.first + rank
@@ -202,13 +203,35 @@ def _group(plan, layer, at, end):
 
 
 @triton.jit
-def _at(work, place, unit, lane):
-    """Pointers to units' values in a tile."""
+def _at(tile, place, unit):
+    """Pointers to units' values."""
+    _, _, work, lane = tile
     return work + (place + unit)[:, None] * lane.shape[0] + lane[None, :]
 
 
 @triton.jit
-def _products(sums, weight, unit_step, term_step, unit, low, high, begin, end, terms, values, lane):
+def _read(tile, place, group):
+    unit, _, inside = group
+    return tl.load(_at(tile, place, unit), mask=inside[:, None], other=0.0)
+
+
+@triton.jit
+def _write(tile, place, group, values):
+    unit, _, inside = group
+    tl.store(_at(tile, place, unit), values, mask=inside[:, None])
+
+
+@triton.jit
+def _context(tensor, size, tile, group):
+    """A group's part of a ``(rows, size)`` tensor, units first; zeros if it is absent (None)."""
+    row, rows, work, _ = tile
+    unit, _, inside = group
+    mask = inside[:, None] & (row < rows)[None, :]
+    return load(tensor, row[None, :] * size + unit[:, None], mask, work.dtype.element_ty)
+
+
+@triton.jit
+def _products(sums, weight, unit_step, term_step, unit, low, high, begin, end, terms, place, tile):
     """Add ``weight[unit, term] values[term]`` over terms of ranks ``low`` to ``high``, all from ``begin`` to ``end``.
 
     Neither weights behind the mask nor values that are not finished are read.
@@ -219,37 +242,23 @@ def _products(sums, weight, unit_step, term_step, unit, low, high, begin, end, t
         inside = rank < end
         term = tl.load(terms + rank, mask=inside, other=0)
         connected = (rank[None, :] >= low[:, None]) & (rank[None, :] < high[:, None])
-        place = unit[:, None].to(tl.int64) * unit_step + term[None, :].to(tl.int64) * term_step
-        left = tl.load(weight + place, mask=connected, other=0.0).to(DTYPE)
-        right = tl.load(_at(values, 0, term, lane), mask=inside[:, None], other=0.0)
+        here = unit[:, None].to(tl.int64) * unit_step + term[None, :].to(tl.int64) * term_step
+        left = tl.load(weight + here, mask=connected, other=0.0).to(DTYPE)
+        right = tl.load(_at(tile, place, term), mask=inside[:, None], other=0.0)
         sums += tl.dot(left, right, input_precision="ieee", out_dtype=DTYPE)
     return sums
 
 
-@triton.jit
-def _context(tensor, unit, inside, size, row, rows, DTYPE: tl.constexpr):
-    """A group's part of a ``(rows, units)`` tensor, or of a ``(units,)`` one: units first."""
-    mask = inside[:, None] & (row < rows)[None, :]
-    return load(tensor, row[None, :] * size + unit[:, None], mask, DTYPE)
+# ---- Along the connections: sums of a group, from its sources --------------------------------------------------------
 
 
 @triton.jit
-def _own(net, S: tl.constexpr, unit, inside, row, rows, DTYPE: tl.constexpr):
-    """What a group of stage S has before anything comes from its sources."""
-    stage = net.stages[S]
-    bias = load(stage.bias, unit, inside, DTYPE)
-    return bias[:, None] + _context(stage.offset, unit, inside, net.layers[S + 1].size, row, rows, DTYPE)
-
-
-@triton.jit
-def _from_source(
-    sums, net, SOURCE: tl.constexpr, BEFORE: tl.constexpr, weight, weight_row, unit, entry, inside, last, step, work, lane
-):  # fmt: skip
-    """Add to a group what comes from the units of one layer finished before a step (BEFORE), or from all later ones.
+def _from_source(sums, net, SOURCE: tl.constexpr, weight, weight_row, group, last, step, BEFORE: tl.constexpr, tile):
+    """Add what comes from one layer's units finished before a step (BEFORE), or from all later ones.
 
     ``last`` is the entry of the group's last unit, the one that sees most.
     """
-    source = net.layers[SOURCE]
+    unit, entry, inside = group
     upto = net.plan.upto + SOURCE * net.plan.entries
     begin = _finished(net.plan, SOURCE, step)
     end = tl.load(upto + last)
@@ -258,229 +267,236 @@ def _from_source(
         end = tl.minimum(end, begin)
         high = tl.minimum(high, begin)
         begin = 0
-    terms, values = net.plan.order + source.first, work + source.value * lane.shape[0]
-    return _products(sums, weight, weight_row, 1, unit, tl.zeros_like(high), high, begin, end, terms, values, lane)
+    low, source = tl.zeros_like(high), net.layers[SOURCE]
+    terms = net.plan.order + source.first
+    return _products(sums, weight, weight_row, 1, unit, low, high, begin, end, terms, source.value, tile)
 
 
 @triton.jit
-def _from_sources(
-    sums, net, WIRES: tl.constexpr, S: tl.constexpr, BEFORE: tl.constexpr, unit, entry, inside, last, step, work, lane
-):  # fmt: skip
-    """The same for all that a group of stage S reads."""
+def _from_sources(sums, net, WIRES: tl.constexpr, S: tl.constexpr, group, last, step, BEFORE: tl.constexpr, tile):
     stage = net.stages[S]
-    sums = _from_source(
-        sums, net, WIRES[S][_SOURCE], BEFORE, stage.weight, stage.weight_row, unit, entry, inside, last, step, work, lane
-    )  # fmt: skip
+    source: tl.constexpr = WIRES[S][_SOURCE]
+    sums = _from_source(sums, net, source, stage.weight, stage.weight_row, group, last, step, BEFORE, tile)
     if stage.skip is not None:
-        sums = _from_source(
-            sums, net, 0, BEFORE, stage.skip, stage.skip_row, unit, entry, inside, last, step, work, lane
-        )  # fmt: skip
+        sums = _from_source(sums, net, 0, stage.skip, stage.skip_row, group, last, step, BEFORE, tile)
     return sums
 
 
 @triton.jit
-def _finish(raw, net, WIRES: tl.constexpr, S: tl.constexpr, unit, inside, row, rows, work, lane):
+def _begun(net, WIRES: tl.constexpr, S: tl.constexpr, group, last, step, tile):
+    """Sums of a group of stage S, as far as they are known before a step."""
+    unit, _, inside = group
+    stage = net.stages[S]
+    sums = _context(stage.offset, net.layers[S + 1].size, tile, group)
+    sums += load(stage.bias, unit, inside, sums.dtype)[:, None]
+    return _from_sources(sums, net, WIRES, S, group, last, step, True, tile)
+
+
+@triton.jit
+def _finish(raw, net, WIRES: tl.constexpr, S: tl.constexpr, group, tile):
     """From all that a group of stage S has gathered to its raw value and its value."""
     stage, layer = net.stages[S], net.layers[S + 1]
     if stage.gate is not None:
-        raw *= _context(stage.gate, unit, inside, layer.size, row, rows, raw.dtype)
+        raw *= _context(stage.gate, layer.size, tile, group)
     if WIRES[S][_RESIDUAL] != _NONE:
-        raw += tl.load(_at(work, net.stages[WIRES[S][_RESIDUAL]].raw, unit, lane), mask=inside[:, None], other=0.0)
-    tl.store(_at(work, stage.raw, unit, lane), raw, mask=inside[:, None])
-    tl.store(_at(work, layer.value, unit, lane), _activate(raw, WIRES[S][_ACTIVATION]), mask=inside[:, None])
+        raw += _read(tile, net.stages[WIRES[S][_RESIDUAL]].raw, group)
+    tl.debug_barrier()  # several threads may have read one element of what is now overwritten
+    _write(tile, stage.raw, group, raw)
+    _write(tile, layer.value, group, _activate(raw, WIRES[S][_ACTIVATION]))
+
+
+# ---- Against the connections: cotangents of a group, from its readers ------------------------------------------------
 
 
 @triton.jit
-def _from_readers(
-    sums,
-    net,
-    WIRES: tl.constexpr,
-    LAYER: tl.constexpr,
-    AFTER: tl.constexpr,
-    unit,
-    entry,
-    inside,
-    first,
-    step,
-    work,
-    lane,
-):
-    """Add to cotangents of a group's values what comes from readers at or after a step (AFTER), or from all before it.
+def _from_readers(sums, net, WIRES: tl.constexpr, LAYER: tl.constexpr, group, first, step, AFTER: tl.constexpr, tile):
+    """Add to cotangents of values what comes from readers at or after a step (AFTER), or from all before it.
 
     ``first`` is the entry of the group's first unit, the one that is seen by most.
     """
-    plan = net.plan
+    unit, entry, inside = group
     for S in tl.static_range(LAYER, len(WIRES)):
         stage, reader = net.stages[S], net.layers[S + 1]
-        terms, values = plan.order + reader.first, work + reader.value * lane.shape[0]
-        known = _finished(plan, S + 1, step)
-        below = plan.below + (S + 1) * plan.entries
-        low = tl.load(below + entry, mask=inside, other=reader.size)
-        begin, end = tl.load(below + first), known
+        below = net.plan.below + (S + 1) * net.plan.entries
+        begin, end = tl.load(below + first), _finished(net.plan, S + 1, step)
         if AFTER:
-            begin, end = tl.maximum(begin, known), reader.size
-        high = tl.zeros_like(low) + end
-        low = tl.maximum(low, begin)
+            begin, end = tl.maximum(begin, end), reader.size
+        low = tl.maximum(tl.load(below + entry, mask=inside, other=end), begin)
+        high, terms, place = tl.zeros_like(low) + end, net.plan.order + reader.first, reader.value
         if WIRES[S][_SOURCE] == LAYER:
-            sums = _products(sums, stage.weight, 1, stage.weight_row, unit, low, high, begin, end, terms, values, lane)
+            sums = _products(sums, stage.weight, 1, stage.weight_row, unit, low, high, begin, end, terms, place, tile)
         if LAYER == 0 and stage.skip is not None:
-            sums = _products(sums, stage.skip, 1, stage.skip_row, unit, low, high, begin, end, terms, values, lane)
+            sums = _products(sums, stage.skip, 1, stage.skip_row, unit, low, high, begin, end, terms, place, tile)
     return sums
+
+
+@triton.jit
+def _finish_cotangent(grad, net, WIRES: tl.constexpr, S: tl.constexpr, group, tile):
+    """From the cotangent of a group's values to those of its raw values and, in the values' place, of its sums."""
+    stage, layer = net.stages[S], net.layers[S + 1]
+    grad *= _derivative(_read(tile, stage.raw, group), WIRES[S][_ACTIVATION])
+    for READER in tl.static_range(S + 1, len(WIRES)):
+        if WIRES[READER][_RESIDUAL] == S:
+            grad += _read(tile, net.stages[READER].raw, group)
+    weighted = grad
+    if stage.gate is not None:
+        weighted = grad * _context(stage.gate, layer.size, tile, group)
+    tl.debug_barrier()  # several threads may have read one element of what is now overwritten
+    _write(tile, stage.raw, group, grad)
+    _write(tile, layer.value, group, weighted)
 
 
 # ---- Kernels ---------------------------------------------------------------------------------------------------------
 #
 # Threads of a program hand values on to each other through `work`: debug_barrier() stands between what is written and
-# what reads it, or overwrites what was read. Loads and stores of one group need none, as its units are its own.
+# what reads it, or overwrites what was read.
+
+
+@triton.jit
+def _tile(work, values, rows, ROWS: tl.constexpr):
+    """This program's samples, and where their values lie."""
+    lane = tl.arange(0, ROWS)
+    return tl.program_id(0).to(tl.int64) * ROWS + lane, rows, work + tl.program_id(0).to(tl.int64) * values * ROWS, lane
+
+
+@triton.jit
+def _invert_feature(
+    y, x, net, outputs, place, t, features, GATE: tl.constexpr, FIRST: tl.constexpr, SECOND: tl.constexpr, tile
+):
+    """The feature of rank t, from its finished outputs; returns the logarithm of its scale."""
+    row, rows, work, lane = tile
+    DTYPE: tl.constexpr = work.dtype.element_ty
+    shift_first, shift_step, scale_first, scale_step = outputs
+    feature = tl.load(net.plan.order + t)
+    last = work + place * lane.shape[0] + lane
+    shift = tl.load(last + (shift_first + shift_step * feature) * lane.shape[0])
+    raw = tl.load(last + (scale_first + scale_step * feature) * lane.shape[0])
+    scale, rest, log, _, _, _, _ = _gate(raw, tl.full([1], FIRST, DTYPE), tl.full([1], SECOND, DTYPE), GATE)
+    value = (load(y, row * features + feature, row < rows, DTYPE) - rest * shift) / scale
+    tl.store(work + feature * lane.shape[0] + lane, value)
+    store(x, row * features + feature, value, row < rows)
+    return log
 
 
 @triton.jit
 def _inverse_kernel(
-    y, x, log_abs_det, work, net, rows, features, steps, shift_first, shift_step, scale_first, scale_step, tile,
+    y, x, log_abs_det, work, net, outputs, rows, features, values, steps,
     WIRES: tl.constexpr, GATE: tl.constexpr, FIRST: tl.constexpr, SECOND: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    DTYPE: tl.constexpr = work.dtype.element_ty
-    first, second = tl.full([1], FIRST, DTYPE), tl.full([1], SECOND, DTYPE)
-    lane = tl.arange(0, ROWS)
-    row = tl.program_id(0).to(tl.int64) * ROWS + lane
-    work += tl.program_id(0).to(tl.int64) * tile
+    """Blocks of steps: sums over what is known before the block, then, step by step, what is missing in them."""
+    STAGES: tl.constexpr = len(WIRES)
+    tile = _tile(work, values, rows, ROWS)
     log_det = tl.zeros([ROWS], tl.float64)
     for t0 in range(0, features, steps):
         t1 = tl.minimum(t0 + steps, features)
-        for S in tl.static_range(len(WIRES)):
+        for S in tl.static_range(STAGES):
             layer, end = net.layers[S + 1], _finished(net.plan, S + 1, t1)
             for at in range(_finished(net.plan, S + 1, t0), end, _UNITS):
-                unit, entry, inside = _group(net.plan, layer, at, end)
-                last = layer.first + tl.minimum(at + _UNITS, end) - 1
-                sums = _own(net, S, unit, inside, row, rows, DTYPE)
-                sums = _from_sources(sums, net, WIRES, S, True, unit, entry, inside, last, t0, work, lane)
-                tl.store(_at(work, net.stages[S].raw, unit, lane), sums, mask=inside[:, None])
-        tl.debug_barrier()  # sums begun here are finished below, perhaps by other threads
+                group, last = _group(net.plan, layer, at, end), layer.first + tl.minimum(at + _UNITS, end) - 1
+                _write(tile, net.stages[S].raw, group, _begun(net, WIRES, S, group, last, t0, tile))
+        tl.debug_barrier()  # sums begun here are finished below, by other threads
         for t in range(t0, t1):
-            for S in tl.static_range(len(WIRES)):
+            for S in tl.static_range(STAGES):
                 layer, end = net.layers[S + 1], _finished(net.plan, S + 1, t + 1)
                 for at in range(_finished(net.plan, S + 1, t), end, _UNITS):
-                    unit, entry, inside = _group(net.plan, layer, at, end)
-                    last = layer.first + tl.minimum(at + _UNITS, end) - 1
-                    sums = tl.load(_at(work, net.stages[S].raw, unit, lane), mask=inside[:, None], other=0.0)
-                    sums = _from_sources(sums, net, WIRES, S, False, unit, entry, inside, last, t0, work, lane)
-                    _finish(sums, net, WIRES, S, unit, inside, row, rows, work, lane)
-                tl.debug_barrier()  # the next stage, or the tail, reads this one's values
-            feature = tl.load(net.plan.order + t)
-            outputs = work + net.layers[len(WIRES)].value * ROWS + lane
-            shift = tl.load(outputs + (shift_first + shift_step * feature) * ROWS)
-            raw = tl.load(outputs + (scale_first + scale_step * feature) * ROWS)
-            scale, rest, log, _, _, _, _ = _gate(raw, first, second, GATE)
-            place = row * features + feature
-            value = (load(y, place, row < rows, DTYPE) - rest * shift) / scale
-            tl.store(work + feature * ROWS + lane, value)
-            store(x, place, value, row < rows)
-            log_det -= log
+                    group, last = _group(net.plan, layer, at, end), layer.first + tl.minimum(at + _UNITS, end) - 1
+                    sums = _read(tile, net.stages[S].raw, group)
+                    sums = _from_sources(sums, net, WIRES, S, group, last, t0, False, tile)
+                    _finish(sums, net, WIRES, S, group, tile)
+                tl.debug_barrier()  # the next stage, or the tail, reads these values
+            last_place = net.layers[STAGES].value
+            log_det -= _invert_feature(y, x, net, outputs, last_place, t, features, GATE, FIRST, SECOND, tile)
             tl.debug_barrier()  # the next step reads this feature
-    tl.store(log_abs_det + row, log_det.to(log_abs_det.dtype.element_ty), mask=row < rows)
+    row = tile[0]
+    store(log_abs_det, row, log_det.to(work.dtype.element_ty), row < rows)
 
 
 @triton.jit
-def _evaluate(net, WIRES: tl.constexpr, S: tl.constexpr, features, row, rows, work, lane):
-    """Raw values and values of stage S; zeros in units that no feature uses, which are never asked for theirs."""
-    DTYPE: tl.constexpr = work.dtype.element_ty
+def _evaluate(net, WIRES: tl.constexpr, S: tl.constexpr, features, tile):
+    """Raw values and values of stage S; zeros in units that no feature uses, which are not asked for theirs."""
     layer, used = net.layers[S + 1], _finished(net.plan, S + 1, features)
     for at in range(0, used, _UNITS):
-        unit, entry, inside = _group(net.plan, layer, at, used)
-        last = layer.first + tl.minimum(at + _UNITS, used) - 1
-        sums = _own(net, S, unit, inside, row, rows, DTYPE)
-        sums = _from_sources(sums, net, WIRES, S, True, unit, entry, inside, last, features, work, lane)
-        _finish(sums, net, WIRES, S, unit, inside, row, rows, work, lane)
+        group, last = _group(net.plan, layer, at, used), layer.first + tl.minimum(at + _UNITS, used) - 1
+        _finish(_begun(net, WIRES, S, group, last, features, tile), net, WIRES, S, group, tile)
     for at in range(used, layer.size, _UNITS):
-        unit, _, inside = _group(net.plan, layer, at, layer.size)
-        zeros = tl.zeros([_UNITS, lane.shape[0]], DTYPE)
-        tl.store(_at(work, net.stages[S].raw, unit, lane), zeros, mask=inside[:, None])
-        tl.store(_at(work, layer.value, unit, lane), zeros, mask=inside[:, None])
+        group = _group(net.plan, layer, at, layer.size)
+        zeros = _context(None, 0, tile, group)
+        _write(tile, net.stages[S].raw, group, zeros)
+        _write(tile, layer.value, group, zeros)
 
 
 @triton.jit
-def _finish_cotangent(grad, net, WIRES: tl.constexpr, S: tl.constexpr, unit, inside, row, rows, work, lane):
-    """From the cotangent of a group's values to those of its raw values and, in the values' place, of its sums."""
-    stage, layer = net.stages[S], net.layers[S + 1]
-    raw = tl.load(_at(work, stage.raw, unit, lane), mask=inside[:, None], other=0.0)
-    grad *= _derivative(raw, WIRES[S][_ACTIVATION])
-    for READER in tl.static_range(S + 1, len(WIRES)):
-        if WIRES[READER][_RESIDUAL] == S:
-            grad += tl.load(_at(work, net.stages[READER].raw, unit, lane), mask=inside[:, None], other=0.0)
-    tl.store(_at(work, stage.raw, unit, lane), grad, mask=inside[:, None])
-    if stage.gate is not None:
-        grad *= _context(stage.gate, unit, inside, layer.size, row, rows, grad.dtype)
-    tl.store(_at(work, layer.value, unit, lane), grad, mask=inside[:, None])
+def _solve_feature(
+    grad, gl, x, solution, grad_outputs, through, net, outputs, raw_place, place, t, features,
+    GATE: tl.constexpr, FIRST: tl.constexpr, SECOND: tl.constexpr, tile,
+):  # fmt: skip
+    """The solution at the feature of rank t, and the cotangents of its two outputs."""
+    row, rows, work, lane = tile
+    DTYPE: tl.constexpr = work.dtype.element_ty
+    shift_first, shift_step, scale_first, scale_step = outputs
+    feature, raws = tl.load(net.plan.order + t), work + raw_place * lane.shape[0] + lane
+    here = row * features + feature
+    shift_unit, scale_unit = shift_first + shift_step * feature, scale_first + scale_step * feature
+    raw = tl.load(raws + scale_unit * lane.shape[0])
+    scale, rest, _, d_scale, d_log, _, _ = _gate(raw, tl.full([1], FIRST, DTYPE), tl.full([1], SECOND, DTYPE), GATE)
+    value = (load(grad, here, row < rows, DTYPE) - through) / scale
+    slope = load(x, here, row < rows, DTYPE)
+    if GATE == _BLENDS:
+        slope -= tl.load(raws + shift_unit * lane.shape[0])
+    d_shift, d_raw = value * rest, value * d_scale * slope + gl * d_log
+    store(solution, here, value, row < rows)
+    store(grad_outputs, row * (2 * features) + shift_unit, d_shift, row < rows)
+    store(grad_outputs, row * (2 * features) + scale_unit, d_raw, row < rows)
+    tl.store(work + (place + shift_unit) * lane.shape[0] + lane, d_shift)
+    tl.store(work + (place + scale_unit) * lane.shape[0] + lane, d_raw)
 
 
 @triton.jit
 def _solve_kernel(
-    grad, grad_log, x, solution, outputs, work, net,
-    rows, features, steps, shift_first, shift_step, scale_first, scale_step, tile,
+    grad, grad_log, x, solution, grad_outputs, work, net, outputs, rows, features, values, steps,
     WIRES: tl.constexpr, GATE: tl.constexpr, FIRST: tl.constexpr, SECOND: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    DTYPE: tl.constexpr = work.dtype.element_ty
+    """The network at x, then blocks of steps as in the inverse, backwards: cotangents lie where values lay."""
     STAGES: tl.constexpr = len(WIRES)
-    first, second = tl.full([1], FIRST, DTYPE), tl.full([1], SECOND, DTYPE)
-    lane = tl.arange(0, ROWS)
-    row = tl.program_id(0).to(tl.int64) * ROWS + lane
-    work += tl.program_id(0).to(tl.int64) * tile
+    tile = _tile(work, values, rows, ROWS)
+    row = tile[0]
     for at in range(0, features, _UNITS):
         unit = at + tl.arange(0, _UNITS)
-        values = _context(x, unit, unit < features, features, row, rows, DTYPE)
-        tl.store(_at(work, 0, unit, lane), values, mask=(unit < features)[:, None])
-    tl.debug_barrier()
+        group = unit, unit, unit < features
+        _write(tile, 0, group, _context(x, features, tile, group))
+    tl.debug_barrier()  # the first stage reads the features
     for S in tl.static_range(STAGES):
-        _evaluate(net, WIRES, S, features, row, rows, work, lane)
-        tl.debug_barrier()  # the next stage reads these values; the last one's are overwritten below
-    gl = load(grad_log, row, row < rows, DTYPE)
-    values_last = work + net.layers[STAGES].value * ROWS + lane
-    raw_last = work + net.stages[STAGES - 1].raw * ROWS + lane
-    blocks = tl.cdiv(features, steps)
-    for block in range(0, blocks):
-        t0 = (blocks - 1 - block) * steps
-        t1 = tl.minimum(t0 + steps, features)
+        _evaluate(net, WIRES, S, features, tile)
+        tl.debug_barrier()  # the next stage reads these values, and then they are overwritten
+    gl = load(grad_log, row, row < rows, work.dtype.element_ty)
+    for before in range(0, features, steps):
+        t1 = features - before
+        t0 = tl.maximum(t1 - steps, 0)
         for LAYER in tl.static_range(STAGES):
             layer, end = net.layers[LAYER], _finished(net.plan, LAYER, t1)
             for at in range(_finished(net.plan, LAYER, t0), end, _UNITS):
-                unit, entry, inside = _group(net.plan, layer, at, end)
-                sums = tl.zeros([_UNITS, ROWS], DTYPE)
-                sums = _from_readers(
-                    sums, net, WIRES, LAYER, True, unit, entry, inside, layer.first + at, t1, work, lane
-                )
-                tl.store(_at(work, layer.value, unit, lane), sums, mask=inside[:, None])
-        tl.debug_barrier()  # sums begun here are finished below, perhaps by other threads
+                group, sums = _group(net.plan, layer, at, end), tl.zeros([_UNITS, ROWS], work.dtype.element_ty)
+                sums = _from_readers(sums, net, WIRES, LAYER, group, layer.first + at, t1, True, tile)
+                _write(tile, layer.value, group, sums)
+        tl.debug_barrier()  # sums begun here are finished below, by other threads
         for back in range(0, t1 - t0):
             t = t1 - 1 - back
-            unit, entry, inside = _group(net.plan, net.layers[0], t, t + 1)
-            sums = tl.load(_at(work, 0, unit, lane), mask=inside[:, None], other=0.0)
-            sums = _from_readers(sums, net, WIRES, 0, False, unit, entry, inside, t, t1, work, lane)
-            through = tl.sum(tl.where(inside[:, None], sums, 0.0), 0)
-            feature = tl.load(net.plan.order + t)
-            place = row * features + feature
-            shift_unit, scale_unit = shift_first + shift_step * feature, scale_first + scale_step * feature
-            raw = tl.load(raw_last + scale_unit * ROWS)
-            scale, rest, _, d_scale, d_log, _, _ = _gate(raw, first, second, GATE)
-            value = (load(grad, place, row < rows, DTYPE) - through) / scale
-            slope = load(x, place, row < rows, DTYPE)
-            if GATE == _BLENDS:
-                slope -= tl.load(raw_last + shift_unit * ROWS)
-            d_raw = value * d_scale * slope + gl * d_log
-            store(solution, place, value, row < rows)
-            store(outputs, row * (2 * features) + shift_unit, value * rest, row < rows)
-            store(outputs, row * (2 * features) + scale_unit, d_raw, row < rows)
-            tl.store(values_last + shift_unit * ROWS, value * rest)
-            tl.store(values_last + scale_unit * ROWS, d_raw)
+            group = _group(net.plan, net.layers[0], t, t + 1)
+            sums = _from_readers(_read(tile, 0, group), net, WIRES, 0, group, t, t1, False, tile)
+            through = tl.sum(tl.where(group[2][:, None], sums, 0.0), 0)
+            _solve_feature(
+                grad, gl, x, solution, grad_outputs, through, net, outputs, net.stages[STAGES - 1].raw,
+                net.layers[STAGES].value, t, features, GATE, FIRST, SECOND, tile,
+            )  # fmt: skip
             tl.debug_barrier()  # the last stage reads the cotangents of its values
             for S in tl.static_range(STAGES - 1, -1, -1):
                 layer, end = net.layers[S + 1], _finished(net.plan, S + 1, t + 1)
                 for at in range(_finished(net.plan, S + 1, t), end, _UNITS):
-                    unit, entry, inside = _group(net.plan, layer, at, end)
-                    sums = tl.load(_at(work, layer.value, unit, lane), mask=inside[:, None], other=0.0)
+                    group = _group(net.plan, layer, at, end)
                     sums = _from_readers(
-                        sums, net, WIRES, S + 1, False, unit, entry, inside, layer.first + at, t1, work, lane
+                        _read(tile, layer.value, group), net, WIRES, S + 1, group, layer.first + at, t1, False, tile
                     )
-                    _finish_cotangent(sums, net, WIRES, S, unit, inside, row, rows, work, lane)
+                    _finish_cotangent(sums, net, WIRES, S, group, tile)
                 tl.debug_barrier()  # the stage before, or the next step, reads these cotangents
 
 
@@ -513,9 +529,8 @@ def _net(known: Tensor, weights, biases, offsets, gates, degrees, program) -> tu
     _require(count >= 1 and sizes[0] == features and sizes[-1] == 2 * features and len(program) == 4 + 4 * count)
     _require(len(biases) == len(offsets) == len(gates) == count <= len(weights))
     _require(all(layer.dtype == torch.int64 and layer.dim() == 1 for layer in degrees))
-    _require(
-        all(0 <= at and 0 <= by and at + by * (features - 1) < sizes[-1] for at, by in (program[:2], program[2:4]))
-    )
+    for first, step in (program[:2], program[2:4]):
+        _require(min(first, step) >= 0 and first + step * (features - 1) < sizes[-1])
     layers, stages, wires = [Layer(0, features, 0)], [], []
     first = place = features
     for s, size in enumerate(sizes[1:]):
@@ -549,7 +564,7 @@ def _launch(kernel, tensors: tuple[Tensor | None, ...], known: Tensor, network: 
     work = known.new_empty(shape.programs * values * shape.block_rows, dtype=dtype)
     with on_device_of(known):
         kernel[(shape.programs,)](
-            *tensors, work, net, rows, features, shape.steps, *lists[-1][:4], values * shape.block_rows,
+            *tensors, work, net, tuple(lists[-1][:4]), rows, features, values, shape.steps,
             WIRES=wires, GATE=gate, FIRST=first, SECOND=second, ROWS=shape.block_rows,
         )  # fmt: skip
 
