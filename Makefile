@@ -42,13 +42,15 @@ $(VENV)/lint: $(VENV)/study
 demo: $(VENV)/study
 	$(BIN)/hvae gaussian --dims 25 --out runs/demo --resume
 
+# One process a core, one thread each: most tests are Python and compilers.
 test: $(VENV)/test
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 bench: $(VENV)/bench
 	$(BIN)/python benchmarks/run.py
 	$(BIN)/python benchmarks/run.py --breakdown
 	$(BIN)/python benchmarks/training_step.py
+	$(BIN)/python benchmarks/accelerate.py
 
 lint: $(VENV)/lint
 	$(BIN)/ruff check .

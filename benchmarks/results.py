@@ -48,11 +48,11 @@ def merge(old: Iterable[Record], new: Iterable[Record]) -> list[Record]:
     return [record for record in old if record["op"] not in measured] + new
 
 
-def write(path: Path, records: Iterable[Record]) -> None:
-    """Write a CSV file with the columns ``FIELDS``."""
+def write(path: Path, records: Iterable[Record], fields: Sequence[str] = FIELDS) -> None:
+    """Write a CSV file with these columns."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS, restval="", lineterminator="\n")
+        writer = csv.DictWriter(file, fields, restval="", lineterminator="\n")
         writer.writeheader()
         writer.writerows(records)
 

@@ -49,6 +49,8 @@ _TAIL_TRITON_TESTS = "tests/test_contract.py -k affine_autoregressive/triton"
 _TAIL_TESTS = "tests/test_affine_autoregressive.py"
 _ELEMENTARY = "csrc/kernels/elementary.h"
 _ELEMENTARY_TESTS = "tests/test_elementary.py"
+_COMPAT = "hvae_kernels/compat/_network.py"
+_COMPAT_TESTS = "tests/test_accelerate.py"
 
 MUTATIONS = (
     Mutation(_KERNEL, "return {S(1) - S(2) * q, -(p * e) * (S(1) - q), e, p};", "return {S(1) - q, -(p * e) * (S(1) - q), e, p};", _CPP),
@@ -122,6 +124,16 @@ MUTATIONS = (
     Mutation("hvae_kernels/_library.py", "not torch.is_grad_enabled()", "not torch.is_inference_mode_enabled()", _CPP),
     Mutation("hvae_kernels/nn/hamiltonian.py", "temperature[..., 1:] / temperature[..., :-1]", "temperature[..., :-1] / temperature[..., 1:]", "tests/test_leapfrog.py"),
     Mutation("hvae_kernels/ops/leapfrog/reference.py", "rho = alpha * (rho - step / 2 * grad)", "rho = alpha * (rho - step * grad)", "tests/test_leapfrog.py"),
+    Mutation(_COMPAT, "if not same or known_versions != versions:", "if not same:", _COMPAT_TESTS + " -k copies"),
+    Mutation(_COMPAT, "if not torch.equal(mask, expected):", "if False:", _COMPAT_TESTS + " -k left_alone"),
+    Mutation(_COMPAT, "(units < found[part.residual + 1]).any()", "False", _COMPAT_TESTS + " -k left_alone"),
+    Mutation(_COMPAT, "if any(_is_watched(part) for part in layout.net.modules()):", "if False:", _COMPAT_TESTS + " -k hooks"),
+    Mutation(_COMPAT, "if torch.is_grad_enabled():", "if False:", _COMPAT_TESTS + " -k small_parallel"),
+    Mutation(_COMPAT, "rtol=1e-8, atol=1e-8", "rtol=1e8, atol=1e8", _COMPAT_TESTS + " -k proves"),
+    Mutation("hvae_kernels/compat/zuko.py", "return self._inv.inverse_and_ladj(y)", "return super().call_and_ladj(y)", _COMPAT_TESTS + " -k density_in_one"),
+    Mutation("hvae_kernels/compat/pyro.py", "self._cached_log_scale = -minus.unsqueeze(-1)", "self._cached_log_scale = minus.unsqueeze(-1)", _COMPAT_TESTS + " -k pyro"),
+    Mutation("hvae_kernels/compat/pyro.py", "layer.__dict__.pop(name, None)", "pass", _COMPAT_TESTS + " -k no_pass"),
+    Mutation("hvae_kernels/compat/_made.py", "(dropout.p and dropout.training)", "False", _COMPAT_TESTS + " -k dropout"),
 )  # fmt: skip
 
 

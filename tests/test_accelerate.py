@@ -1,6 +1,7 @@
 """``hk.accelerate``: the same numbers as the untouched flow, in both directions, with every gradient."""
 
 import copy
+import functools
 import io
 import pickle
 import re
@@ -246,6 +247,17 @@ def _edited_mask():
     return layer
 
 
+def _lowered():
+    """Masks that fit degrees, but a residual connection that carries what later features know to earlier ones."""
+    layer = _nflows_layer(num_blocks=1)
+    net = layer.autoregressive_net
+    first, second = net.blocks[0].linear_layers
+    second.degrees.fill_(1)
+    second.mask.copy_(second.degrees[:, None] >= first.degrees)
+    net.final_layer.mask.copy_(net.final_layer.degrees[:, None] > second.degrees)
+    return layer
+
+
 def _preprocessed():
     layer = peers.normflows.flows.MaskedAffineAutoregressive(D, 12)
     layer.autoregressive_net = peers.normflows.nets.MADE(D, 12, output_multiplier=2, preprocessing=nn.Tanh())
@@ -255,6 +267,12 @@ def _preprocessed():
 def _hooked():
     layer = _nflows_layer()
     layer.autoregressive_net.initial_layer.register_forward_hook(lambda *_: None)
+    return layer
+
+
+def _edited_network():
+    layer = _nflows_layer()
+    del layer.autoregressive_net.blocks[0].dropout
     return layer
 
 
@@ -285,7 +303,7 @@ LEFT = {
         lambda: peers.nflows_transforms.MaskedPiecewiseRationalQuadraticAutoregressiveTransform(D, 12),
         "MaskedPiecewiseRationalQuadraticAutoregressiveTransform is not the affine map",
     ),
-    "subclass": (lambda: _Subclass(D, 12), "_Subclass is not the affine map"),
+    "subclass": (lambda: _Subclass(D, 12), "_Subclass is a subclass of MaskedAffineAutoregressiveTransform"),
     "batch norm": (lambda: _nflows_layer(use_batch_norm=True), "batch norm inside its network"),
     "batch norm, feed-forward": (
         lambda: _nflows_layer(use_batch_norm=True, use_residual_blocks=False),
@@ -293,13 +311,14 @@ LEFT = {
     ),
     "dropout": (lambda: _nflows_layer(dropout_probability=0.1), r"dropout \(p = 0.1\) is active in training mode"),
     "edited mask": (_edited_mask, "masks are no staircase"),
+    "residual to lower degrees": (_lowered, "a residual connection to units of lower degree"),
     "parametrised layer": (
         lambda: _parametrised(),
         "a ParametrizedMaskedLinear where nflows has a MaskedLinear",
     ),
     "hooks": (_hooked, "hooks inside its network"),
     "half precision": (lambda: _nflows_layer().bfloat16(), "parameters are bfloat16"),
-    "meta device": (lambda: _nflows_layer().to("meta"), "on meta|meta"),
+    "meta device": (lambda: _nflows_layer().to("meta"), "parameters are on meta: the kernels run on the CPU"),
     "normflows spline": (
         lambda: peers.normflows.flows.AutoregressiveRationalQuadraticSpline(D, 1, 12),
         "MaskedPiecewiseRationalQuadraticAutoregressive is not the affine map",
@@ -321,6 +340,11 @@ LEFT = {
         lambda: peers.pyro_transforms.affine_autoregressive(D, log_scale_min_clip=3.0),
         "low must be below high",
     ),
+    "zuko slope": (
+        lambda: _maf(univariate=functools.partial(peers.zuko.transforms.MonotonicAffineTransform, slope=2.0)),
+        "slope = 2.0 is not between 0 and 1",
+    ),
+    "edited network": (lambda: _edited_network(), "not what is known here: AttributeError"),
     "swapped already": (lambda: hk.accelerate(_nflows_layer())[0], "already swapped"),
 }
 
@@ -451,6 +475,34 @@ def test_autocast_and_compile_run_the_librarys_code():
         torch.testing.assert_close(layer.inverse(x), original.inverse(x), rtol=0, atol=0)
     compiled = torch.compile(lambda v: layer(v), backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(x), original(x))
+
+
+def test_functional_transforms_run_the_librarys_code():
+    """An ensemble by vmap: even the masks are batched."""
+    pairs = [swapped_layer() for _ in range(2)]
+    x = torch.randn(ROWS, D)
+    state = torch.func.stack_module_state([layer for layer, _ in pairs])
+    base = pairs[0][0]
+
+    class Inverse(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = base
+
+        def forward(self, x):
+            return self.layer.inverse(x)
+
+    named = [{f"layer.{key}": value for key, value in part.items()} for part in state]
+    results = torch.func.vmap(lambda *values: torch.func.functional_call(Inverse(), values, (x,)))(*named)
+    expected = [torch.stack(column) for column in zip(*(layer.inverse(x) for _, layer in pairs), strict=True)]
+    torch.testing.assert_close(list(results), expected)
+
+
+def test_a_version_that_is_not_known_is_left_alone():
+    layer = _nflows_layer()
+    with mock.patch("importlib.import_module", side_effect=ImportError("no MADE")):
+        _, report = hk.accelerate(layer)
+    assert (report.swapped, report.left) == ([], [("nflows", "this version of it is not known here: no MADE")])
 
 
 def test_other_device_runs_the_librarys_code():

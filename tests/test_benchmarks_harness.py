@@ -13,7 +13,19 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from benchmarks import breakdown, gate, memory, readme, registry, results, rivals, run, timing, training_step  # noqa: E402
+from benchmarks import (  # noqa: E402
+    accelerate,
+    breakdown,
+    gate,
+    memory,
+    readme,
+    registry,
+    results,
+    rivals,
+    run,
+    timing,
+    training_step,
+)
 from benchmarks.registry import GAUSSIAN_LEAPFROG, Case, Row  # noqa: E402
 from benchmarks.timing import Candidate, Plan, Timing  # noqa: E402
 
@@ -252,3 +264,16 @@ def test_study_tables_are_taken_from_the_report(tmp_path):
     readme.update_study(document, report)
     tables = "**Delta error**\n\n| d |\n\n**Sigma error**\n\n| s |"
     assert document.read_text() == f"above\n{readme.STUDY_BEGIN}\n{tables}\n{readme.STUDY_END}\nbelow\n"
+
+
+def test_accelerate_benchmark_measures_every_library(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(accelerate, "QUICK", BRIEF)
+    monkeypatch.setattr(accelerate, "SLOW", 0.001)
+    assert accelerate.main(["--tiny", "--out", str(tmp_path)]) == 0
+    (path,) = tmp_path.glob("accelerate-*.csv")
+    records = results.read(path)
+    assert {r["library"] for r in records} == {"zuko", "nflows", "normflows", "pyro"}
+    assert all(
+        float(r["speedup"]) == pytest.approx(float(r["before_us"]) / float(r["after_us"]), 1e-2) for r in records
+    )
+    assert "training step (samples)" in capsys.readouterr().out

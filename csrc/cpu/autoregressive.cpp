@@ -320,7 +320,7 @@ void run(const NetworkArguments& a, Task task, const Tensor& known, const MaybeT
   const Ends<T> ends{static_cast<const T*>(known.const_data_ptr()), data<T>(grad), data<T>(grad_log_det),
                      written<T>(wanted), written<T>(second), written<T>(second)};
   std::atomic<bool> sound{true};
-  torch::stable::parallel_for(0, tiles, 1, [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, tiles, grain_for(tiles, rows * net.connections), [&](int64_t begin, int64_t end) {
     Sweep<T> sweep(net, a, vectors);
     for (int64_t t = begin; t < end; ++t)
       if (!run_tile(sweep, task, ends, t * lanes, std::min(lanes, rows - t * lanes), features)) sound = false;

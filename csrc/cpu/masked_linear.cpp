@@ -42,7 +42,7 @@ struct Product {
 
   int64_t units = stairs.unit_order.size(), sources = stairs.source_order.size();
   int64_t vectors = vectors_for<T>(rows), lanes = vectors * kVectorLanes<T>, tiles = (rows + lanes - 1) / lanes;
-  int64_t chunks = (units + kUnitsAnItem - 1) / kUnitsAnItem;
+  int64_t chunks = (units + kUnitsAnItem - 1) / kUnitsAnItem, work = rows * units * sources;
 
   int64_t height(int64_t t) const { return std::min(lanes, rows - t * lanes); }
 
@@ -79,15 +79,15 @@ struct Product {
     if (rows == 0 || units == 0) return;
     if (tiles < kManyTiles) {  // threads share the units of a tile
       Scratch<T> states(tiles * sources * lanes);
-      torch::stable::parallel_for(0, tiles, 1, [&](int64_t begin, int64_t end) {
+      torch::stable::parallel_for(0, tiles, grain_for(tiles, work), [&](int64_t begin, int64_t end) {
         for (int64_t t = begin; t < end; ++t) load(t, states.data() + t * sources * lanes);
       });
-      for_items(tiles * chunks, [&](int64_t item) {
+      for_items(tiles * chunks, work, [&](int64_t item) {
         multiply(item / chunks, item % chunks, states.data() + item / chunks * sources * lanes);
       });
       return;
     }
-    torch::stable::parallel_for(0, tiles, 1, [&](int64_t begin, int64_t end) {
+    torch::stable::parallel_for(0, tiles, grain_for(tiles, work), [&](int64_t begin, int64_t end) {
       Scratch<T> states(sources * lanes);
       for (int64_t t = begin; t < end; ++t) {
         load(t, states.data());
@@ -125,7 +125,7 @@ void weight_grad(const Staircase& stairs, const Tensor& grad, const Tensor& x, c
   if (units == 0 || sources == 0) return;
   const int64_t vectors = vectors_for<T>(sources), lanes = vectors * kVectorLanes<T>;
   const int64_t panels = (sources + lanes - 1) / lanes, step = units_an_item(units);
-  const int64_t chunks = (units + step - 1) / step;
+  const int64_t chunks = (units + step - 1) / step, work = rows * units * sources;
   const T *g = values<T>(grad), *xs = values<T>(x);
   T* to = written<T>(d_weight);
   Scratch<T> columns(panels * rows * lanes), cotangents(units * rows);
@@ -134,7 +134,7 @@ void weight_grad(const Staircase& stairs, const Tensor& grad, const Tensor& x, c
   for (int64_t p = 0; p < panels; ++p)
     contiguous[p] = ascending(order + p * lanes, std::min(lanes, sources - p * lanes));
   const int64_t blocks = (rows + kTerms - 1) / kTerms;
-  torch::stable::parallel_for(0, panels * blocks, 1, [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, panels * blocks, grain_for(panels * blocks, work), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t p = i / blocks, n = std::min(lanes, sources - p * lanes), first = i % blocks * kTerms;
       for (int64_t b = first; b < std::min(rows, first + kTerms); ++b) {
@@ -146,14 +146,14 @@ void weight_grad(const Staircase& stairs, const Tensor& grad, const Tensor& x, c
       }
     }
   });
-  torch::stable::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, blocks, grain_for(blocks, work), [&](int64_t begin, int64_t end) {
     const int64_t first = begin * kTerms, last = std::min(rows, end * kTerms);
     transposed(g + first * units, units, last - first, units, cotangents.data() + first, rows);
   });
   std::vector<int32_t> samples(rows);
   std::iota(samples.begin(), samples.end(), 0);
   const std::vector<int64_t> ends(kMostUnits, rows);
-  for_items(chunks, [&](int64_t item) {
+  for_items(chunks, work, [&](int64_t item) {
     const int64_t first = item * step, last = std::min(units, first + step);
     for (int64_t u = first; u < last; ++u) std::fill_n(to + stairs.unit_order[u] * sources, sources, T(0));
     alignas(kVectorBytes) T results[kUnitsAnItem * kMostVectors * kVectorLanes<T>];

@@ -101,7 +101,7 @@ class Network {
 
   std::vector<Layer> inputs;
   std::vector<Stage<T>> stages;
-  int64_t steps, widest = 0;
+  int64_t steps, widest = 0, connections = 0;
 
  private:
   static constexpr int64_t kLayout = 4, kWords = 4;
@@ -135,6 +135,7 @@ class Network {
     const Layer &from = layer(source), &to = stages[s].layer;
     check(w.dim() == 2 && w.size(0) == to.size() && w.size(1) == from.size() && sizeof(T) == w.element_size());
     check(w.size(1) <= 1 || w.stride(1) == 1);
+    connections += to.size() * from.size();
     stages[s].terms.push_back({source, static_cast<const T*>(w.const_data_ptr()), w.stride(0),
                                visible(to.degrees, to.up, from.degrees, from.up, false),
                                visible(reversed(from.degrees), from.down, reversed(to.degrees), to.down,

@@ -101,11 +101,17 @@ void out_of_tile(const T* from, int64_t lanes, int64_t rows, const int32_t* colu
     for (int64_t i = 0; i < n; ++i) to[lane * to_stride + column[i]] = local[lane * n + i];
 }
 
+// Items for one thread at a time: all of them where `work` multiply-adds in total are too few to wake another one.
+inline int64_t grain_for(int64_t items, int64_t work) {
+  constexpr int64_t kWorthAThread = 1 << 18;
+  return std::max<int64_t>(1, work < kWorthAThread ? items : 1);
+}
+
 // Runs f(item) in parallel. Neighbouring items of a staircase cost nearly the same, so they go to different threads.
 template <class F>
-void for_items(int64_t items, const F& f) {
+void for_items(int64_t items, int64_t work, const F& f) {
   const int64_t half = (items + 1) / 2;
-  torch::stable::parallel_for(0, items, 1, [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, items, grain_for(items, work), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) f(i < half ? 2 * i : 2 * (i - half) + 1);
   });
 }

@@ -66,9 +66,9 @@ def accelerate(module: nn.Module) -> tuple[nn.Module, Report]:
     reason, is every other autoregressive layer: splines and other maps, batch norm, dropout in training mode,
     preprocessing, other activations, masks that are no staircase, subclasses, parameters that no kernel serves.
 
-    A call that the kernels cannot serve runs the library's own code: under autocast or ``torch.compile``, with dropout
-    in training mode, with hooks inside the network, in half precision, on a device without a kernel, or with masks that
-    were loaded meanwhile and are no staircase.
+    A call that the kernels cannot serve runs the library's own code: under autocast, ``torch.compile`` or
+    ``torch.func``, with dropout in training mode, with hooks inside the network, in half precision, on a device without
+    a kernel, or with masks that were loaded meanwhile and are no staircase.
 
     Args:
         module: a flow or anything that contains flows. Pyro's transforms belong into a ``torch.nn.ModuleList``.
@@ -97,7 +97,8 @@ def accelerate(module: nn.Module) -> tuple[nn.Module, Report]:
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"accelerate: module must be a torch.nn.Module, got {_checks.describe(module)}")
-    report, adapters = Report(), _adapters(module)
+    report = Report()
+    adapters = _adapters(module, report)
     for name, layer in list(module.named_modules()):
         for adapter in adapters:
             if isinstance(layer, adapter.SLOW):
@@ -105,23 +106,38 @@ def accelerate(module: nn.Module) -> tuple[nn.Module, Report]:
     return module, report
 
 
-def _adapters(module: nn.Module) -> list[ModuleType]:
+def _adapters(module: nn.Module, report: Report) -> list[ModuleType]:
     """Those of the libraries that classes of this module come from: no other library is imported."""
     packages = {cls.__module__.partition(".")[0] for part in module.modules() for cls in type(part).__mro__}
-    return [importlib.import_module(f"{__name__}.{peer}") for peer in PEERS if peer in packages]
+    adapters = []
+    for peer in PEERS:
+        if peer in packages:
+            try:
+                adapters.append(importlib.import_module(f"{__name__}.{peer}"))
+            except ImportError as error:
+                report.left.append((peer, f"this version of it is not known here: {error}"))
+    return adapters
 
 
 def _swap(name: str, layer: nn.Module, adapter: ModuleType, report: Report) -> None:
     """Swap one layer, if it proves itself, and write down what became of it."""
-    kind = type(layer)
     try:
-        if kind in adapter.FUSED.values():
-            raise Unfused("already swapped")
-        if kind not in adapter.FUSED:
-            raise Unfused(adapter.foreign(kind))
+        if type(layer) not in adapter.FUSED:
+            raise Unfused(_foreign(type(layer), adapter))
         what = prove(layer, adapter)
     except Unfused as reason:
         report.left.append((name, str(reason)))
+    except Exception as error:  # an edited layer, or another version of its library
+        report.left.append((name, f"it is not what is known here: {type(error).__name__}: {error}"))
     else:
         adapter.swap(layer)
         report.swapped.append((name, what))
+
+
+def _foreign(kind: type, adapter: ModuleType) -> str:
+    if kind in adapter.FUSED.values():
+        return "already swapped"
+    for known in adapter.FUSED:
+        if issubclass(kind, known):
+            return f"{kind.__name__} is a subclass of {known.__name__}, which may do something else"
+    return f"{kind.__name__} is not the affine map"

@@ -25,7 +25,7 @@ from hvae_kernels.ops.autoregressive_network import (
     autoregressive_forward,
     autoregressive_inverse,
 )
-from hvae_kernels.ops.autoregressive_network.api import NAME
+from hvae_kernels.ops.autoregressive_network.api import INVERSE
 
 
 class Unfused(Exception):
@@ -245,7 +245,7 @@ def served(
     adapter_lay_out: Callable[..., Layout], layer: nn.Module, x: Tensor, *context: Tensor | None
 ) -> Network | None:
     """The network for one call of a swapped layer, or None where the library's own code has to run."""
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return None
     try:
         layout = adapter_lay_out(layer, x.shape[:-1], *context)
@@ -265,7 +265,7 @@ def _require_kernel(x: Tensor, layout: Layout) -> None:
         raise Unfused("x does not fit its parameters")
     if _library.autocasts(x):
         raise Unfused("autocast is on")
-    if _dispatch.requested() == "auto" and _dispatch.resolve(NAME, x) == "reference":
+    if _dispatch.requested() == "auto" and _dispatch.resolve(INVERSE, x) == "reference":
         why = _extension.why_absent() or "the kernels run on the CPU"
         raise Unfused(f"its parameters are on {x.device.type}: {why}")
     if any(_is_watched(part) for part in layout.net.modules()):

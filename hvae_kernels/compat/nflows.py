@@ -18,11 +18,6 @@ _LIBRARY = _made.Library(
 )
 
 
-def foreign(kind: type) -> str:
-    """Why a class of ``SLOW`` without a fused one is left alone."""
-    return f"{kind.__name__} is not the affine map"
-
-
 def sizes(layer: MaskedAffineAutoregressiveTransform) -> tuple[int, int | None]:
     """Features and context features, None without."""
     return _made.sizes(layer, _LIBRARY)

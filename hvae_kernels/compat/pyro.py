@@ -24,11 +24,6 @@ SLOW = (
 )
 
 
-def foreign(kind: type) -> str:
-    """Why a class of ``SLOW`` without a fused one is left alone."""
-    return f"{kind.__name__} is not the affine map"
-
-
 def sizes(layer: AffineAutoregressive | ConditionalAffineAutoregressive) -> tuple[int, int | None]:
     """Features and context features, None without."""
     if isinstance(layer, ConditionalAffineAutoregressive):

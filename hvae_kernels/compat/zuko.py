@@ -20,11 +20,6 @@ from hvae_kernels.compat._network import Layout, Part, Unfused
 SLOW = (MaskedAutoregressiveTransform,)
 
 
-def foreign(kind: type) -> str:
-    """Why a class of ``SLOW`` without a fused one is left alone."""
-    return f"{kind.__name__} is a subclass of MaskedAutoregressiveTransform, which may do something else"
-
-
 def sizes(layer: MaskedAutoregressiveTransform) -> tuple[int, int | None]:
     """Features and context features, None without."""
     _network.require(layer.hyper, MaskedMLP)
@@ -49,6 +44,8 @@ def lay_out(layer: MaskedAutoregressiveTransform, batch: Size, context: Tensor |
     for module in net:
         if type(module) is MaskedLinear:
             parts.append(Part(module, len(parts) - 1))  # the first one reads the features
+        elif not parts:
+            raise Unfused(f"its network begins with a {type(module).__name__}")
         elif type(module) is Residual:
             parts += _residual(module, parts)
         else:
@@ -73,7 +70,10 @@ def _tail(layer: MaskedAutoregressiveTransform) -> _network.Gate:
     if univariate is not MonotonicAffineTransform or not set(settings) <= {"slope"}:
         name = getattr(univariate, "__name__", type(univariate).__name__)
         raise Unfused(f"its univariate map is {name}, not MonotonicAffineTransform")
-    return _network.gate("soft-clipped", -math.log(settings.get("slope", 1e-3)))
+    slope = settings.get("slope", 1e-3)
+    if not 0 < slope < 1:
+        raise Unfused(f"slope = {slope} is not between 0 and 1")
+    return _network.gate("soft-clipped", -math.log(slope))
 
 
 def _residual(block: Residual, before: list[Part]) -> list[Part]:
