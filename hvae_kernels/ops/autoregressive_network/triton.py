@@ -203,22 +203,17 @@ def _group(plan, layer, at, end):
 
 
 @triton.jit
-def _at(tile, place, unit):
-    """Pointers to units' values."""
-    _, _, work, lane = tile
-    return work + (place + unit)[:, None] * lane.shape[0] + lane[None, :]
-
-
-@triton.jit
 def _read(tile, place, group):
+    _, _, work, lane = tile
     unit, _, inside = group
-    return tl.load(_at(tile, place, unit), mask=inside[:, None], other=0.0)
+    return tl.load(work + (place + unit)[:, None] * lane.shape[0] + lane[None, :], mask=inside[:, None], other=0.0)
 
 
 @triton.jit
 def _write(tile, place, group, values):
+    _, _, work, lane = tile
     unit, _, inside = group
-    tl.store(_at(tile, place, unit), values, mask=inside[:, None])
+    tl.store(work + (place + unit)[:, None] * lane.shape[0] + lane[None, :], values, mask=inside[:, None])
 
 
 @triton.jit
@@ -237,6 +232,7 @@ def _products(sums, weight, unit_step, term_step, unit, low, high, begin, end, t
     Neither weights behind the mask nor values that are not finished are read.
     """
     DTYPE: tl.constexpr = sums.dtype
+    _, _, work, lane = tile
     for at in range(begin, end, _TERMS):
         rank = at + tl.arange(0, _TERMS)
         inside = rank < end
@@ -244,7 +240,8 @@ def _products(sums, weight, unit_step, term_step, unit, low, high, begin, end, t
         connected = (rank[None, :] >= low[:, None]) & (rank[None, :] < high[:, None])
         here = unit[:, None].to(tl.int64) * unit_step + term[None, :].to(tl.int64) * term_step
         left = tl.load(weight + here, mask=connected, other=0.0).to(DTYPE)
-        right = tl.load(_at(tile, place, term), mask=inside[:, None], other=0.0)
+        there = (place + term)[:, None] * lane.shape[0] + lane[None, :]
+        right = tl.load(work + there, mask=inside[:, None], other=0.0)
         sums += tl.dot(left, right, input_precision="ieee", out_dtype=DTYPE)
     return sums
 
