@@ -39,6 +39,8 @@ _UPDATE_TRITON = "hvae_kernels/ops/leapfrog_update/triton.py"
 _UPDATE_TRITON_TESTS = "tests/test_contract.py -k leapfrog_update/triton"
 _MASKED_TRITON = "hvae_kernels/ops/masked_linear/triton.py"
 _MASKED_TRITON_TESTS = "tests/test_masked_linear.py tests/test_contract.py -k triton and masked"
+_SWEEP = "hvae_kernels/ops/autoregressive_network/triton.py"
+_SWEEP_TESTS = "tests/test_contract.py -k autoregressive_inverse/triton and budget"
 _DENSE = "hvae_kernels/ops/leapfrog/dense.py"
 _DENSE_TESTS = "tests/test_contract.py -k dense_gaussian_leapfrog/cpp"
 _TAIL = "csrc/kernels/affine_autoregressive.h"
@@ -119,6 +121,24 @@ MUTATIONS = (
     Mutation(_ELEMENTARY, "p = p * q + 1.4296405296e-1f;", "p = p * q + 1.44e-1f;", _ELEMENTARY_TESTS),
     Mutation(_ELEMENTARY, "return x < std::numeric_limits<float>::infinity() ? result : x;", "return result;", _ELEMENTARY_TESTS),
     Mutation(_ELEMENTARY, "return s.value + x * s.value * s.rest;", "return s.value + x * s.value;", _ELEMENTARY_TESTS),
+    Mutation(_SWEEP, "mask=step > 0, other=0)", "mask=step > 0, other=1)", _SWEEP_TESTS),
+    Mutation(_SWEEP, "high = tl.minimum(high, begin)", "high = high + 0", _SWEEP_TESTS),
+    Mutation(_SWEEP, "end = tl.load(upto + last)", "end = tl.load(upto + last) - 1", _SWEEP_TESTS),
+    Mutation(_SWEEP, "connected = (rank[None, :] >= low[:, None]) & (rank[None, :] < high[:, None])", "connected = rank[None, :] >= low[:, None]", _SWEEP_TESTS),
+    Mutation(_SWEEP, "mask=inside[:, None], other=0.0)\n        sums += tl.dot", "mask=(rank >= 0)[:, None], other=0.0)\n        sums += tl.dot", _SWEEP_TESTS),
+    Mutation(_SWEEP, "raw += _read(tile, net.stages[WIRES[S][_RESIDUAL]].raw, group)", "raw += 0.0", _SWEEP_TESTS),
+    Mutation(_SWEEP, "raw *= _context(stage.gate, layer.size, tile, group)", "raw *= 1.0", _SWEEP_TESTS),
+    Mutation(_SWEEP, "sums += load(stage.bias, unit, inside, sums.dtype)[:, None]", "sums += 0.0", _SWEEP_TESTS),
+    Mutation(_SWEEP, "        log_det -= _invert_feature(", "        log_det += _invert_feature(", _SWEEP_TESTS),
+    Mutation(_SWEEP, "begin, end = tl.maximum(begin, end), reader.size", "begin, end = tl.maximum(begin, end) + 1, reader.size", _SWEEP_TESTS),
+    Mutation(_SWEEP, "grad += _read(tile, net.stages[READER].raw, group)", "grad += 0.0", _SWEEP_TESTS),
+    Mutation(_SWEEP, "weighted = grad * _context(stage.gate, layer.size, tile, group)", "weighted = grad * 1.0", _SWEEP_TESTS),
+    Mutation(_SWEEP, "slope -= tl.load(raws + shift_unit * lane.shape[0])", "slope -= 0.0", _SWEEP_TESTS),
+    Mutation(_SWEEP, "value * d_scale * slope + gl * d_log", "value * d_scale * slope", _SWEEP_TESTS),
+    Mutation(_SWEEP, "t0 = tl.maximum(t1 - steps, 0)", "t0 = tl.maximum(t1 - steps, 1)", _SWEEP_TESTS),
+    Mutation(_SWEEP, "return p + x * p * rest", "return p", _SWEEP_TESTS),
+    Mutation("csrc/cpu/autoregressive.cpp", "std::fill_n(raw(s, layer.down[i]), lanes_, T(0));", "", "tests/test_network_sweep.py -k units_that_no_output_uses"),
+    Mutation(_SWEEP, "_write(tile, net.stages[S].raw, group, zeros)", "pass", "tests/test_network_sweep.py -k units_that_no_output_uses"),
     Mutation(_DENSE, "state @ displacement + z, state @ map_rho", "state @ displacement, state @ map_rho", _DENSE_TESTS),
     Mutation(_DENSE, "kick = (torch.cat([none, tempering[:, None] * steps]) + drift) / 2", "kick = (torch.cat([none, steps]) + drift) / 2", _DENSE_TESTS),
     Mutation("hvae_kernels/_library.py", "not torch.is_grad_enabled()", "not torch.is_inference_mode_enabled()", _CPP),

@@ -121,8 +121,10 @@ class Sweep {
     evaluate(net_.steps);
     for (int64_t s = 0; s < last; ++s) {  // units that no feature uses
       const Layer& layer = net_.stages[s].layer;
-      for (int64_t i = 0; i < layer.rest[net_.steps]; ++i)
+      for (int64_t i = 0; i < layer.rest[net_.steps]; ++i) {
         std::fill_n(cotangent(s, layer.down[i]), lanes_, T(0));
+        std::fill_n(raw(s, layer.down[i]), lanes_, T(0));  // another stage's residual may ask for it
+      }
     }
     for (int64_t t1 = net_.steps, t0; t1 > 0; t1 = t0) {
       t0 = std::max<int64_t>(0, t1 - steps_a_block());
