@@ -237,7 +237,7 @@ def _products(sums, weight, unit_step, term_step, unit, low, high, begin, end, t
         rank = at + tl.arange(0, _TERMS)
         inside = rank < end
         term = tl.load(terms + rank, mask=inside, other=0)
-        connected = (rank[None, :] >= low[:, None]) & (rank[None, :] < high[:, None])
+        connected = inside[None, :] & (rank[None, :] >= low[:, None]) & (rank[None, :] < high[:, None])
         here = unit[:, None].to(tl.int64) * unit_step + term[None, :].to(tl.int64) * term_step
         left = tl.load(weight + here, mask=connected, other=0.0).to(DTYPE)
         there = (place + term)[:, None] * lane.shape[0] + lane[None, :]
@@ -262,7 +262,6 @@ def _from_source(sums, net, SOURCE: tl.constexpr, weight, weight_row, group, las
     high = tl.load(upto + entry, mask=inside, other=0)
     if BEFORE:
         end = tl.minimum(end, begin)
-        high = tl.minimum(high, begin)
         begin = 0
     low, source = tl.zeros_like(high), net.layers[SOURCE]
     terms = net.plan.order + source.first
