@@ -39,6 +39,10 @@ _UPDATE_TRITON = "hvae_kernels/ops/leapfrog_update/triton.py"
 _UPDATE_TRITON_TESTS = "tests/test_contract.py -k leapfrog_update/triton"
 _MASKED_TRITON = "hvae_kernels/ops/masked_linear/triton.py"
 _MASKED_TRITON_TESTS = "tests/test_masked_linear.py tests/test_contract.py -k triton and masked"
+_NETWORK_CPP = "tests/test_contract.py -k (autoregressive_forward or autoregressive_inverse) and cpp and budget"
+_MASKED_CPP = "tests/test_contract.py -k masked_linear/cpp and budget"
+_SWEEP = "hvae_kernels/ops/autoregressive_network/triton.py"
+_SWEEP_TESTS = "tests/test_contract.py -k autoregressive_inverse/triton and budget"
 _DENSE = "hvae_kernels/ops/leapfrog/dense.py"
 _DENSE_TESTS = "tests/test_contract.py -k dense_gaussian_leapfrog/cpp"
 _TAIL = "csrc/kernels/affine_autoregressive.h"
@@ -119,6 +123,36 @@ MUTATIONS = (
     Mutation(_ELEMENTARY, "p = p * q + 1.4296405296e-1f;", "p = p * q + 1.44e-1f;", _ELEMENTARY_TESTS),
     Mutation(_ELEMENTARY, "return x < std::numeric_limits<float>::infinity() ? result : x;", "return result;", _ELEMENTARY_TESTS),
     Mutation(_ELEMENTARY, "return s.value + x * s.value * s.rest;", "return s.value + x * s.value;", _ELEMENTARY_TESTS),
+    Mutation(_SWEEP, "mask=step > 0, other=0)", "mask=step > 0, other=1)", _SWEEP_TESTS),
+    Mutation(_SWEEP, "end = tl.minimum(end, begin)", "end = end + 0", _SWEEP_TESTS),
+    Mutation(_SWEEP, "end = tl.load(upto + last)", "end = tl.load(upto + last) - 1", _SWEEP_TESTS),
+    Mutation(_SWEEP, "(rank[None, :] >= low[:, None]) & (rank[None, :] < high[:, None])", "(rank[None, :] >= low[:, None])", _SWEEP_TESTS),
+    Mutation(_SWEEP, "mask=inside[:, None], other=0.0)\n        sums += tl.dot", "mask=(rank >= 0)[:, None], other=0.0)\n        sums += tl.dot", _SWEEP_TESTS),
+    Mutation(_SWEEP, "raw += _read(tile, net.stages[WIRES[S][_RESIDUAL]].raw, group)", "raw += 0.0", _SWEEP_TESTS),
+    Mutation(_SWEEP, "raw *= _context(stage.gate, layer.size, tile, group)", "raw *= 1.0", _SWEEP_TESTS),
+    Mutation(_SWEEP, "sums += load(stage.bias, unit, inside, sums.dtype)[:, None]", "sums += 0.0", _SWEEP_TESTS),
+    Mutation(_SWEEP, "        log_det -= _invert_feature(", "        log_det += _invert_feature(", _SWEEP_TESTS),
+    Mutation(_SWEEP, "begin, end = tl.maximum(begin, end), reader.size", "begin, end = tl.maximum(begin, end) + 1, reader.size", _SWEEP_TESTS),
+    Mutation(_SWEEP, "grad += _read(tile, net.stages[READER].raw, group)", "grad += 0.0", _SWEEP_TESTS),
+    Mutation(_SWEEP, "weighted = grad * _context(stage.gate, layer.size, tile, group)", "weighted = grad * 1.0", _SWEEP_TESTS),
+    Mutation(_SWEEP, "slope -= tl.load(raws + shift_unit * lane.shape[0])", "slope -= 0.0", _SWEEP_TESTS),
+    Mutation(_SWEEP, "value * d_scale * slope + gl * d_log", "value * d_scale * slope", _SWEEP_TESTS),
+    Mutation(_SWEEP, "t0 = tl.maximum(t1 - steps, 0)", "t0 = tl.maximum(t1 - steps, 1)", _SWEEP_TESTS),
+    Mutation(_SWEEP, "return p + x * p * rest", "return p", _SWEEP_TESTS),
+    Mutation("csrc/cpu/sweep.h", "std::fill_n(raw(s, layer.down[i]), lanes_, T(0));", "", "tests/test_network_sweep.py -k units_that_no_output_uses"),
+    Mutation("csrc/cpu/sweep.h", "term.counts, before ? 0 : known, before ? known : kAll, kTerms,", "term.counts, 0, before ? known : kAll, kTerms,", _NETWORK_CPP),
+    Mutation("csrc/cpu/sweep.h", "if (stage.residual != kNone) accumulate", "if (false) accumulate", _NETWORK_CPP),
+    Mutation("csrc/cpu/sweep.h", "if (net_.stages[reader].residual == s) accumulate(raw(reader, unit), c);", "", _NETWORK_CPP),
+    Mutation("csrc/cpu/sweep.h", "for (int64_t s = last(); s > source; --s) {", "for (int64_t s = source + 1; s == source + 1; ++s) {", _NETWORK_CPP),
+    Mutation("csrc/cpu/autoregressive_backward.cpp", "inverse ? T(-1) : T(1)", "T(1)", _NETWORK_CPP),
+    Mutation("csrc/cpu/autoregressive_backward.cpp", "sweep.raw(s, unit)[i] * sweep.ungated(s, unit)[i]", "sweep.raw(s, unit)[i]", _NETWORK_CPP),
+    Mutation("csrc/kernels/network.h", "raw[i] = v * p.d_scale * blend + h[i] * p.d_log;\n      shift[i] = v * p.rest;\n      g[i] = v * p.scale;", "raw[i] = v * p.d_scale * blend;\n      shift[i] = v * p.rest;\n      g[i] = v * p.scale;", _NETWORK_CPP),
+    Mutation("csrc/kernels/network.h", "x[i] = (y[i] - p.rest * shift[i]) / p.scale;", "x[i] = (y[i] - shift[i]) / p.scale;", _NETWORK_CPP),
+    Mutation("csrc/kernels/tile.h", "return i < p.ends[u]; });", "return i <= p.ends[u]; });", _MASKED_CPP),
+    Mutation("csrc/kernels/tile.h", "Interleave<T>::low + n / 2", "Interleave<T>::low + n / 2 - 1", _MASKED_CPP),
+    Mutation("csrc/cpu/tile.h", "d = ~d;", "d = -d;", _MASKED_CPP),
+    Mutation("csrc/cpu/weight_grad.h", "std::min(lanes, counts[u] - p * lanes)", "lanes", _MASKED_CPP),
+    Mutation(_SWEEP, "_write(tile, net.stages[S].raw, group, zeros)", "pass", "tests/test_network_sweep.py -k units_that_no_output_uses"),
     Mutation(_DENSE, "state @ displacement + z, state @ map_rho", "state @ displacement, state @ map_rho", _DENSE_TESTS),
     Mutation(_DENSE, "kick = (torch.cat([none, tempering[:, None] * steps]) + drift) / 2", "kick = (torch.cat([none, steps]) + drift) / 2", _DENSE_TESTS),
     Mutation("hvae_kernels/_library.py", "not torch.is_grad_enabled()", "not torch.is_inference_mode_enabled()", _CPP),

@@ -73,3 +73,21 @@ def log1p_unit(x):
     """``log(1 + x)`` for ``0 <= x <= 1``, with what rounding the sum has lost."""
     total = 1.0 + x
     return tl.log(total) + (x - (total - 1.0)) / total
+
+
+@triton.jit
+def expm1_nonpositive(x):
+    """``exp(x) - 1`` for ``x <= 0``, relative to the result near 0 too."""
+    near = tl.where(x < -0.5, -0.5, x)
+    p = tl.full(x.shape, 1.0 / 16.0, x.dtype)
+    for n in tl.static_range(15, 1, -1):  # the series 1 + x/2 (1 + x/3 (1 + ...)): 2e-18 at -1/2
+        p = (1.0 + near * p) * (1.0 / n)
+    return tl.where(x < -0.5, exponential(x) - 1.0, near + near * near * p)
+
+
+@triton.jit
+def hyperbolic_tangent(x):
+    """``tanh``, relative to the result near 0 too."""
+    e = expm1_nonpositive(-2.0 * tl.abs(x))
+    t = e / (2.0 + e)
+    return tl.where(x < 0, t, -t)

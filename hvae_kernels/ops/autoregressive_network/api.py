@@ -11,7 +11,7 @@ from hvae_kernels.ops.autoregressive_network.network import Network
 
 FORWARD, INVERSE = "autoregressive_forward", "autoregressive_inverse"
 _dispatch.register(_dispatch.Op(FORWARD, ("cpp", "triton", "reference")))
-_dispatch.register(_dispatch.Op(INVERSE, ("cpp", "reference")))
+_dispatch.register(_dispatch.Op(INVERSE, ("cpp", "triton", "reference")))
 
 
 def autoregressive_forward(x: Tensor, network: Network) -> tuple[Tensor, Tensor]:
@@ -41,7 +41,7 @@ def autoregressive_forward(x: Tensor, network: Network) -> tuple[Tensor, Tensor]
     implementation = _dispatch.resolve(FORWARD, x)
     if implementation == "reference":
         return reference.autoregressive_forward(x, network)
-    if implementation in autograd.IMPLEMENTATIONS and not torch.compiler.is_compiling():
+    if implementation in autograd.RAW_TRAINING and not torch.compiler.is_compiling():
         return autograd.forward(implementation, x, network)
     return autograd.composition(x, network)
 

@@ -7,12 +7,11 @@ from torch import Tensor
 
 from hvae_kernels import _library
 from hvae_kernels._library import OpFunction
+from hvae_kernels._triton.launch import lazy
 from hvae_kernels.ops.autoregressive import affine_autoregressive
 from hvae_kernels.ops.autoregressive_network import reference
 from hvae_kernels.ops.autoregressive_network.network import Network, flattened, unflattened
 from hvae_kernels.ops.masked_linear import masked_linear
-
-IMPLEMENTATIONS = ("cpp",)
 
 _NETWORK = (
     "Tensor[] weights, Tensor[] biases, Tensor[] offsets, Tensor[] gates, Tensor[] degrees, int[] program, "
@@ -35,19 +34,34 @@ def _backward_fake(grad, grad_log_abs_det, x, tape, inverse, needs_known, needs_
     return torch.empty_like(x) if needs_known else x.new_empty(0), results
 
 
-def _define(name: str, arguments: str, results: str, fake) -> dict:
-    return _library.define(name, f"({arguments}, {_NETWORK}) -> {results}", fake, IMPLEMENTATIONS)
+def _solve_fake(grad, grad_log_abs_det, x, *network):
+    return torch.empty_like(x, memory_format=torch.contiguous_format), x.new_empty(x.shape[0], 2 * x.shape[1])
 
 
-RAW_FORWARD = _define("autoregressive_forward", "Tensor x", "(Tensor, Tensor)", _map_fake)
-RAW_TRAINING = _define("autoregressive_training", "Tensor x", "(Tensor, Tensor, Tensor)", _training_fake)
-RAW_INVERSE = _define("autoregressive_inverse", "Tensor y", "(Tensor, Tensor)", _map_fake)
+def _define(name: str, arguments: str, results: str, fake, *implementations: str) -> dict:
+    overloads = _library.define(name, f"({arguments}, {_NETWORK}) -> {results}", fake, implementations)
+    if "triton" in implementations:
+        _library.implement(name, "triton", lazy("hvae_kernels.ops.autoregressive_network.triton", name))
+    return overloads
+
+
+RAW_FORWARD = _define("autoregressive_forward", "Tensor x", "(Tensor, Tensor)", _map_fake, "cpp")
+RAW_TRAINING = _define("autoregressive_training", "Tensor x", "(Tensor, Tensor, Tensor)", _training_fake, "cpp")
+RAW_INVERSE = _define("autoregressive_inverse", "Tensor y", "(Tensor, Tensor)", _map_fake, "cpp", "triton")
 RAW_BACKWARD = _define(
     "autoregressive_backward",
     "Tensor? grad, Tensor? grad_log_abs_det, Tensor x, Tensor tape, bool inverse, bool needs_known, "
     "bool needs_parameters",
     "(Tensor, Tensor[])",
     _backward_fake,
+    "cpp",
+)
+RAW_SOLVE = _define(
+    "autoregressive_solve",
+    "Tensor? grad, Tensor? grad_log_abs_det, Tensor x",
+    "(Tensor, Tensor)",
+    _solve_fake,
+    "triton",
 )
 
 
@@ -164,9 +178,13 @@ class _ImplicitVjp(OpFunction):
 
     @staticmethod
     def forward(implementation, counts, settings, wanted, *tensors):
-        grad, grad_log_abs_det, x, *rest = tensors
-        no_tape = x.new_empty(0)
-        results = _gradients(implementation, counts, settings, True, wanted, grad, grad_log_abs_det, x, no_tape, *rest)
+        x = tensors[2]
+        if implementation in RAW_BACKWARD:
+            grad, grad_log_abs_det, x, *network = tensors
+            call = implementation, counts, settings, True, wanted
+            results = _gradients(*call, grad, grad_log_abs_det, x, x.new_empty(0), *network)
+        else:
+            results = _solve_and_compose(implementation, counts, settings, wanted, *tensors)
         return tuple(x.new_empty(0) if r is None else r for r in results)
 
     @staticmethod
@@ -179,6 +197,20 @@ class _ImplicitVjp(OpFunction):
             return _ImplicitVjp.apply(implementation, counts, settings, wanted, *sample)
 
         return _library.vmap_by_loop(one, info.batch_size, in_dims[4:], tensors)
+
+
+def _solve_and_compose(implementation, counts, settings, wanted, grad, grad_log_abs_det, x, *tensors):
+    """Where the kernel only solves: the outputs' cotangents go through the network once more for its tensors."""
+    solve = RAW_SOLVE[implementation]
+    solution, outputs = solve(grad, grad_log_abs_det, x, *_lists(tensors, counts, settings))
+    leaves = [t.detach().requires_grad_(want) for t, want in zip(tensors, wanted[1:], strict=True)]
+    chosen = [leaf for leaf in leaves if leaf.requires_grad]
+    if not chosen:
+        return (solution, *(None for _ in leaves))
+    with torch.enable_grad():
+        last = reference.outputs(x, unflattened(leaves, counts, settings), masked_linear)
+        gradients = iter(torch.autograd.grad(last, chosen, -outputs, materialize_grads=True))
+    return (solution, *(next(gradients) if leaf.requires_grad else None for leaf in leaves))
 
 
 def _reference_of(ctx, tensors, tangents=None):
