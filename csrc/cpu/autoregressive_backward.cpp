@@ -109,7 +109,6 @@ void backward(const NetworkArguments& a, bool inverse, const MaybeTensor& grad, 
               const Tensor& x, const Tensor& tape, const Tensor* d_known, const std::vector<Tensor>* results) {
   const int64_t rows = x.size(0), features = x.size(1), n_stages = a.biases.size(), n_weights = a.weights.size();
   const Network<T> net(a, features, rows);
-  STD_TORCH_CHECK(net.widest == 0 || !net.gated_output(), "autoregressive network: the last stage has no gate");
   const int64_t vectors = vectors_of<T>(rows), lanes = vectors * kVectorLanes<T>, tiles = (rows + lanes - 1) / lanes;
   STD_TORCH_CHECK(tape.numel() == 0 || tape.numel() == tape_rows<T>(rows) * net.units, "autoregressive network: tape");
   const T *xs = static_cast<const T*>(x.const_data_ptr()), *g = data<T>(grad), *h = data<T>(grad_log_det);

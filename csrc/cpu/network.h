@@ -94,7 +94,8 @@ class Network {
       units += s.layer.size();
       gated |= s.gate != nullptr;
     }
-    check(stages.back().layer.size() == 2 * features);
+    // The outputs are the last stage's raw values.
+    check(stages.back().layer.size() == 2 * features && stages.back().activation == 0 && !stages.back().gate);
     for (const auto& place : {shift, scale})
       check(place[0] >= 0 && place[1] >= 0 && (features == 0 || place[0] + place[1] * (features - 1) < 2 * features));
   }
@@ -107,7 +108,6 @@ class Network {
   std::vector<Stage<T>> stages;
   int64_t steps, widest = 0, units = 0, connections = 0;
   bool gated = false;
-  bool gated_output() const { return stages.back().gate; }
 
  private:
   static constexpr int64_t kLayout = 4, kWords = 4;
