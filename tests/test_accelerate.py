@@ -132,7 +132,7 @@ def test_same_numbers_and_gradients_in_float64(name, choice):
 def test_float32_stays_within_the_error_budget(name, choice):
     """A mild flow and many rows: an ill-conditioned inverse multiplies whatever rounding came first, theirs or ours."""
     library = FLOWS[name].library
-    x, c = points(name, torch.float32, rows=64)
+    x, c = points(name, torch.float32, rows=256)
     torch.set_default_dtype(torch.float32)
     plain = make(name, spread=0.25).float()
     ours, exact = fused(plain), copy.deepcopy(plain).double()
