@@ -70,7 +70,10 @@ done
 if [[ -n $missing ]]; then
     note RED "tests: not run, this Python lacks:$missing"
 else
-    stage tests 240 "$PYTHON" -m pytest tests/test_contract.py -q --maxfail=20 -p no:cacheprovider
+    # What runs on the GPU; CI has the CPU's rows. Several processes, where pytest can: compilers are most of the time.
+    workers=()
+    if "$PYTHON" -c "import xdist" >/dev/null 2>&1; then workers=(--numprocesses 6 --dist worksteal); fi
+    stage tests 240 "$PYTHON" -m pytest tests/test_contract.py -k cuda -q --maxfail=20 -p no:cacheprovider "${workers[@]}"
 fi
 
 stage benchmarks 200 "$PYTHON" benchmarks/run.py --device cuda --out "$OUT"
