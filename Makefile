@@ -50,6 +50,7 @@ bench: $(VENV)/bench
 	$(BIN)/python benchmarks/run.py
 	$(BIN)/python benchmarks/run.py --breakdown
 	$(BIN)/python benchmarks/training_step.py
+	$(BIN)/python benchmarks/autoregressive.py
 	$(BIN)/python benchmarks/accelerate.py
 
 lint: $(VENV)/lint

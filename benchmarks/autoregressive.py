@@ -273,7 +273,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, metavar="DIR", help="where CSV and figure go (benchmarks/results/flows)")
     options = parser.parse_args(arguments)
     run.keep_freed_memory()
-    origin, rows = run.provenance(torch.device("cpu")), []
+    origin = run.provenance(torch.device("cpu"))
     measured = [record for size in (TINY if options.tiny else SIZES) for record in _announced(size)]
     measured += [growth(features, QUICK) for features in ((4, 8) if options.tiny else GROWTH)]
     rows = [{key: results.text((record | origin).get(key)) for key in FIELDS} for record in measured]

@@ -499,7 +499,14 @@ OPSPECS = (
         small={"shape": (4, 3), "hidden": 4},
         extremes=NETWORK_EXTREMES,
         same=(0, 1),
-        raw=(RawOp(network_autograd.RAW_FORWARD, lambda x: _raw_network(x, x[0])),),
+        raw=(
+            RawOp(network_autograd.RAW_FORWARD, lambda x: _raw_network(x, x[0])),
+            RawOp(network_autograd.RAW_TRAINING, lambda x: _raw_network(x, x[0])),
+            RawOp(
+                network_autograd.RAW_BACKWARD,
+                lambda x: _raw_network(x, x[0].cos(), None, x[0], x[0].new_empty(0), False, True, True),
+            ),
+        ),
         options=("activation", "gate", "order", "halves"),
         shared=("kind",),
     ),

@@ -1,6 +1,7 @@
 """Properties of masked networks and autoregressive flows that no implementation can fake, and errors for bad input."""
 
 import copy
+import itertools
 import pickle
 
 import pytest
@@ -150,6 +151,36 @@ def test_second_derivatives_of_both_directions(flow, implementation):
             assert torch.autograd.gradgradcheck(lambda z, direction=direction: direction(z), z)
 
 
+@pytest.mark.parametrize("case", ["the same flow twice", "tied layers", "there and back"])
+def test_shared_parameters_with_create_graph(case):
+    """A path through an earlier use of a parameter is not counted twice."""
+    flow, z = hk.nn.InverseAutoregressiveFlow(4, [6, 6], activation="tanh"), torch.randn(5, 4)
+    if case == "tied layers":
+        flow.made.layers[1].bias = flow.made.layers[0].bias
+    second = flow.inverse if case == "there and back" else flow
+    results = []
+    for implementation in ("cpp", "reference"):
+        with hk.use_impl(implementation):
+            image, a = flow(z)
+            image, b = second(2 * image)
+            loss = image.square().sum() - (a + b).sin().sum()
+            gradients = torch.autograd.grad(loss, list(flow.parameters()), create_graph=True)
+            penalty = sum(g.square().sum() for g in gradients)
+            results.append((*gradients, *torch.autograd.grad(penalty, list(flow.parameters()))))
+    torch.testing.assert_close(*results)
+
+
+@each_flow
+def test_dual_numbers(flow):
+    model, z, tangent = flow(4, [8], activation="tanh"), torch.randn(3, 4), torch.randn(3, 4)
+    for direction in (model.forward, model.inverse):
+        expected = torch.func.jvp(direction, (z,), (tangent,))[1]
+        with torch.autograd.forward_ad.dual_level():
+            results = direction(torch.autograd.forward_ad.make_dual(z, tangent))
+            tangents = tuple(torch.autograd.forward_ad.unpack_dual(r).tangent for r in results)
+        torch.testing.assert_close(tangents, expected)
+
+
 @each_flow
 def test_compiles_as_one_graph(flow):
     model = flow(4, [8], context_features=2)
@@ -242,6 +273,28 @@ def test_transform_keeps_the_pair_and_its_determinant(monkeypatch):
     assert transform.log_abs_det_jacobian(z, image).shape == (3,)
 
 
+def test_a_transform_without_cache_keeps_nothing():
+    transform = hk.nn.FlowStack([hk.nn.MaskedAutoregressiveFlow(4, [8])]).as_transform()
+    transform(torch.randn(3, 4, requires_grad=True))
+    copy.deepcopy(transform)
+    assert transform._cached_log_abs_det is None
+
+
+def test_the_determinant_comes_from_the_parallel_direction(monkeypatch):
+    stack = hk.nn.FlowStack.autoregressive(hk.nn.MaskedAutoregressiveFlow, 2, 4, [8])
+    transform, z = stack.as_transform(), torch.randn(3, 4)
+    image = transform(z)
+    monkeypatch.setitem(network_autograd.RAW_INVERSE, "cpp", None)
+    torch.testing.assert_close(transform.log_abs_det_jacobian(z, image), -stack.inverse(image)[1])
+
+
+def test_no_unit_of_a_default_network_is_without_a_reader():
+    for widths in ([8, 2], [3], [20, 4, 9], [1, 1]):
+        layers = hk.nn.MADE(10, widths).layers
+        for layer, after in itertools.pairwise(layers):
+            assert layer.out_degrees.max() <= after.out_degrees.max()
+
+
 def test_expected_bound_is_below_the_evidence():
     """E log p(x, z) - log q(z) over a flow's samples stays below the exact evidence of a Gaussian model."""
     model = hk.nn.InverseAutoregressiveFlow(2, [16], gate="softplus")
@@ -269,6 +322,7 @@ def test_expected_bound_is_below_the_evidence():
         ({"order": [0.0, 1.0, 2.0]}, TypeError, "order must be integers"),
         ({"activation": "relu6"}, ValueError, "activation must be one of elu, gelu"),
         ({"hidden_degrees": [[0, 2]], "hidden_features": 2}, ValueError, "so that some output can use them, got 2"),
+        ({"hidden_degrees": [[1, 0], [0, 0]], "hidden_features": [2, 2]}, ValueError, "between -1 and 0, .* got 1"),
         ({"hidden_degrees": [[0]], "hidden_features": 2}, ValueError, r"hidden_degrees must be of lengths \[2\]"),
     ],
 )
@@ -291,8 +345,17 @@ def test_bad_flow_input():
         flow(torch.randn(4, 3, dtype=torch.float32), torch.randn(4, 2))
     with pytest.raises(ValueError, match="gate must be a Gate or one of affine"):
         hk.nn.InverseAutoregressiveFlow(3, [8], gate="linear")
-    with pytest.raises(ValueError, match="flows must be at least one, all of the same features"):
-        hk.nn.FlowStack([])
+    with pytest.raises(ValueError, match="context must be of a batch shape that broadcasts to"):
+        flow(torch.randn(4, 3), torch.randn(5, 2))
+    with pytest.raises(TypeError, match="context must have the dtype of weight"):
+        flow(torch.randn(4, 3), torch.randn(4, 2).float())
+    for flows in ([], [torch.nn.ReLU()]):
+        with pytest.raises(ValueError, match="flows must be at least one flow, all of the same features"):
+            hk.nn.FlowStack(flows)
+    with pytest.raises(ValueError, match="n_layers must be at least 1"):
+        hk.nn.FlowStack.autoregressive(hk.nn.InverseAutoregressiveFlow, 0, 3, [8])
+    with pytest.raises(ValueError, match="epsilon must be positive, and a normal float32 number"):
+        Gate.softplus(1e-60)
 
 
 @each_implementation
@@ -303,7 +366,7 @@ def test_a_scale_that_underflows_is_no_silent_nan(gate, implementation):
         flow.made.layers[-1].bias[3:] = -1e4
         image, log_abs_det = flow(torch.randn(5, 3, dtype=torch.float32))
         if gate in ("affine", "sigmoid"):
-            with pytest.raises(RuntimeError, match="a scale underflowed to 0, so the map has no inverse"):
+            with pytest.raises(RuntimeError, match="a scale is below the least normal number, so the map has no"):
                 flow.inverse(image)
             return
         back, minus = flow.inverse(image)

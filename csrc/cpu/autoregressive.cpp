@@ -28,7 +28,7 @@ template <class T>
 void run(const Network<T>& net, const NetworkArguments& a, bool inverse, const Tensor& known, const Tensor& wanted,
          const Tensor& log_det, T* tape) {
   const int64_t rows = known.size(0), features = known.size(1);
-  const int64_t vectors = vectors_of<T>(rows), lanes = vectors * kVectorLanes<T>, tiles = (rows + lanes - 1) / lanes;
+  const int64_t vectors = tile_vectors<T>(rows), lanes = vectors * kVectorLanes<T>, tiles = (rows + lanes - 1) / lanes;
   const T* from = static_cast<const T*>(known.const_data_ptr());
   T *to = written<T>(wanted), *det = written<T>(log_det);
   std::atomic<bool> sound{true};
@@ -42,8 +42,8 @@ void run(const Network<T>& net, const NetworkArguments& a, bool inverse, const T
         sound = false;
     }
   });
-  STD_TORCH_CHECK(sound, "autoregressive_inverse: a scale underflowed to 0, so the map has no inverse: use a gate with a "
-                         "bounded scale, as clipped, soft-clipped, softplus or shifted-sigmoid");
+  STD_TORCH_CHECK(sound, "autoregressive_inverse: a scale is below the least normal number, so the map has no inverse: "
+                         "use a gate with a bounded scale, as clipped, soft-clipped, softplus or shifted-sigmoid");
 }
 
 template <class T>

@@ -14,8 +14,9 @@ class Samples {
   Samples(const Network<T>& net, int64_t rows) : net_(net), rows_(rows) {
     for (int64_t s = kFeatures; s < int64_t(net.stages.size()); ++s) {
       const int64_t units = net.layer(s).size(), lanes = vectors_for<T>(units) * kVectorLanes<T>;
+      const bool read = s + 1 < int64_t(net.stages.size());
       lanes_.push_back(lanes);
-      columns_.emplace_back((units + lanes - 1) / lanes * lanes * rows);
+      columns_.emplace_back(read ? (units + lanes - 1) / lanes * lanes * rows : 0);
       cotangents_.emplace_back(s == kFeatures ? 0 : units * rows);
     }
   }
@@ -109,7 +110,7 @@ void backward(const NetworkArguments& a, bool inverse, const MaybeTensor& grad, 
               const Tensor& x, const Tensor& tape, const Tensor* d_known, const std::vector<Tensor>* results) {
   const int64_t rows = x.size(0), features = x.size(1), n_stages = a.biases.size(), n_weights = a.weights.size();
   const Network<T> net(a, features, rows);
-  const int64_t vectors = vectors_of<T>(rows), lanes = vectors * kVectorLanes<T>, tiles = (rows + lanes - 1) / lanes;
+  const int64_t vectors = tile_vectors<T>(rows), lanes = vectors * kVectorLanes<T>, tiles = (rows + lanes - 1) / lanes;
   STD_TORCH_CHECK(tape.numel() == 0 || tape.numel() == tape_rows<T>(rows) * net.units, "autoregressive network: tape");
   const T *xs = static_cast<const T*>(x.const_data_ptr()), *g = data<T>(grad), *h = data<T>(grad_log_det);
   const T* kept = tape.numel() ? static_cast<const T*>(tape.const_data_ptr()) : nullptr;

@@ -7,7 +7,7 @@
 
 namespace hk {
 
-// What the Python side passes; ops/autoregressive_inverse/network.py tells the same.
+// What the Python side passes; ops/autoregressive_network/network.py tells the same.
 struct NetworkArguments {
   std::vector<Tensor> weights, biases, offsets, gates, degrees;
   std::vector<int64_t> program;

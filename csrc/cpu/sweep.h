@@ -62,7 +62,14 @@ class Sweep {
   }
 
   // All units' values from x.
-  void evaluate() { evaluate(net_.steps + 1); }
+  void evaluate() {
+    for (size_t s = 0; s < net_.stages.size(); ++s) {
+      const int64_t units = net_.stages[s].layer.size();
+      start(s, 0, units);
+      add(s, 0, units, net_.steps + 1, true);
+      finish(s, 0, units);
+    }
+  }
 
   // The same from their raw values, where nothing is gated.
   void activate_all() {
@@ -160,15 +167,6 @@ class Sweep {
   int64_t steps_a_block() const {
     constexpr int64_t kUnits = 64, kLeast = 4;
     return std::max(kLeast, kUnits * net_.steps / std::max<int64_t>(1, net_.widest));
-  }
-
-  void evaluate(int64_t steps) {
-    for (size_t s = 0; s < net_.stages.size(); ++s) {
-      const int64_t units = net_.stages[s].layer.start[steps];
-      start(s, 0, units);
-      add(s, 0, units, steps, true);
-      finish(s, 0, units);
-    }
   }
 
   void start(int64_t s, int64_t u0, int64_t u1) {
@@ -274,7 +272,7 @@ class Sweep {
 
 // Narrow tiles for small batches, so that all threads have one.
 template <class T>
-int64_t vectors_of(int64_t rows) {
+int64_t tile_vectors(int64_t rows) {
   if (rows <= 2 * kVectorLanes<T>) return 1;
   return rows <= 4 * kVectorLanes<T> ? 2 : kMostVectors;
 }
@@ -282,7 +280,7 @@ int64_t vectors_of(int64_t rows) {
 // Rows of a batch with the last tile filled up.
 template <class T>
 int64_t tape_rows(int64_t rows) {
-  const int64_t lanes = vectors_of<T>(rows) * kVectorLanes<T>;
+  const int64_t lanes = tile_vectors<T>(rows) * kVectorLanes<T>;
   return (rows + lanes - 1) / lanes * lanes;
 }
 

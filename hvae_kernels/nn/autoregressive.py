@@ -135,17 +135,23 @@ class MADE(nn.Module):
     def _spread(self, width: int) -> Tensor:
         """-1, which sees the context alone, to d - 2, the highest that an output uses."""
         levels = self.features if self.context_features or self.features == 1 else self.features - 1
-        return torch.arange(width) * levels // width - int(levels == self.features)
+        lowest = -1 if levels == self.features else 0
+        if width >= levels:
+            return torch.arange(width) * levels // width + lowest
+        # Too narrow for all: the highest among them, so that no unit of the layer before is without a reader.
+        return torch.linspace(levels - 1, 0, width).round().to(torch.int64).flip(0) + lowest
 
     def _given(self, degrees: Sequence[Sequence[int] | Tensor], widths: list[int]) -> list[Tensor]:
         degrees = [_degrees("MADE", "hidden_degrees", layer) for layer in degrees]
         if [len(layer) for layer in degrees] != widths:
             raise _checks.fail("MADE", "hidden_degrees", f"of lengths {widths}", str([len(layer) for layer in degrees]))
-        for layer in degrees:
-            useless = layer[(layer > self.features - 2) | (layer < -1)]
+        highest = self.features - 2  # that an output can use, then that a unit of the next layer can
+        for layer in reversed(degrees):
+            useless = layer[(layer > highest) | (layer < -1)]
             if len(useless):
-                expected = f"between -1 and features - 2 = {self.features - 2}, so that some output can use them"
+                expected = f"between -1 and {highest}, so that some output can use them"
                 raise _checks.fail("MADE", "hidden_degrees", expected, f"{useless[0].item()}")
+            highest = int(layer.max())
         return degrees
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
@@ -168,8 +174,15 @@ class MADE(nn.Module):
         if context is None:
             raise _checks.fail("MADE", "context", f"a tensor of shape (..., {self.context_features})", context)
         _features("MADE", "context", context, self.context_features)
-        offset = self.context(context)
-        return offset.expand(*batch, offset.shape[-1])
+        _checks.same_kind("MADE", weight=self.context.weight, context=context)
+        try:
+            shape = torch.broadcast_shapes(batch, context.shape[:-1])
+        except RuntimeError:
+            shape = None
+        if shape != batch:
+            expected = f"of a batch shape that broadcasts to {tuple(batch)}, that of the features"
+            raise _checks.fail("MADE", "context", expected, context)
+        return self.context(context).expand(*batch, self.context.out_features)
 
     def network(self, tail: Gate, context: Tensor | None, batch: torch.Size) -> Network:
         """The network as data, for the kernels that walk through it; ``outputs_per_feature`` must be 2."""
@@ -198,6 +211,8 @@ class _Flow(nn.Module):
     """A flow with ``forward`` and ``inverse``, both ``(z, context) -> (z', log_abs_det)``."""
 
     features: int
+    #: Whether ``forward`` is the cheap direction when both are at hand; else ``inverse``.
+    forward_is_parallel = True
 
     def as_transform(self, context: Tensor | None = None, cache_size: int = 0) -> FlowTransform:
         """The flow as a ``torch.distributions`` transform from z to z', given the context."""
@@ -224,12 +239,13 @@ class InverseAutoregressiveFlow(_Flow):
     References:
         Kingma et al., Improving variational inference with inverse autoregressive flow, 2016.
 
-    Example:
+    Equivalent to:
         >>> import torch, hvae_kernels as hk
         >>> flow, z = hk.nn.InverseAutoregressiveFlow(5, [32, 32]), torch.randn(8, 5)
+        >>> shift, log_scale = flow.made(z).unbind(-2)
+        >>> torch.testing.assert_close(flow(z), (z * log_scale.exp() + shift, log_scale.sum(-1)))
         >>> image, log_abs_det = flow(z)
-        >>> back, minus = flow.inverse(image)
-        >>> torch.testing.assert_close((back, minus), (z, -log_abs_det))
+        >>> torch.testing.assert_close(flow.inverse(image), (z, -log_abs_det))
     """
 
     def __init__(
@@ -255,7 +271,12 @@ class InverseAutoregressiveFlow(_Flow):
         return self._along(autoregressive_network.autoregressive_forward, z, context)
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """``z' (..., d)`` to ``(z, log_abs_det)`` of the inverse map; sequential, in one pass of work."""
+        """``z' (..., d)`` to ``(z, log_abs_det)`` of the inverse map; sequential, in one pass of work.
+
+        Raises:
+            RuntimeError: a scale is below the least normal number, so that there is no inverse (on the CPU; on a GPU
+                such rows come back infinite or NaN). Gates with a bounded scale never get there.
+        """
         return self._along(autoregressive_network.autoregressive_inverse, z, context)
 
     def _along(self, direction, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -285,8 +306,10 @@ class MaskedAutoregressiveFlow(InverseAutoregressiveFlow):
         >>> torch.testing.assert_close(flow.inverse(sample), (z, -log_abs_det))
     """
 
+    forward_is_parallel = False
+
     def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """``z (..., d)`` to ``(z', log_abs_det)``; sequential, in one pass of work."""
+        """``z (..., d)`` to ``(z', log_abs_det)``; sequential, in one pass of work; raises as the inverse of an IAF."""
         return super().inverse(z, context)
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -312,11 +335,17 @@ class FlowStack(_Flow):
 
     def __init__(self, flows: Sequence[_Flow]):
         super().__init__()
+        flows = list(flows)
+        sizes = {getattr(flow, "features", None) for flow in flows}
+        if len(sizes) != 1 or None in sizes:
+            raise _checks.fail("FlowStack", "flows", "at least one flow, all of the same features", f"features {sizes}")
         self.flows = nn.ModuleList(flows)
-        sizes = {flow.features for flow in self.flows}
-        if len(sizes) != 1:
-            raise _checks.fail("FlowStack", "flows", "at least one, all of the same features", f"features {sizes}")
         (self.features,) = sizes
+
+    @property
+    def forward_is_parallel(self) -> bool:
+        """By majority of the flows."""
+        return 2 * sum(flow.forward_is_parallel for flow in self.flows) >= len(self.flows)
 
     @classmethod
     def autoregressive(
@@ -340,7 +369,12 @@ class FlowStack(_Flow):
             orders: ``"reversed"`` (natural, reversed, natural, ...), ``"permuted"`` (random) or ``"same"``.
             generator: draws the permutations.
             **options: further arguments of the flow.
+
+        Raises:
+            ValueError: ``orders`` is none of these, or ``n_layers`` is below 1.
         """
+        if n_layers < 1:
+            raise _checks.fail("FlowStack", "n_layers", "at least 1", n_layers)
         if orders not in ("reversed", "permuted", "same"):
             raise _checks.fail("FlowStack", "orders", "one of reversed, permuted, same", orders)
         flows = []
@@ -403,22 +437,27 @@ class FlowTransform(Transform):
         return self if self._cache_size == cache_size else FlowTransform(self.flow, self.context, cache_size)
 
     def _call(self, x: Tensor) -> Tensor:
-        y, self._cached_log_abs_det = self.flow(x, self.context)
+        y, log_abs_det = self.flow(x, self.context)
+        self._keep(log_abs_det)
         return y
 
     def _inverse(self, y: Tensor) -> Tensor:
         x, minus = self.flow.inverse(y, self.context)
-        self._cached_log_abs_det = -minus
+        self._keep(-minus)
         return x
+
+    def _keep(self, log_abs_det: Tensor) -> None:
+        if self._cache_size:
+            self._cached_log_abs_det = log_abs_det
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         """``log |det dy/dx|``, ``(...)``; recomputed from the pair's cheaper side unless it is the cached pair."""
         known_x, known_y = self._cached_x_y if self._cache_size else (None, None)
         if x is known_x and y is known_y:
             return self._cached_log_abs_det
-        if isinstance(self.flow, MaskedAutoregressiveFlow):
-            return -self.flow.inverse(y, self.context)[1]
-        return self.flow(x, self.context)[1]
+        if self.flow.forward_is_parallel:
+            return self.flow(x, self.context)[1]
+        return -self.flow.inverse(y, self.context)[1]
 
 
 def _features(function: str, argument: str, x: object, features: int) -> None:

@@ -58,6 +58,7 @@ def affine_autoregressive(
         >>> g = torch.sigmoid(log_scale)
         >>> torch.testing.assert_close(fused, (g * z + (1 - g) * shift, g.log().sum(-1)))
     """
+    _checks.same_kind(NAME, z=z)  # alone: the others may differ under autocast
     if _library.autocasts(z):
         return _library.in_float32(functools.partial(affine_autoregressive, gate=gate), z, shift, log_scale)
     gate = _gate(gate)

@@ -113,6 +113,10 @@ def _finite(name: str, label: str, number: object) -> float:
     return float(number)
 
 
+#: Less would be 0 or denormal in float32: a logarithm or an inverse of it is not finite.
+_LEAST = torch.finfo(torch.float32).tiny
+
+
 def _check(name: str, first: float, second: float) -> None:
     if name == "clipped" and not first < second:
         raise ValueError(f"gate 'clipped': low must be below high, got low = {first}, high = {second}")
@@ -123,8 +127,8 @@ def _check(name: str, first: float, second: float) -> None:
     }
     if name in positive:
         label, number = positive[name]
-        if not number > 0:
-            raise ValueError(f"gate {name!r}: {label} must be positive, got {number}")
+        if not number >= _LEAST:
+            raise ValueError(f"gate {name!r}: {label} must be positive, and a normal float32 number, got {number}")
 
 
 #: The gates with the numbers of their sources: what a name alone means.

@@ -1,7 +1,7 @@
 """Whole autoregressive networks: the map, its inverse in one pass of work, and the implicit derivative."""
 
 from hvae_kernels.ops.autoregressive_network.api import autoregressive_forward, autoregressive_inverse
-from hvae_kernels.ops.autoregressive_network.network import ACTIVATIONS, FEATURES, NONE, Network, Stage, check
+from hvae_kernels.ops.autoregressive_network.network import ACTIVATIONS, FEATURES, NONE, Network, Stage
 
 __all__ = [
     "ACTIVATIONS",
@@ -11,5 +11,4 @@ __all__ = [
     "Stage",
     "autoregressive_forward",
     "autoregressive_inverse",
-    "check",
 ]

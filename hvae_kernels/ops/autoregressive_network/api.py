@@ -64,8 +64,8 @@ def autoregressive_inverse(y: Tensor, network: Network) -> tuple[Tensor, Tensor]
     Raises:
         TypeError: ``y`` is no floating-point tensor, or its dtype is not the weights'.
         ValueError: shapes or devices do not fit.
-        RuntimeError: a scale underflowed to 0, so that there is no inverse (found on the CPU only, where looking costs
-            no device sync).
+        RuntimeError: a scale is below the least normal number, so that there is no inverse. Found on the CPU only,
+            where looking costs no device sync; on a GPU such rows come back infinite or NaN.
     """
     _validate(INVERSE, "y", y, network)
     if _library.autocasts(y):

@@ -19,23 +19,29 @@ _NETWORK = (
 )
 
 
+def _empty(x: Tensor, wanted: bool = True) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format) if wanted else x.new_empty(0)
+
+
 def _map_fake(known, *network):
-    return torch.empty_like(known, memory_format=torch.contiguous_format), known.new_empty(known.shape[:1])
+    return _empty(known), known.new_empty(known.shape[:1])
 
 
-def _training_fake(x, weights, biases, offsets, gates, *rest):
-    rows = torch.library.get_ctx().new_dynamic_size()  # the tape's layout is the kernel's own
-    return (*_map_fake(x), x.new_empty(rows))
+def _training_fake(x, weights, biases, offsets, gates, degrees, *rest):
+    """The tape holds all units of whole tiles, and nothing where a context gates."""
+    lanes, rows = 64 // x.element_size(), x.shape[0]
+    lanes *= 1 if rows <= 2 * lanes else 2 if rows <= 4 * lanes else 4
+    units = 0 if any(gate.numel() for gate in gates) else sum(d.shape[0] for d in degrees[1:])
+    return (*_map_fake(x), x.new_empty((rows + lanes - 1) // lanes * lanes * units))
 
 
 def _backward_fake(grad, grad_log_abs_det, x, tape, inverse, needs_known, needs_parameters, *network):
     lists = network[:4]
-    results = [torch.empty_like(t) if needs_parameters else t.new_empty(0) for tensors in lists for t in tensors]
-    return torch.empty_like(x) if needs_known else x.new_empty(0), results
+    return _empty(x, needs_known), [_empty(t, needs_parameters) for tensors in lists for t in tensors]
 
 
 def _solve_fake(grad, grad_log_abs_det, x, *network):
-    return torch.empty_like(x, memory_format=torch.contiguous_format), x.new_empty(x.shape[0], 2 * x.shape[1])
+    return _empty(x), x.new_empty(x.shape[0], 2 * x.shape[1])
 
 
 def _define(name: str, arguments: str, results: str, fake, *implementations: str) -> dict:
@@ -105,9 +111,13 @@ class AutoregressiveForward(OpFunction):
 
 
 def _composition_vjp(ctx, inputs: tuple[Tensor, ...], wanted: tuple[bool, ...], cotangents) -> tuple:
-    """Through the ops that the network is made of, which are differentiable to any order."""
-    chosen = [x for x, want in zip(inputs, wanted, strict=True) if want]
+    """Through the ops that the network is made of, which are differentiable to any order.
+
+    By aliases: an input may depend on another one (a shared or tied weight), and that way is not this call's to go.
+    """
     with torch.enable_grad():
+        inputs = [x.view_as(x) if want else x for x, want in zip(inputs, wanted, strict=True)]
+        chosen = [x for x, want in zip(inputs, wanted, strict=True) if want]
         outputs = composition(inputs[0], unflattened(inputs[1:], ctx.counts, ctx.settings))
         given = [(y, g) for y, g in zip(outputs, cotangents, strict=True) if g is not None]
         outputs, cotangents = zip(*given, strict=True)
@@ -257,6 +267,8 @@ def forward(implementation: str, x: Tensor, network: Network) -> tuple[Tensor, T
 @_library.in_graph
 def call_inverse(implementation: str, counts, settings, y: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
     """The differentiable inverse."""
+    if torch.autograd.forward_ad._current_level >= 0 and not torch._C._are_functorch_transforms_active():
+        return reference.autoregressive_inverse(y, unflattened(tensors, counts, settings))
     if nothing_differentiates(y, *tensors):
         return RAW_INVERSE[implementation](y, *_lists(tensors, counts, settings))
     return AutoregressiveInverse.apply(implementation, counts, settings, y, *tensors)

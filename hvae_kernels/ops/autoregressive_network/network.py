@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from hvae_kernels import _checks
 from hvae_kernels.ops.autoregressive.gates import CODES, Gate
 
 #: A stage's ``source`` when it reads the features, not another stage.
@@ -162,18 +161,3 @@ def unflattened(tensors: Sequence[Tensor], counts: tuple[int, ...], settings: tu
 
 def _present(tensor: Tensor) -> Tensor | None:
     return tensor if tensor.numel() else None
-
-
-def check(function: str, network: Network) -> None:
-    """Refuse a network whose parts do not fit, or with hidden units that no output can use."""
-    d = network.features
-    if not network.stages or network.stages[-1].degrees.shape != (2 * d,):
-        raise _checks.fail(function, "network", f"one whose last stage has 2 units for each of {d} features", "another")
-    for place, stage in enumerate(network.stages):
-        units = stage.degrees.shape[0]
-        sources = d if stage.source == FEATURES else network.stages[stage.source].degrees.shape[0]
-        if stage.weight.shape != (units, sources):
-            raise _checks.fail(function, f"stage {place}'s weight", f"of shape ({units}, {sources})", stage.weight)
-        if stage.activation not in ACTIVATIONS:
-            known = ", ".join(ACTIVATIONS)
-            raise _checks.fail(function, f"stage {place}'s activation", f"one of {known}", stage.activation)

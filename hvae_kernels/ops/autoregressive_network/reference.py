@@ -10,15 +10,10 @@ from torch import Tensor
 from hvae_kernels import _checks
 from hvae_kernels.ops.autoregressive.gates import scale_of
 from hvae_kernels.ops.autoregressive_network.network import ACTIVATIONS, FEATURES, NONE, Network
+from hvae_kernels.ops.masked_linear.reference import masked_linear
 
 
-def masked(x: Tensor, weight: Tensor, bias: Tensor | None, in_degrees: Tensor, out_degrees: Tensor) -> Tensor:
-    """The masked linear map, with its mask."""
-    mask = out_degrees[:, None] >= in_degrees
-    return torch.nn.functional.linear(x, torch.where(mask, weight, torch.zeros_like(weight)), bias)
-
-
-def outputs(x: Tensor, network: Network, linear: Callable[..., Tensor] = masked) -> Tensor:
+def outputs(x: Tensor, network: Network, linear: Callable[..., Tensor] = masked_linear) -> Tensor:
     """The last stage's values ``(rows, 2 d)`` at features ``x (rows, d)``; ``linear`` is the masked map to use."""
     raws, values = [], []
     for stage in network.stages:
@@ -38,7 +33,7 @@ def outputs(x: Tensor, network: Network, linear: Callable[..., Tensor] = masked)
     return values[-1]
 
 
-def parameters(x: Tensor, network: Network, linear: Callable[..., Tensor] = masked) -> tuple[Tensor, Tensor]:
+def parameters(x: Tensor, network: Network, linear: Callable[..., Tensor] = masked_linear) -> tuple[Tensor, Tensor]:
     """Shift and raw scale, ``(rows, d)`` each."""
     last = outputs(x, network, linear)
     return _features(last, network.shift, network.features), _features(last, network.scale, network.features)
@@ -75,6 +70,6 @@ def autoregressive_inverse(y: Tensor, network: Network) -> tuple[Tensor, Tensor]
 def _refuse_underflow(scale: Tensor) -> None:
     if _checks.values_readable(scale) and bool((scale < torch.finfo(scale.dtype).tiny).any()):
         raise RuntimeError(
-            "autoregressive_inverse: a scale underflowed to 0, so the map has no inverse: use a gate with a bounded "
-            "scale, as clipped, soft-clipped, softplus or shifted-sigmoid"
+            "autoregressive_inverse: a scale is below the least normal number, so the map has no inverse: "
+            "use a gate with a bounded scale, as clipped, soft-clipped, softplus or shifted-sigmoid"
         )
