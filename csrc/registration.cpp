@@ -20,6 +20,9 @@ STABLE_TORCH_LIBRARY_IMPL(hvae_kernels, CPU, m) {
   m.impl("autoregressive_forward.cpp", TORCH_BOX(&hk::autoregressive_forward));
   m.impl("autoregressive_inverse.cpp", TORCH_BOX(&hk::autoregressive_inverse));
   m.impl("autoregressive_solve.cpp", TORCH_BOX(&hk::autoregressive_solve));
+  m.impl("planar_recursion.cpp", TORCH_BOX(&hk::planar_recursion));
+  m.impl("planar_recursion_backward.cpp", TORCH_BOX(&hk::planar_recursion_backward));
+  m.impl("planar_recursion_solve.cpp", TORCH_BOX(&hk::planar_recursion_solve));
 }
 
 PyMODINIT_FUNC PyInit__C(void) {
