@@ -23,6 +23,8 @@ STABLE_TORCH_LIBRARY_IMPL(hvae_kernels, CPU, m) {
   m.impl("planar_recursion.cpp", TORCH_BOX(&hk::planar_recursion));
   m.impl("planar_recursion_backward.cpp", TORCH_BOX(&hk::planar_recursion_backward));
   m.impl("planar_recursion_solve.cpp", TORCH_BOX(&hk::planar_recursion_solve));
+  m.impl("radial_flow.cpp", TORCH_BOX(&hk::radial_flow));
+  m.impl("radial_flow_backward.cpp", TORCH_BOX(&hk::radial_flow_backward));
 }
 
 PyMODINIT_FUNC PyInit__C(void) {

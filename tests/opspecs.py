@@ -30,6 +30,8 @@ from hvae_kernels.ops.masked_linear import autograd as masked_autograd
 from hvae_kernels.ops.masked_linear import reference as masked_reference
 from hvae_kernels.ops.planar_flow import autograd as planar_autograd
 from hvae_kernels.ops.planar_flow import reference as planar_reference
+from hvae_kernels.ops.radial_flow import autograd as radial_autograd
+from hvae_kernels.ops.radial_flow import reference as radial_reference
 
 
 @dataclass(frozen=True)
@@ -242,6 +244,23 @@ def planar_inputs(
     u = u + (product.abs() - product) / w.square().sum(-1, keepdim=True) * w  # u.w >= 0: invertible, well-conditioned
     u, w = (_in_layout(x, layout) for x in (u, w))
     return z, u, w, 0.5 * torch.randn(n_layers, **kind)
+
+
+def radial_inputs(
+    dtype: torch.dtype,
+    device: str,
+    *,
+    shape: tuple[int, ...],
+    n_layers: int = 3,
+    layout: str = "contiguous",
+    scale: float = 1.0,
+) -> tuple[Tensor, ...]:
+    """Inputs of ``radial_flow``: z of size ``scale``, invertible layers that stretch and that shrink."""
+    kind = {"dtype": dtype, "device": device}
+    z = _in_layout(scale * torch.randn(shape, **kind), layout)
+    center = _in_layout(torch.randn(n_layers, shape[-1], **kind), layout)
+    alpha = _uniform(0.5, 2.0, n_layers, **kind)
+    return z, center, alpha, alpha * _uniform(-0.5, 1.5, n_layers, **kind)
 
 
 #: One gate with a straight-through gradient, one with a logarithm, one that blends; every gate has a case of its own.
@@ -459,7 +478,7 @@ PLANAR_CASES |= {
     **{f"constrained_{name}": {**PLANAR_CASES[name], "constrain": True} for name in ("plain", "no_rows", "prime")},
     "one_layer": {"shape": (33, 6), "n_layers": 1, "constrain": True},
     "many_layers": {"shape": (70, 11), "n_layers": 13, "constrain": True},
-    "many_rows": {"shape": (1100, 3), "n_layers": 2},
+    "many_rows": {"shape": (1100, 3), "n_layers": 5},
 }
 PLANAR_EXTREMES = {
     "large": {"shape": (7, 5), "scale": 1e18},
@@ -490,6 +509,19 @@ def _planar_state(x: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
 
 def _planar_replicas(x: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
     return tuple(torch.stack([t, 2 * t]) for t in _planar_recursion_inputs(x))
+
+
+RADIAL_CASES = {
+    name: {key: value for key, value in case.items() if key in ("shape", "layout")}
+    for name, case in GAUSSIAN_CASES.items()
+    if not {"replicas", "step", "n_steps", "stops", "curvature"} & case.keys()
+    and name not in ("many_rows", "no_features")
+}
+RADIAL_CASES |= {
+    "one_layer": {"shape": (33, 6), "n_layers": 1},
+    "many_layers": {"shape": (9, 11), "n_layers": 13},
+    "many_rows": {"shape": (2100, 3)},
+}
 
 
 EXTREMES = {"large": {"shape": (7, 5), "scale": 1e18}, "tiny": {"shape": (7, 5), "scale": 1e-18}}
@@ -617,5 +649,20 @@ OPSPECS = (
             RawOp(planar_autograd.RAW_SOLVE, lambda x: (_planar_replicas(x)[0], *_planar_replicas(x), False)),
         ),
         options=("constrain",),
+    ),
+    OpSpec(
+        name="radial_flow",
+        op=F.radial_flow,
+        reference=radial_reference.radial_flow,
+        make=radial_inputs,
+        cases=RADIAL_CASES,
+        small={"shape": (3, 4), "n_layers": 2},
+        extremes=EXTREMES,
+        same=(2, 3),
+        raw=(
+            RawOp(radial_autograd.RAW_FORWARD, lambda x: x),
+            RawOp(radial_autograd.RAW_BACKWARD, lambda x: (x[0].cos(), x[0][..., 0].cos(), *x)),
+            RawOp(radial_autograd.RAW_BACKWARD, lambda x: (None, x[0][..., 0].cos(), *x)),
+        ),
     ),
 )

@@ -66,4 +66,8 @@ std::tuple<Tensor, Tensor> planar_recursion_backward(MaybeTensor grad_h, MaybeTe
                                                      Tensor slope, Tensor table, double offset, bool needs_table);
 Tensor planar_recursion_solve(Tensor constant, Tensor slope, Tensor table, bool transposed);
 
+std::tuple<Tensor, Tensor> radial_flow(Tensor z, Tensor center, Tensor alpha, Tensor beta);
+std::tuple<Tensor, Tensor, Tensor, Tensor> radial_flow_backward(MaybeTensor grad_output, MaybeTensor grad_log_abs_det,
+                                                                Tensor z, Tensor center, Tensor alpha, Tensor beta);
+
 }  // namespace hk
