@@ -478,7 +478,8 @@ PLANAR_CASES |= {
     **{f"constrained_{name}": {**PLANAR_CASES[name], "constrain": True} for name in ("plain", "no_rows", "prime")},
     "one_layer": {"shape": (33, 6), "n_layers": 1, "constrain": True},
     "many_layers": {"shape": (70, 11), "n_layers": 13, "constrain": True},
-    "many_rows": {"shape": (1100, 3), "n_layers": 5},
+    "several_blocks": {"shape": (70, 129)},
+    "many_rows": {"shape": (300, 3)},
 }
 PLANAR_EXTREMES = {
     "large": {"shape": (7, 5), "scale": 1e18},
@@ -520,6 +521,7 @@ RADIAL_CASES = {
 RADIAL_CASES |= {
     "one_layer": {"shape": (33, 6), "n_layers": 1},
     "many_layers": {"shape": (9, 11), "n_layers": 13},
+    "several_blocks": {"shape": (37, 129)},
     "many_rows": {"shape": (2100, 3)},
 }
 

@@ -38,7 +38,7 @@ struct Blocks {
     if (dim == 3) replicas = like.size(0);
     layers = like.size(dim - 2), rows = like.size(dim - 1);
     // A chunk has a table of sums of its own, (K, K): no larger than what the chunk reads.
-    constexpr int64_t kChunk = 1024, kMostChunks = 32;
+    constexpr int64_t kChunk = 256, kMostChunks = 32;
     chunk = std::max({kChunk, 4 * layers, (rows + kMostChunks - 1) / kMostChunks});
     chunk = (chunk + kLanes - 1) / kLanes * kLanes;
     chunks = (rows + chunk - 1) / chunk;

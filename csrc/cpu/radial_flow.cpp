@@ -16,7 +16,7 @@ using namespace radial;
     return forward_row(layers, d, centers, alpha, beta, z, y);                                                        \
   }                                                                                                                   \
   HK_CLONES void backward_clone(int64_t layers, int64_t d, const T* centers, const T* alpha, const T* beta, T* z,     \
-                                double grad_log, T* g, T* ys, Layer* stack, double* d_centers, double* d_alpha,       \
+                                double grad_log, T* g, T* ys, Layer* stack, T* d_centers, double* d_alpha,            \
                                 double* d_beta) {                                                                     \
     backward_row(layers, d, centers, alpha, beta, z, grad_log, g, ys, stack, d_centers, d_alpha, d_beta);             \
   }
@@ -78,7 +78,7 @@ void backward(const Sizes& sizes, const MaybeTensor& grad, const MaybeTensor& gr
   T* to = written<T>(results[0]);
   Buffer<double> partial(sizes.chunks * sizes.sums());
   sizes.run([&](int64_t chunk, int64_t first, int64_t last) {
-    Buffer<T> here(d), ys(layers * d);
+    Buffer<T> here(d), ys(layers * d), run(layers * d);
     Buffer<double> room(layers * (sizeof(Layer) / sizeof(double)));
     Layer* stack = reinterpret_cast<Layer*>(room.data());
     double* sums = partial.data() + chunk * sizes.sums();
@@ -89,8 +89,9 @@ void backward(const Sizes& sizes, const MaybeTensor& grad, const MaybeTensor& gr
         std::copy_n(gs + row * d, d, g);
       else
         std::fill(g, g + d, T(0));
-      backward_clone(layers, d, centers, alphas, betas, here.data(), ls ? ls[row] : 0, g, ys.data(), stack, sums,
-                     sums + layers * d, sums + layers * (d + 1));
+      backward_clone(layers, d, centers, alphas, betas, here.data(), ls ? ls[row] : 0, g, ys.data(), stack,
+                     run.data(), sums + layers * d, sums + layers * (d + 1));
+      if ((row - first) % kRun == kRun - 1 || row == last - 1) flush(sums, run.data(), layers * d);
     }
   });
   Buffer<double> total(sizes.sums());

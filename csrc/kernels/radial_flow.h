@@ -69,10 +69,10 @@ HK_INLINE double forward_row(int64_t layers, int64_t d, const T* centers, const 
 }
 
 // g holds the cotangent of z_K and becomes that of z_0; z is scratch with z_0, ys room for K rows, `stack` for K layers.
-// The sums (K, d), (K), (K) grow by the row's gradients.
+// The sums (K, d), (K), (K) grow by the row's gradients; the first in T, to be flushed after a run of rows.
 template <class T>
 HK_INLINE void backward_row(int64_t layers, int64_t d, const T* centers, const T* alpha, const T* beta, T* z,
-                            double grad_log, T* __restrict g, T* ys, Layer* stack, double* d_centers, double* d_alpha,
+                            double grad_log, T* __restrict g, T* ys, Layer* stack, T* d_centers, double* d_alpha,
                             double* d_beta) {
   for (int64_t k = 0; k < layers; ++k) stack[k] = step(d, centers + k * d, alpha[k], beta[k], z, ys + k * d);
   for (int64_t k = layers - 1; k >= 0; --k) {
@@ -84,7 +84,7 @@ HK_INLINE void backward_row(int64_t layers, int64_t d, const T* centers, const T
     d_alpha[k] += square * (b * along - d_h);
     d_beta[k] += p.h * (projected + across) + a * square * along;
     const T keep = static_cast<T>(b * p.h), turn = static_cast<T>(p.radius > 0 ? -square * d_h / p.radius : 0);
-    double* __restrict sums = d_centers + k * d;
+    T* __restrict sums = d_centers + k * d;
     for (int64_t j = 0; j < d; ++j) {
       const T moved = keep * g[j] + turn * y[j];
       sums[j] -= moved;

@@ -22,7 +22,7 @@ from hvae_kernels._triton.launch import lazy
 IMPLEMENTATIONS = ("cpp", "triton")
 
 #: BLAS adds over the batch in one long float32 chain: beyond this many rows, products of runs of rows are added.
-RUN = 512
+RUN = 128
 
 
 def _empty(x: Tensor) -> Tensor:

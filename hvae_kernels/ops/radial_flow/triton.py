@@ -18,7 +18,6 @@ _TILE = 1024
 def _layer(z, centers, alphas, betas, k, column, inside, features, DTYPE: tl.constexpr):
     """``(y, r, h, alpha, beta)`` of layer k; the scalars of each row in double."""
     y = z - load(centers, k * features + column, inside, DTYPE)[None, :]
-    y = tl.where(inside[None, :], y, 0.0)
     alpha = tl.load(alphas + k).to(tl.float64)
     radius = tl.sqrt(tl.sum((y * y).to(tl.float64), 1))
     return y, radius, 1.0 / (alpha + radius), alpha, tl.load(betas + k).to(tl.float64)
