@@ -137,6 +137,17 @@ def test_planar_constrained_derivatives(implementation):
         )
 
 
+@pytest.mark.parametrize("implementation", ["cpp", *INTERPRETED])
+def test_planar_tanh_is_rounded_once(implementation):
+    """A second feature that only receives ``tanh`` shows it: 2^-24 of rounding and what the kernel claims, 1e-8."""
+    x = torch.cat([torch.linspace(-12, 12, 4001), torch.logspace(-30, 2, 1000)])
+    z, u, w = torch.stack([x, 0 * x], -1), torch.tensor([[0.0, 1.0]]), torch.tensor([[1.0, 0.0]])
+    with hk.use_impl(implementation):
+        tanh = F.planar_flow(z, u, w, torch.zeros(1))[0][:, 1]
+    expected = torch.tanh(x.double())
+    assert ((tanh - expected).abs() <= (2**-24 + 1e-8) * expected.abs()).all()
+
+
 def test_planar_saves_two_numbers_a_layer_and_row():
     arguments = [x.requires_grad_() for x in planar(64, 8, n_layers=5)]
     with hk.use_impl("cpp"):

@@ -63,10 +63,12 @@ def planar_flow(z: Tensor, u: Tensor, w: Tensor, b: Tensor, *, constrain: bool =
     _validate(z, u, w, b)
     if implementation == "reference":
         return reference.planar_flow(z, u, w, b, constrain)
-    rows = z.unsqueeze(0) if z.dim() == 1 else z.flatten(0, -2)
     target = None
     if constrain:
         u, target = reference.constrained(u, w)
+    if z.dim() == 2:
+        return autograd.call(implementation, z, u, w, b, target)
+    rows = z.unsqueeze(0) if z.dim() == 1 else z.flatten(0, -2)
     output, log_abs_det = autograd.call(implementation, rows, u, w, b, target)
     return output.view(z.shape), log_abs_det.view(z.shape[:-1])
 
