@@ -12,6 +12,8 @@ from torch import Tensor
 
 from hvae_kernels import functional
 from hvae_kernels.ops.leapfrog import reference as leapfrog
+from hvae_kernels.ops.planar_flow import reference as planar
+from hvae_kernels.ops.radial_flow import reference as radial
 
 Sizes = Mapping[str, int]
 
@@ -272,7 +274,68 @@ AFFINE_AUTOREGRESSIVE = Row(
     cases=(_tail_case(4096, 400), _tail_case(10, 25), _tail_case(65536, 400, devices=("cuda",))),
 )
 
-ROWS: tuple[Row, ...] = (GAUSSIAN_LEAPFROG, DENSE_GAUSSIAN_LEAPFROG, MASKED_LINEAR, AFFINE_AUTOREGRESSIVE)
+
+def planar_inputs(
+    dtype: torch.dtype, device: torch.device | str, seed: int, batch: int, features: int, steps: int
+) -> tuple[Tensor, ...]:
+    """Random arguments of ``planar_flow``, K invertible layers of order 1."""
+    generator = torch.Generator().manual_seed(seed)
+    z = torch.randn(batch, features, generator=generator, dtype=torch.float64)
+    u, w = torch.randn(2, steps, features, generator=generator, dtype=torch.float64) / features**0.5
+    product, square = (u * w).sum(-1, keepdim=True), w.square().sum(-1, keepdim=True)
+    u = u + (product.abs() - product) / square * w
+    return tuple(x.to(dtype).to(device).contiguous() for x in (z, u, w, 0.1 * torch.ones(steps)))
+
+
+def radial_inputs(
+    dtype: torch.dtype, device: torch.device | str, seed: int, batch: int, features: int, steps: int
+) -> tuple[Tensor, ...]:
+    """Random arguments of ``radial_flow``, K invertible layers of order 1."""
+    generator = torch.Generator().manual_seed(seed)
+    z = torch.randn(batch, features, generator=generator, dtype=torch.float64)
+    center = torch.randn(steps, features, generator=generator, dtype=torch.float64)
+    alpha, share = torch.rand(2, steps, generator=generator, dtype=torch.float64) + 0.5
+    return tuple(x.to(dtype).to(device).contiguous() for x in (z, center, alpha, alpha * (share - 0.75)))
+
+
+PLANAR_FLOW = Row(
+    name="planar_flow",
+    op=functional.planar_flow,
+    formula=planar.planar_flow,
+    inputs=planar_inputs,
+    # read z for the projections and for the sum; write z_K
+    forward_bytes=lambda element_size, batch, features, steps: 3 * element_size * batch * features,
+    # read the cotangent twice and z; write one gradient
+    backward_bytes=lambda element_size, batch, features, steps: 4 * element_size * batch * features,
+    flops=lambda direction, batch, features, steps: {"forward": 4, "backward": 8}[direction] * batch * features * steps,
+    cases=(
+        _leapfrog_case(4096, 400, 30, gate={"batch": 257}),
+        _leapfrog_case(10, 25, 30),
+        _leapfrog_case(10, 25, 1),
+    ),
+)
+
+RADIAL_FLOW = dataclasses.replace(
+    PLANAR_FLOW,
+    name="radial_flow",
+    op=functional.radial_flow,
+    formula=radial.radial_flow,
+    inputs=radial_inputs,
+    forward_bytes=lambda element_size, batch, features, steps: 2 * element_size * batch * features,
+    backward_bytes=lambda element_size, batch, features, steps: 3 * element_size * batch * features,
+    flops=lambda direction, batch, features, steps: (
+        {"forward": 6, "backward": 14}[direction] * batch * features * steps
+    ),
+)
+
+ROWS: tuple[Row, ...] = (
+    GAUSSIAN_LEAPFROG,
+    DENSE_GAUSSIAN_LEAPFROG,
+    MASKED_LINEAR,
+    AFFINE_AUTOREGRESSIVE,
+    PLANAR_FLOW,
+    RADIAL_FLOW,
+)
 
 
 def select(pattern: str | None) -> list[Row]:

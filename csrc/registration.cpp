@@ -21,6 +21,11 @@ STABLE_TORCH_LIBRARY_IMPL(hvae_kernels, CPU, m) {
   m.impl("autoregressive_inverse.cpp", TORCH_BOX(&hk::autoregressive_inverse));
   m.impl("autoregressive_training.cpp", TORCH_BOX(&hk::autoregressive_training));
   m.impl("autoregressive_backward.cpp", TORCH_BOX(&hk::autoregressive_backward));
+  m.impl("planar_recursion.cpp", TORCH_BOX(&hk::planar_recursion));
+  m.impl("planar_recursion_backward.cpp", TORCH_BOX(&hk::planar_recursion_backward));
+  m.impl("planar_recursion_solve.cpp", TORCH_BOX(&hk::planar_recursion_solve));
+  m.impl("radial_flow.cpp", TORCH_BOX(&hk::radial_flow));
+  m.impl("radial_flow_backward.cpp", TORCH_BOX(&hk::radial_flow_backward));
 }
 
 PyMODINIT_FUNC PyInit__C(void) {

@@ -3,12 +3,17 @@
 from hvae_kernels.ops.autoregressive import Gate, affine_autoregressive
 from hvae_kernels.ops.leapfrog import dense_gaussian_leapfrog, gaussian_leapfrog, gaussian_leapfrog_vjp
 from hvae_kernels.ops.masked_linear import masked_linear
+from hvae_kernels.ops.planar_flow import constrain_planar, planar_flow
+from hvae_kernels.ops.radial_flow import radial_flow
 
 __all__ = [
     "Gate",
     "affine_autoregressive",
+    "constrain_planar",
     "dense_gaussian_leapfrog",
     "gaussian_leapfrog",
     "gaussian_leapfrog_vjp",
     "masked_linear",
+    "planar_flow",
+    "radial_flow",
 ]

@@ -51,6 +51,17 @@ _TAIL_CPP = "tests/test_contract.py -k affine_autoregressive/cpp"
 _TAIL_TRITON = "hvae_kernels/ops/autoregressive/triton.py"
 _TAIL_TRITON_TESTS = "tests/test_contract.py -k affine_autoregressive/triton"
 _TAIL_TESTS = "tests/test_affine_autoregressive.py"
+_PLANAR = "csrc/kernels/planar_flow.h"
+_PLANAR_CPP = "tests/test_contract.py -k planar_flow/cpp"
+_PLANAR_TESTS = "tests/test_planar_radial.py -k planar and cpp"
+_PLANAR_AUTOGRAD = "hvae_kernels/ops/planar_flow/autograd.py"
+_PLANAR_TRITON = "hvae_kernels/ops/planar_flow/triton.py"
+_PLANAR_TRITON_TESTS = "tests/test_contract.py -k planar_flow/triton"
+_RADIAL = "csrc/kernels/radial_flow.h"
+_RADIAL_CPP = "tests/test_contract.py -k radial_flow/cpp"
+_RADIAL_TESTS = "tests/test_planar_radial.py -k radial and cpp"
+_RADIAL_TRITON = "hvae_kernels/ops/radial_flow/triton.py"
+_RADIAL_TRITON_TESTS = "tests/test_contract.py -k radial_flow/triton"
 _ELEMENTARY = "csrc/kernels/elementary.h"
 _ELEMENTARY_TESTS = "tests/test_elementary.py"
 _COMPAT = "hvae_kernels/compat/_network.py"
@@ -119,6 +130,26 @@ MUTATIONS = (
     Mutation("hvae_kernels/_triton/device.py", "n = tl.where(x == x, k, 0.0).to(tl.int32)", "n = k.to(tl.int32) + 1", _TAIL_TRITON_TESTS),
     Mutation("hvae_kernels/ops/autoregressive/gates.py", "s.clamp(first, second).detach() + (s - s.detach())", "s.clamp(first, second)", _TAIL_TESTS),
     Mutation("hvae_kernels/ops/autoregressive/autograd.py", "shift if blends(ctx.call.gate) else None", "shift", _TAIL_TESTS),
+    Mutation(_PLANAR, "p = p * r + 8.3332841058e-3;", "p = p * r + 8.3e-3;", _PLANAR_TESTS),
+    Mutation(_PLANAR, "return s < 0.5 ? h * h + slope * s : 1 + slope * (s - 1);", "return 1 + slope * (s - 1);", _PLANAR_TESTS),
+    Mutation(_PLANAR, "to[l] = slopes[l] * (to[l] + 2 * at[l] * (1 - s) * weight);", "to[l] = slopes[l] * (to[l] + at[l] * (1 - s) * weight);", _PLANAR_CPP),
+    Mutation(_PLANAR, "for (int64_t l = n; l < lanes; ++l) terms[l] = to[l] = 0;", "for (int64_t l = n; l < lanes; ++l) terms[l] = to[l] = 1;", _PLANAR_CPP),
+    Mutation(_PLANAR, "add_coupled(i + 1, layers, lanes, table + i, layers, x, sum);", "add_coupled(i + 1, layers, lanes, table + i * layers, 1, x, sum);", _PLANAR_CPP),
+    Mutation("csrc/cpu/planar_flow.cpp", "return all + item / chunks * layers * layers;", "return all;", _PLANAR_CPP),
+    Mutation(_PLANAR_AUTOGRAD, "-2 * h * grad_slope", "2 * h * grad_slope", _PLANAR_CPP),
+    Mutation(_PLANAR_AUTOGRAD, "product + x[..., whole:] @ y[..., whole:, :]", "product", _PLANAR_CPP),
+    Mutation(_PLANAR_AUTOGRAD, "d_constant * (forth @ x)", "d_constant * (back @ x)", _PLANAR_CPP),
+    Mutation(_PLANAR_TRITON, "logs += tl.log(tl.abs(_determinant(value, rest, s)))", "logs += tl.log(tl.abs(_determinant(value, rest, s) + 1e-5))", _PLANAR_TRITON_TESTS),
+    Mutation(_PLANAR_TRITON, "tl.store(terms + i * stride + at, rest * weight, mask=inside)", "tl.store(terms + i * stride + at, weight, mask=inside)", _PLANAR_TRITON_TESTS),
+    Mutation(_PLANAR_TRITON, "total *= load(slope, i * stride + at, inside, tl.float64)", "total *= 1.0", _PLANAR_TRITON_TESTS),
+    Mutation(_RADIAL, "for (; j < n; ++j) sum += a[j] * b[j];", "", _RADIAL_CPP),
+    Mutation(_RADIAL, "d_alpha[k] += square * (b * along - d_h);", "d_alpha[k] -= square * d_h;", _RADIAL_CPP),
+    Mutation(_RADIAL, "!(size > 1e-100 && size < 1e100)", "false", _RADIAL_TESTS),
+    Mutation(_RADIAL, "p.radius > 0 ? -square * d_h / p.radius : 0", "-square * d_h / p.radius", _RADIAL_TESTS),
+    Mutation("csrc/cpu/radial_flow.cpp", "chunk < sizes.chunks; ++chunk)", "chunk < 1; ++chunk)", _RADIAL_CPP),
+    Mutation(_RADIAL_TRITON, "tl.store(ys + k * plane + at, moved, mask=mask)", "tl.store(ys + k * plane + at, moved - g, mask=mask)", _RADIAL_TRITON_TESTS),
+    Mutation(_RADIAL_TRITON, "h * (projected + across) + alpha * h * h * along", "h * (projected + across)", _RADIAL_TRITON_TESTS),
+    Mutation("hvae_kernels/nn/residual.py", "softplus(self.raw_beta) - alpha", "softplus(self.raw_beta)", "tests/test_planar_radial.py -k radial_module"),
     Mutation(_ELEMENTARY, "p = p * r + 8.3332841058e-3f;", "p = p * r + 8.3e-3f;", _ELEMENTARY_TESTS),
     Mutation(_ELEMENTARY, "p = p * q + 1.4296405296e-1f;", "p = p * q + 1.44e-1f;", _ELEMENTARY_TESTS),
     Mutation(_ELEMENTARY, "return x < std::numeric_limits<float>::infinity() ? result : x;", "return result;", _ELEMENTARY_TESTS),

@@ -28,6 +28,10 @@ from hvae_kernels.ops.leapfrog_update import leapfrog_update
 from hvae_kernels.ops.leapfrog_update import reference as update_reference
 from hvae_kernels.ops.masked_linear import autograd as masked_autograd
 from hvae_kernels.ops.masked_linear import reference as masked_reference
+from hvae_kernels.ops.planar_flow import autograd as planar_autograd
+from hvae_kernels.ops.planar_flow import reference as planar_reference
+from hvae_kernels.ops.radial_flow import autograd as radial_autograd
+from hvae_kernels.ops.radial_flow import reference as radial_reference
 
 
 @dataclass(frozen=True)
@@ -220,6 +224,43 @@ def autoregressive_inputs(
     z, shift, log_scale = (torch.randn(shape, **kind) for _ in range(3))
     log_scale = scale * log_scale if around is None else around * _uniform(0.99, 1.0, *shape, **kind)
     return tuple(_in_layout(x, layout) for x in (z, shift, log_scale))
+
+
+def planar_inputs(
+    dtype: torch.dtype,
+    device: str,
+    *,
+    shape: tuple[int, ...],
+    n_layers: int = 3,
+    layout: str = "contiguous",
+    scale: float = 1.0,
+) -> tuple[Tensor, ...]:
+    """Inputs of ``planar_flow``: z of size ``scale``, and layers that are invertible as they are."""
+    kind = {"dtype": dtype, "device": device}
+    z = _in_layout(scale * torch.randn(shape, **kind), layout)
+    u, w = (torch.randn(n_layers, shape[-1], **kind) for _ in range(2))
+    u, w = (x / x.norm(dim=-1, keepdim=True) * _uniform(0.7, 1.3, n_layers, 1, **kind) for x in (u, w))
+    product = (u * w).sum(-1, keepdim=True)
+    u = u + (product.abs() - product) / w.square().sum(-1, keepdim=True) * w  # u.w >= 0: invertible, well-conditioned
+    u, w = (_in_layout(x, layout) for x in (u, w))
+    return z, u, w, 0.5 * torch.randn(n_layers, **kind)
+
+
+def radial_inputs(
+    dtype: torch.dtype,
+    device: str,
+    *,
+    shape: tuple[int, ...],
+    n_layers: int = 3,
+    layout: str = "contiguous",
+    scale: float = 1.0,
+) -> tuple[Tensor, ...]:
+    """Inputs of ``radial_flow``: z of size ``scale``, invertible layers that stretch and that shrink."""
+    kind = {"dtype": dtype, "device": device}
+    z = _in_layout(scale * torch.randn(shape, **kind), layout)
+    center = _in_layout(torch.randn(n_layers, shape[-1], **kind), layout)
+    alpha = _uniform(0.5, 2.0, n_layers, **kind)
+    return z, center, alpha, alpha * _uniform(-0.5, 1.5, n_layers, **kind)
 
 
 #: One gate with a straight-through gradient, one with a logarithm, one that blends; every gate has a case of its own.
@@ -428,6 +469,63 @@ def _gated_raw(gate: str) -> tuple[RawOp, ...]:
     )
 
 
+PLANAR_CASES = {
+    name: {key: value for key, value in case.items() if key in ("shape", "layout")}
+    for name, case in GAUSSIAN_CASES.items()
+    if not {"replicas", "step", "n_steps", "stops", "curvature"} & case.keys() and name != "many_rows"
+}
+PLANAR_CASES |= {
+    **{f"constrained_{name}": {**PLANAR_CASES[name], "constrain": True} for name in ("plain", "no_rows", "prime")},
+    "one_layer": {"shape": (33, 6), "n_layers": 1, "constrain": True},
+    "many_layers": {"shape": (70, 11), "n_layers": 13, "constrain": True},
+    "several_blocks": {"shape": (70, 129)},
+    "many_rows": {"shape": (300, 3)},
+}
+PLANAR_EXTREMES = {
+    "large": {"shape": (7, 5), "scale": 1e18},
+    "large_constrained": {"shape": (7, 5), "scale": 1e18, "constrain": True},
+    "tiny": {"shape": (7, 5), "scale": 1e-18},
+}
+
+
+def _planar(op: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., tuple[Tensor, Tensor]]:
+    """The op with tensors alone in its signature, as ``make_fx`` counts arguments."""
+
+    def planar(*inputs: Tensor, constrain: bool = False) -> tuple[Tensor, Tensor]:
+        return op(*inputs, constrain=constrain)
+
+    return planar
+
+
+def _planar_recursion_inputs(x: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+    z, u, w, b = x
+    return torch.addmm(b[:, None], w, z.mT), w @ u.mT
+
+
+def _planar_state(x: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    projections, table = _planar_recursion_inputs(x)
+    h = projections.tanh()
+    return h, 1 - h * h, table
+
+
+def _planar_replicas(x: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+    return tuple(torch.stack([t, 2 * t]) for t in _planar_recursion_inputs(x))
+
+
+RADIAL_CASES = {
+    name: {key: value for key, value in case.items() if key in ("shape", "layout")}
+    for name, case in GAUSSIAN_CASES.items()
+    if not {"replicas", "step", "n_steps", "stops", "curvature"} & case.keys()
+    and name not in ("many_rows", "no_features")
+}
+RADIAL_CASES |= {
+    "one_layer": {"shape": (33, 6), "n_layers": 1},
+    "many_layers": {"shape": (9, 11), "n_layers": 13},
+    "several_blocks": {"shape": (37, 129)},
+    "many_rows": {"shape": (2100, 3)},
+}
+
+
 EXTREMES = {"large": {"shape": (7, 5), "scale": 1e18}, "tiny": {"shape": (7, 5), "scale": 1e-18}}
 
 OPSPECS = (
@@ -545,5 +643,42 @@ OPSPECS = (
         same=(0, 1),
         raw=(*_gated_raw("softplus"), *_gated_raw("sigmoid")),
         options=("gates",),
+    ),
+    OpSpec(
+        name="planar_flow",
+        op=_planar(F.planar_flow),
+        reference=_planar(planar_reference.planar_flow),
+        make=planar_inputs,
+        cases=PLANAR_CASES,
+        small={"shape": (2, 3), "n_layers": 2},
+        extremes=PLANAR_EXTREMES,
+        same=(1, 2),
+        raw=(
+            RawOp(planar_autograd.RAW_FORWARD, lambda x: (*_planar_recursion_inputs(x), 1.0)),
+            RawOp(planar_autograd.RAW_FORWARD, lambda x: (*_planar_replicas(x), 1.0)),
+            RawOp(planar_autograd.RAW_BACKWARD, lambda x: (None, x[0][:, 0], *_planar_state(x), 1.0, True)),
+            RawOp(planar_autograd.RAW_BACKWARD, lambda x: (_planar_state(x)[0], None, *_planar_state(x), 1.0, False)),
+            RawOp(
+                planar_autograd.RAW_SOLVE,
+                lambda x: (_planar_recursion_inputs(x)[0], *_planar_recursion_inputs(x), True),
+            ),
+            RawOp(planar_autograd.RAW_SOLVE, lambda x: (_planar_replicas(x)[0], *_planar_replicas(x), False)),
+        ),
+        options=("constrain",),
+    ),
+    OpSpec(
+        name="radial_flow",
+        op=F.radial_flow,
+        reference=radial_reference.radial_flow,
+        make=radial_inputs,
+        cases=RADIAL_CASES,
+        small={"shape": (3, 4), "n_layers": 2},
+        extremes=EXTREMES,
+        same=(2, 3),
+        raw=(
+            RawOp(radial_autograd.RAW_FORWARD, lambda x: x),
+            RawOp(radial_autograd.RAW_BACKWARD, lambda x: (x[0].cos(), x[0][..., 0].cos(), *x)),
+            RawOp(radial_autograd.RAW_BACKWARD, lambda x: (None, x[0][..., 0].cos(), *x)),
+        ),
     ),
 )

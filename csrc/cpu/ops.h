@@ -67,4 +67,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> affine_autoregressive_double_
     MaybeTensor grad_log_abs_det, Tensor z, MaybeTensor shift, Tensor log_scale, int64_t gate, double first,
     double second, int64_t needs);
 
+std::tuple<Tensor, Tensor, Tensor> planar_recursion(Tensor projections, Tensor table, double offset);
+std::tuple<Tensor, Tensor> planar_recursion_backward(MaybeTensor grad_h, MaybeTensor grad_log_abs_det, Tensor h,
+                                                     Tensor slope, Tensor table, double offset, bool needs_table);
+Tensor planar_recursion_solve(Tensor constant, Tensor slope, Tensor table, bool transposed);
+
+std::tuple<Tensor, Tensor> radial_flow(Tensor z, Tensor center, Tensor alpha, Tensor beta);
+std::tuple<Tensor, Tensor, Tensor, Tensor> radial_flow_backward(MaybeTensor grad_output, MaybeTensor grad_log_abs_det,
+                                                                Tensor z, Tensor center, Tensor alpha, Tensor beta);
+
 }  // namespace hk

@@ -9,6 +9,7 @@ from hvae_kernels.nn.autoregressive import (
     MaskedLinear,
 )
 from hvae_kernels.nn.hamiltonian import GaussianPotential, HamiltonianFlow
+from hvae_kernels.nn.residual import PlanarFlow, RadialFlow
 
 __all__ = [
     "MADE",
@@ -19,4 +20,6 @@ __all__ = [
     "InverseAutoregressiveFlow",
     "MaskedAutoregressiveFlow",
     "MaskedLinear",
+    "PlanarFlow",
+    "RadialFlow",
 ]

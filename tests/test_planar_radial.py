@@ -1,0 +1,313 @@
+"""Properties of planar and radial flows that no implementation can fake, their modules, and errors for bad input."""
+
+import math
+import os
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from opspecs import planar_inputs, radial_inputs
+
+import hvae_kernels as hk
+from hvae_kernels import testing
+from hvae_kernels.ops.planar_flow import reference as planar_reference
+from hvae_kernels.ops.radial_flow import reference as radial_reference
+
+F = hk.functional
+#: Where there is a GPU, Triton compiles for it and has no business with these CPU tensors.
+INTERPRETED = ("triton",) if os.environ.get("TRITON_INTERPRET") == "1" else ()
+each_implementation = pytest.mark.parametrize("implementation", ["reference", "cpp", *INTERPRETED])
+each_constraint = pytest.mark.parametrize("constrain", [False, True])
+
+
+def planar(*shape, dtype=torch.float64, **options):
+    return planar_inputs(dtype, "cpu", shape=shape, **options)
+
+
+def radial(*shape, dtype=torch.float64, **options):
+    return radial_inputs(dtype, "cpu", shape=shape, **options)
+
+
+def close(results, expected):
+    torch.testing.assert_close(results, expected, rtol=1e-9, atol=1e-9)
+
+
+def assert_jacobians_determinant(flow, z):
+    jacobian = torch.func.jacrev(lambda z: flow(z)[0])(z)
+    close(flow(z)[1], torch.linalg.slogdet(jacobian).logabsdet)
+
+
+# ---- Planar ----
+
+
+@each_implementation
+@each_constraint
+def test_planar_log_abs_det_is_the_jacobians(implementation, constrain):
+    _, u, w, b = planar(1, 5)
+    u = u - 3 * w  # some determinants are negative without the constraint
+    with hk.use_impl(implementation):
+        for z in torch.randn(4, 5, dtype=torch.float64):
+            assert_jacobians_determinant(lambda z: F.planar_flow(z, u, w, b, constrain=constrain), z)
+
+
+@each_implementation
+@each_constraint
+def test_planar_layers_compose(implementation, constrain):
+    """K layers at once are K single ones."""
+    z, u, w, b = planar(6, 5, n_layers=7)
+    with hk.use_impl(implementation):
+        whole = F.planar_flow(z, u, w, b, constrain=constrain)
+        total = torch.zeros(6, dtype=torch.float64)
+        for k in range(7):
+            z, log_abs_det = F.planar_flow(z, u[k : k + 1], w[k : k + 1], b[k : k + 1], constrain=constrain)
+            total = total + log_abs_det
+    close(whole, (z, total))
+
+
+@each_implementation
+@given(
+    rows=st.integers(0, 70),
+    features=st.integers(1, 9),
+    n_layers=st.integers(0, 5),
+    constrain=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_planar_any_shape_matches_reference(implementation, rows, features, n_layers, constrain, seed):
+    torch.manual_seed(seed)
+    arguments = planar(rows, features, n_layers=n_layers)
+    with hk.use_impl(implementation):
+        results = F.planar_flow(*arguments, constrain=constrain)
+    close(results, planar_reference.planar_flow(*arguments, constrain))
+
+
+@each_implementation
+def test_planar_without_u_is_the_identity(implementation):
+    z, u, w, b = planar(9, 5, dtype=torch.float32)
+    with hk.use_impl(implementation):
+        output, log_abs_det = F.planar_flow(z, 0 * u, w, b)
+    assert torch.equal(output, z)
+    assert torch.equal(log_abs_det, torch.zeros(9))
+
+
+def test_constrained_planar_is_invertible():
+    """``u.w >= -1`` however negative it was; along w the map then increases."""
+    u, w = 30 * torch.randn(2, 50, 5, dtype=torch.float64)
+    constrained = F.constrain_planar(u, w)
+    assert ((constrained * w).sum(-1) >= -1 - 1e-9).all()  # rounding of terms of size 1e3
+    line = torch.linspace(-3, 3, 200, dtype=torch.float64)
+    for u_k, w_k in zip(0.1 * u, 0.1 * w, strict=True):
+        z = line[:, None] * w_k / w_k.norm()
+        image, _ = F.planar_flow(z, u_k[None], w_k[None], torch.zeros(1, dtype=torch.float64), constrain=True)
+        assert ((image @ w_k).diff() > 0).all()
+
+
+@each_implementation
+def test_constrained_planar_determinant_does_not_cancel(implementation):
+    """``u.w = -60``: ``1 + u_hat.w`` is 8.8e-27, which no difference of float32 numbers can hold."""
+    z, w, b = torch.zeros(1, 2), torch.tensor([[1.0, 0.0]]), torch.zeros(1)
+    u = (-60.0 * w).requires_grad_()
+    with hk.use_impl(implementation):
+        _, log_abs_det = F.planar_flow(z, u, w, b, constrain=True)
+        (gradient,) = torch.autograd.grad(log_abs_det.sum(), u)
+    torch.testing.assert_close(log_abs_det, torch.tensor([-60.0]))
+    torch.testing.assert_close(gradient, torch.tensor([[1.0, 0.0]]))
+
+
+@each_implementation
+def test_unconstrained_planar_shows_a_zero_determinant(implementation):
+    z, w, b = torch.zeros(1, 2), torch.tensor([[1.0, 0.0]]), torch.zeros(1)
+    with hk.use_impl(implementation):
+        _, log_abs_det = F.planar_flow(z, -w, w, b)
+    assert log_abs_det.item() == -math.inf
+
+
+@pytest.mark.parametrize("implementation", ["cpp", *INTERPRETED])
+def test_planar_constrained_derivatives(implementation):
+    arguments = [x.requires_grad_() for x in planar(3, 4)]
+    flow = lambda *x: F.planar_flow(*x, constrain=True)  # noqa: E731
+    with hk.use_impl(implementation):
+        assert torch.autograd.gradcheck(flow, arguments)
+        assert torch.autograd.gradgradcheck(flow, arguments)
+        torch._dynamo.reset()
+        compiled = torch.compile(flow, backend="aot_eager", fullgraph=True)(*arguments)
+        close(
+            torch.autograd.grad([y.sum() for y in compiled], arguments),
+            torch.autograd.grad([y.sum() for y in flow(*arguments)], arguments),
+        )
+
+
+@pytest.mark.parametrize("implementation", ["cpp", *INTERPRETED])
+def test_planar_tanh_is_rounded_once(implementation):
+    """A second feature that only receives ``tanh`` shows it: 2^-24 of rounding and what the kernel claims, 1e-8."""
+    x = torch.cat([torch.linspace(-12, 12, 4001), torch.logspace(-30, 2, 1000)])
+    z, u, w = torch.stack([x, 0 * x], -1), torch.tensor([[0.0, 1.0]]), torch.tensor([[1.0, 0.0]])
+    with hk.use_impl(implementation):
+        tanh = F.planar_flow(z, u, w, torch.zeros(1))[0][:, 1]
+    expected = torch.tanh(x.double())
+    assert ((tanh - expected).abs() <= (2**-24 + 1e-8) * expected.abs()).all()
+
+
+def test_planar_saves_two_numbers_a_layer_and_row():
+    arguments = [x.requires_grad_() for x in planar(64, 8, n_layers=5)]
+    with hk.use_impl("cpp"):
+        assert testing.saved_bytes(lambda: F.planar_flow(*arguments), arguments) == 2 * 5 * 64 * 8
+
+
+@each_implementation
+def test_planar_nan_stays_in_its_row(implementation):
+    z, u, w, b = planar(20, 5, dtype=torch.float32)
+    z[3, 1] = math.nan
+    with hk.use_impl(implementation):
+        log_abs_det = F.planar_flow(z, u, w, b)[1]
+    assert torch.isnan(log_abs_det).nonzero().tolist() == [[3]]
+
+
+# ---- Radial ----
+
+
+@each_implementation
+def test_radial_log_abs_det_is_the_jacobians(implementation):
+    _, *layers = radial(1, 5)
+    with hk.use_impl(implementation):
+        for z in torch.randn(4, 5, dtype=torch.float64):
+            assert_jacobians_determinant(lambda z: F.radial_flow(z, *layers), z)
+
+
+@each_implementation
+def test_radial_layers_compose(implementation):
+    z, center, alpha, beta = radial(6, 5, n_layers=7)
+    with hk.use_impl(implementation):
+        whole = F.radial_flow(z, center, alpha, beta)
+        total = torch.zeros(6, dtype=torch.float64)
+        for k in range(7):
+            z, log_abs_det = F.radial_flow(z, center[k : k + 1], alpha[k : k + 1], beta[k : k + 1])
+            total = total + log_abs_det
+    close(whole, (z, total))
+
+
+@each_implementation
+@given(rows=st.integers(0, 70), features=st.integers(1, 40), n_layers=st.integers(0, 5), seed=st.integers(0, 99))
+def test_radial_any_shape_matches_reference(implementation, rows, features, n_layers, seed):
+    torch.manual_seed(seed)
+    arguments = radial(rows, features, n_layers=n_layers)
+    with hk.use_impl(implementation):
+        results = F.radial_flow(*arguments)
+    close(results, radial_reference.radial_flow(*arguments))
+
+
+@each_implementation
+def test_radial_at_a_centre(implementation):
+    """The centre stays; the map there is the isotropic stretch 1 + beta / alpha, with finite gradients."""
+    z = torch.zeros(1, 3, dtype=torch.float64, requires_grad=True)
+    alpha, beta = (torch.tensor([x], dtype=torch.float64) for x in (0.5, 1.0))
+    with hk.use_impl(implementation):
+        output, log_abs_det = F.radial_flow(z, torch.zeros(1, 3, dtype=torch.float64), alpha, beta)
+        (gradient,) = torch.autograd.grad(output.sum(), z)
+    assert torch.equal(output, z)
+    close(log_abs_det, torch.full((1,), 3 * math.log(3.0), dtype=torch.float64))
+    close(gradient, torch.full((1, 3), 3.0, dtype=torch.float64))
+
+
+@each_implementation
+def test_radial_many_layers_stay_in_range(implementation):
+    """The product of the stretches leaves float64's range; the sum of their logarithms does not."""
+    n_layers = 400
+    z, center = torch.zeros(2, 3, dtype=torch.float64), torch.zeros(n_layers, 3, dtype=torch.float64)
+    alpha, beta = (torch.full((n_layers,), x, dtype=torch.float64) for x in (1.0, 9.0))
+    with hk.use_impl(implementation):
+        log_abs_det = F.radial_flow(z, center, alpha, beta)[1]
+    close(log_abs_det, torch.full((2,), 3 * n_layers * math.log(10.0), dtype=torch.float64))
+
+
+# ---- Modules ----
+
+
+def test_shared_planar_is_the_layer_repeated():
+    flow, z = hk.nn.PlanarFlow(5, 4, shared=True).double(), torch.randn(6, 5, dtype=torch.float64)
+    repeated = [x.detach().repeat_interleave(4, 0) for x in (flow.u, flow.w, flow.b)]
+    close(flow(z), F.planar_flow(z, *repeated, constrain=True))
+    assert [tuple(p.shape) for p in flow.parameters()] == [(1, 5), (1, 5), (1,)]
+
+
+@pytest.mark.parametrize("flow", [hk.nn.PlanarFlow(5, 3), hk.nn.PlanarFlow(5, 3, shared=True), hk.nn.RadialFlow(5, 3)])
+def test_modules_are_trainable_transforms(flow):
+    with torch.no_grad():  # a radial flow begins as the identity, where a centre makes no difference
+        for parameter in flow.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    z = torch.randn(7, 5)
+    image, log_abs_det = flow(z)
+    gradients = torch.autograd.grad(image.square().sum() + log_abs_det.sum(), tuple(flow.parameters()))
+    assert all(torch.isfinite(g).all() and g.any() for g in gradients)
+    base = torch.distributions.Independent(torch.distributions.Normal(torch.zeros(5), 1.0), 1)
+    transform = flow.as_transform(cache_size=1)
+    model = torch.distributions.TransformedDistribution(base, [transform])
+    sample = model.rsample((7,))
+    start = transform.inv(sample)
+    torch.testing.assert_close(model.log_prob(sample), base.log_prob(start) - flow(start)[1])
+    with pytest.raises(NotImplementedError, match="the inverse has no closed form"):
+        model.log_prob(torch.randn(7, 5))
+
+
+def test_radial_module_begins_as_the_identity():
+    flow, z = hk.nn.RadialFlow(5, 3), torch.randn(7, 5)
+    torch.testing.assert_close(flow(z), (z, torch.zeros(7)))
+
+
+# ---- Bad input ----
+
+
+@each_implementation
+@pytest.mark.parametrize(
+    ("argument", "value", "error", "message"),
+    [
+        ("z", torch.tensor(1.0), ValueError, r"planar_flow: z must be of shape \(\.\.\., d\), got a torch.float32"),
+        ("z", torch.ones(4, 5, dtype=torch.int64), TypeError, "z must be a float32 or float64 tensor"),
+        ("u", torch.ones(5), ValueError, r"u must be of shape \(K, 5\), got .* of shape \(5,\)"),
+        ("u", torch.ones(3, 4), ValueError, r"u must be of shape \(K, 5\), got .* of shape \(3, 4\)"),
+        ("w", torch.ones(2, 5), ValueError, r"w must be of u's shape \(3, 5\)"),
+        ("w", torch.ones(3, 5, dtype=torch.float64), TypeError, "w must have the dtype of z"),
+        ("b", torch.ones(3, 1), ValueError, r"b must be of shape \(3,\)"),
+        ("b", [1.0], TypeError, "b must be a tensor"),
+    ],
+)
+def test_planar_bad_input(implementation, argument, value, error, message):
+    arguments = dict(zip("zuwb", planar(4, 5, dtype=torch.float32), strict=True)) | {argument: value}
+    with hk.use_impl(implementation), pytest.raises(error, match=message):
+        F.planar_flow(*arguments.values())
+
+
+@each_implementation
+@pytest.mark.parametrize(
+    ("argument", "value", "error", "message"),
+    [
+        ("z", torch.tensor(1.0), ValueError, r"radial_flow: z must be of shape \(\.\.\., d\), got a torch.float32"),
+        ("center", torch.ones(3, 4), ValueError, r"center must be of shape \(K, 5\), got .* of shape \(3, 4\)"),
+        ("alpha", torch.ones(()), ValueError, r"alpha must be of shape \(3,\)"),
+        ("beta", torch.ones(2), ValueError, r"beta must be of shape \(3,\)"),
+        ("beta", torch.ones(3, dtype=torch.float64), TypeError, "beta must have the dtype of z"),
+    ],
+)
+def test_radial_bad_input(implementation, argument, value, error, message):
+    names = ("z", "center", "alpha", "beta")
+    arguments = dict(zip(names, radial(4, 5, dtype=torch.float32), strict=True)) | {argument: value}
+    with hk.use_impl(implementation), pytest.raises(error, match=message):
+        F.radial_flow(*arguments.values())
+
+
+def test_constrain_planar_bad_input():
+    with pytest.raises(ValueError, match=r"constrain_planar: w must be of u's shape \(3, 5\)"):
+        F.constrain_planar(torch.ones(3, 5), torch.ones(3, 4))
+    with pytest.raises(ValueError, match=r"u must be of shape \(\.\.\., d\)"):
+        F.constrain_planar(torch.tensor(1.0), torch.tensor(1.0))
+
+
+def test_modules_bad_input():
+    with pytest.raises(ValueError, match="PlanarFlow: features must be at least 1, got 0"):
+        hk.nn.PlanarFlow(0, 1)
+    with pytest.raises(ValueError, match="RadialFlow: n_layers must be at least 0, got -1"):
+        hk.nn.RadialFlow(2, -1)
+    with pytest.raises(ValueError, match=r"PlanarFlow: z must be a tensor of shape \(\.\.\., 2\)"):
+        hk.nn.PlanarFlow(2, 1)(torch.ones(4, 3))
+    with pytest.raises(ValueError, match="RadialFlow: context must be None"):
+        hk.nn.RadialFlow(2, 1)(torch.ones(4, 2), torch.ones(4, 2))
