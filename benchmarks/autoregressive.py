@@ -271,8 +271,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tiny", action="store_true", help="tiny steps, to see that everything runs; writes no CSV")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where CSV and figure go (benchmarks/results/flows)")
+    parser.add_argument(
+        "--stock-allocator",
+        action="store_true",
+        help="leave freed memory to glibc, which gives it back and pays for it again: weight-sized temporaries cost more",
+    )
     options = parser.parse_args(arguments)
-    run.keep_freed_memory()
+    if not options.stock_allocator:
+        run.keep_freed_memory()
     origin = run.provenance(torch.device("cpu"))
     measured = [record for size in (TINY if options.tiny else SIZES) for record in _announced(size)]
     measured += [growth(features, QUICK) for features in ((4, 8) if options.tiny else GROWTH)]

@@ -56,10 +56,11 @@ class Samples {
   }
 
   void bias_grad(int64_t s, T* to) const {
-    for (int64_t unit = 0; unit < net_.stages[s].layer.size(); ++unit) {
-      const T* from = cotangents_[s + 1].data() + unit * rows_;
-      to[unit] = static_cast<T>(std::accumulate(from, from + rows_, 0.0));
-    }
+    const int64_t units = net_.stages[s].layer.size();
+    torch::stable::parallel_for(0, units, grain_for(units, units * rows_), [&](int64_t begin, int64_t end) {
+      for (int64_t unit = begin; unit < end; ++unit)
+        to[unit] = static_cast<T>(row_sum(cotangents_[s + 1].data() + unit * rows_, rows_));
+    });
   }
 
  private:

@@ -24,7 +24,8 @@ using network::Tail;
   HK_CLONES void solve_tail(const Tail<T>& tail, const T* x, const T* through, const T* h, int64_t n, T* g, T* shift, \
                             T* raw) {                                                                                 \
     network::solve_tail(tail, x, through, h, n, g, shift, raw);                                                       \
-  }
+  }                                                                                                                   \
+  HK_CLONES double row_sum(const T* row, int64_t n) { return network::row_sum(row, n); }
 
 HK_NETWORK_ROWS(float)
 HK_NETWORK_ROWS(double)

@@ -14,7 +14,8 @@ namespace hk {
                    double* log_det, T* least);                                                                        \
   void backward_tail(const network::Tail<T>& tail, const T* x, const T* h, int64_t n, T* g, T* shift, T* raw);        \
   void solve_tail(const network::Tail<T>& tail, const T* x, const T* through, const T* h, int64_t n, T* g, T* shift,  \
-                  T* raw);
+                  T* raw);                                                                                            \
+  double row_sum(const T* row, int64_t n);
 
 HK_NETWORK_ROWS(float)
 HK_NETWORK_ROWS(double)

@@ -23,9 +23,13 @@ struct WeightGrad {
     std::vector<int32_t> samples(rows);
     std::iota(samples.begin(), samples.end(), 0);
     const std::vector<int64_t> ends(kMostUnits, rows);
+    const bool sorted = ascending(source_order.data(), sources);
     for_items(chunks, work, [&](int64_t item) {
       const int64_t first = item * step, last = std::min(units, first + step);
-      for (int64_t u = first; u < last; ++u) std::fill_n(to + unit_order[u] * sources, sources, T(0));
+      for (int64_t u = first; u < last; ++u) {
+        const int64_t kept = sorted ? counts[u] : 0;  // what add_panel writes whole
+        std::fill_n(to + unit_order[u] * sources + kept, sources - kept, T(0));
+      }
       for (int64_t p = 0; p * lanes < counts[last - 1]; ++p)
         add_panel(p, first, last, samples.data(), ends.data(), cotangents, columns + p * rows * lanes, to);
     });
@@ -44,8 +48,6 @@ struct WeightGrad {
     const int32_t* order = source_order.data() + p * lanes;
     const bool contiguous = ascending(order, std::min(lanes, sources - p * lanes));
     alignas(kVectorBytes) T results[kUnitsAnItem * kMostVectors * kVectorLanes<T>];
-    // Units that see a whole panel of neighbouring sources are summed where the result lies.
-    const auto in_place = [&](int64_t u) { return contiguous && counts[u] >= (p + 1) * lanes; };
     std::fill_n(results, (last - first) * lanes, T(0));
     for (int64_t start = 0; start < rows; start += kTerms)
       for (int64_t u = first; u < last; u += kMostUnits) {
@@ -54,14 +56,17 @@ struct WeightGrad {
         T* out[kMostUnits];
         for (int64_t i = 0; i < n; ++i) {
           w[i] = cotangents + unit_order[u + i] * rows;
-          out[i] = in_place(u + i) ? to + unit_order[u + i] * sources + order[0] : results + (u + i - first) * lanes;
+          out[i] = results + (u + i - first) * lanes;
         }
         if (counts[u + n - 1] > p * lanes)
           tile({start, start + kTerms, ends, samples, 1, lanes, w, panel, out, vectors}, n);
       }
     for (int64_t u = first; u < last; ++u) {
-      const int64_t seen = in_place(u) ? 0 : std::min(lanes, counts[u] - p * lanes);
-      for (int64_t j = 0; j < seen; ++j) to[unit_order[u] * sources + order[j]] = results[(u - first) * lanes + j];
+      const int64_t seen = std::min(lanes, counts[u] - p * lanes);
+      const T* from = results + (u - first) * lanes;
+      T* row = to + unit_order[u] * sources;
+      if (contiguous && seen > 0) std::copy_n(from, seen, row + order[0]);
+      else for (int64_t j = 0; j < seen; ++j) row[order[j]] = from[j];
     }
   }
 };

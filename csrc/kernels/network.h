@@ -41,6 +41,19 @@ HK_INLINE void times_derivative(int64_t code, const T* raw, int64_t n, T* grad) 
   });
 }
 
+// The sum of a row, in double: chains of additions side by side, in a fixed order.
+template <class T>
+HK_INLINE double row_sum(const T* row, int64_t n) {
+  constexpr int64_t kChains = 32;
+  double sums[kChains] = {0}, total = 0;
+  int64_t i = 0;
+  for (; i + kChains <= n; i += kChains)
+    for (int64_t c = 0; c < kChains; ++c) sums[c] += row[i + c];
+  for (; i < n; ++i) total += row[i];
+  for (double sum : sums) total += sum;
+  return total;
+}
+
 // The tail  y = scale x + rest shift  of raw outputs, by rows of lanes.
 template <class T>
 struct Tail {
