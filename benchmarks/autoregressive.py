@@ -274,7 +274,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--stock-allocator",
         action="store_true",
-        help="leave freed memory to glibc, which gives it back and pays for it again: weight-sized temporaries cost more",
+        help="leave freed memory to glibc, which gives it back to the system and pays for it again",
     )
     options = parser.parse_args(arguments)
     if not options.stock_allocator:
