@@ -225,7 +225,7 @@ def network(layout: Layout) -> Network:
 
 #: Below these the library's own parallel direction is as fast: multiply-adds of a call without gradients, and weights
 #: of a network with them, where a call is many small ops. Measured on a server's CPU from 2 to 784 features.
-LEAST_WORK, LEAST_WEIGHTS = 1 << 22, 1 << 18
+LEAST_WORK, LEAST_WEIGHTS = 1 << 22, 1 << 13
 _WEIGHTS: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
 
 
