@@ -43,6 +43,8 @@ _NETWORK_CPP = "tests/test_contract.py -k (autoregressive_forward or autoregress
 _MASKED_CPP = "tests/test_contract.py -k masked_linear/cpp and budget"
 _SWEEP = "hvae_kernels/ops/autoregressive_network/triton.py"
 _SWEEP_TESTS = "tests/test_contract.py -k autoregressive_inverse/triton and budget"
+_SMALL = "hvae_kernels/ops/autoregressive_network/triton_small.py"
+_SMALL_TESTS = "tests/test_small_made.py"
 _DENSE = "hvae_kernels/ops/leapfrog/dense.py"
 _DENSE_TESTS = "tests/test_contract.py -k dense_gaussian_leapfrog/cpp"
 _TAIL = "csrc/kernels/affine_autoregressive.h"
@@ -171,6 +173,11 @@ MUTATIONS = (
     Mutation(_SWEEP, "t0 = tl.maximum(t1 - steps, 0)", "t0 = tl.maximum(t1 - steps, 1)", _SWEEP_TESTS),
     Mutation(_SWEEP, "return p + x * p * rest", "return p", _SWEEP_TESTS),
     Mutation("csrc/cpu/sweep.h", "std::fill_n(raw(s, layer.down[i]), lanes_, T(0));", "", "tests/test_network_sweep.py -k units_that_no_output_uses"),
+    Mutation(_SMALL, "(term < terms)[:, None] & inside[None, :] & (out_degree[None, :] >= in_degree[:, None])", "(term < terms)[:, None] & inside[None, :]", _SMALL_TESTS),
+    Mutation(_SMALL, "        connected = (term < terms)[:, None] & inside[None, :]", "        connected = inside[None, :]", _SMALL_TESTS),
+    Mutation(_SMALL, "== at // _TERMS", "== 0", _SMALL_TESTS),
+    Mutation(_SMALL, "scale_first + scale_step * feature", "scale_first + 2 * feature", _SMALL_TESTS),
+    Mutation(_SMALL, "tl.where(mask, log, 0.0)", "log", _SMALL_TESTS),
     Mutation("csrc/cpu/sweep.h", "term.counts, before ? 0 : known, before ? known : kAll, kTerms,", "term.counts, 0, before ? known : kAll, kTerms,", _NETWORK_CPP),
     Mutation("csrc/cpu/sweep.h", "if (stage.residual != kNone) accumulate", "if (false) accumulate", _NETWORK_CPP),
     Mutation("csrc/cpu/sweep.h", "if (net_.stages[reader].residual == s) accumulate(raw(reader, unit), c);", "", _NETWORK_CPP),

@@ -21,8 +21,9 @@ def autoregressive_forward(x: Tensor, network: Network) -> tuple[Tensor, Tensor]
         \log |\det| = \sum_j \log \sigma_j
 
     The C++ kernel walks tile by tile through the whole network, so that hidden activations stay in the cache; for a
-    backward pass it keeps one number a unit and sample. On other devices, under ``torch.compile`` and ``torch.func``,
-    and for higher derivatives it is the composition of ``masked_linear``, activations and ``affine_autoregressive``.
+    backward pass it keeps one number a unit and sample. On a GPU, without gradients, a small chain of stages (at most
+    two hidden layers, of at most 128 units each) is one launch. Everything else, and all that ``torch.compile`` and
+    ``torch.func`` see, is the composition of ``masked_linear``, activations and ``affine_autoregressive``.
 
     Args:
         x: features ``(rows, d)``.
@@ -41,9 +42,9 @@ def autoregressive_forward(x: Tensor, network: Network) -> tuple[Tensor, Tensor]
     implementation = _dispatch.resolve(FORWARD, x)
     if implementation == "reference":
         return reference.autoregressive_forward(x, network)
-    if implementation in autograd.RAW_TRAINING and not torch.compiler.is_compiling():
-        return autograd.forward(implementation, x, network)
-    return autograd.composition(x, network)
+    if torch.compiler.is_compiling():
+        return autograd.composition(x, network)
+    return autograd.forward(implementation, x, network)
 
 
 def autoregressive_inverse(y: Tensor, network: Network) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from hvae_kernels._library import OpFunction
 from hvae_kernels._triton.launch import lazy
 from hvae_kernels.ops.autoregressive import affine_autoregressive
 from hvae_kernels.ops.autoregressive_network import reference
-from hvae_kernels.ops.autoregressive_network.network import Network, flattened, unflattened
+from hvae_kernels.ops.autoregressive_network.network import Network, fits_whole, flattened, unflattened
 from hvae_kernels.ops.masked_linear import masked_linear
 
 _NETWORK = (
@@ -44,14 +44,16 @@ def _solve_fake(grad, grad_log_abs_det, x, *network):
     return _empty(x), x.new_empty(x.shape[0], 2 * x.shape[1])
 
 
-def _define(name: str, arguments: str, results: str, fake, *implementations: str) -> dict:
+def _define(name: str, arguments: str, results: str, fake, *implementations: str, module: str = "triton") -> dict:
     overloads = _library.define(name, f"({arguments}, {_NETWORK}) -> {results}", fake, implementations)
     if "triton" in implementations:
-        _library.implement(name, "triton", lazy("hvae_kernels.ops.autoregressive_network.triton", name))
+        _library.implement(name, "triton", lazy(f"hvae_kernels.ops.autoregressive_network.{module}", name))
     return overloads
 
 
-RAW_FORWARD = _define("autoregressive_forward", "Tensor x", "(Tensor, Tensor)", _map_fake, "cpp")
+RAW_FORWARD = _define(
+    "autoregressive_forward", "Tensor x", "(Tensor, Tensor)", _map_fake, "cpp", "triton", module="triton_small"
+)
 RAW_TRAINING = _define("autoregressive_training", "Tensor x", "(Tensor, Tensor, Tensor)", _training_fake, "cpp")
 RAW_INVERSE = _define("autoregressive_inverse", "Tensor y", "(Tensor, Tensor)", _map_fake, "cpp", "triton")
 RAW_BACKWARD = _define(
@@ -256,12 +258,20 @@ def _reference_vjp(ctx, y: Tensor, tensors: list[Tensor], cotangents) -> tuple[T
 
 def forward(implementation: str, x: Tensor, network: Network) -> tuple[Tensor, Tensor]:
     """The forward direction where the kernels serve it whole, otherwise composed."""
+    trains = implementation in RAW_TRAINING
+    if not trains and not nothing_differentiates(x, *network.tensors()):
+        return composition(x, network)
     counts, settings, tensors = flattened(network)
-    if nothing_differentiates(x, *tensors):
+    if nothing_differentiates(x, *tensors) and (trains or _fits_whole(tensors, counts, settings)):
         return RAW_FORWARD[implementation](x, *_lists(tensors, counts, settings))
-    if torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0:
+    if not trains or torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0:
         return composition(x, network)
     return AutoregressiveForward.apply(implementation, counts, settings, x, *tensors)[:2]
+
+
+def _fits_whole(tensors, counts, settings) -> bool:
+    _, _, _, gates, degrees, program, *_ = _lists(tensors, counts, settings)
+    return fits_whole(gates, degrees, program)
 
 
 @_library.in_graph

@@ -26,6 +26,8 @@ ACTIVATIONS = {
     "gelu": torch.nn.functional.gelu,
     "silu": torch.nn.functional.silu,
 }
+#: What :func:`fits_whole` allows: stages, and units of a layer.
+MOST_STAGES, MOST_UNITS = 3, 128
 _ACTIVATION_CODES = {name: code for code, name in enumerate(ACTIVATIONS)}
 
 
@@ -161,3 +163,17 @@ def unflattened(tensors: Sequence[Tensor], counts: tuple[int, ...], settings: tu
 
 def _present(tensor: Tensor) -> Tensor | None:
     return tensor if tensor.numel() else None
+
+
+def fits_whole(gates: Sequence[Tensor], degrees: Sequence[Tensor], program: Sequence[int]) -> bool:
+    """Whether a GPU program keeps a sample's values of all layers in registers: a small chain of stages.
+
+    From shapes and structure alone, as :func:`flattened` gives them. Each stage reads the one before it and nothing
+    else but a bias and an offset.
+    """
+    wires = [tuple(program[at : at + 4]) for at in range(4, len(program), 4)]
+    chain = [(stage - 1, NONE, NONE) for stage in range(len(wires))]  # before the first stage are the FEATURES, -1
+    if [(source, residual, skip) for source, residual, _, skip in wires] != chain or any(g.numel() for g in gates):
+        return False
+    *layers, _ = degrees  # the last stage is two products of a column a feature
+    return len(wires) <= MOST_STAGES and max(layer.shape[0] for layer in layers) <= MOST_UNITS

@@ -139,7 +139,8 @@ def _normal_distribution(x):
 
 
 @triton.jit
-def _activate(x, ACTIVATION: tl.constexpr):
+def activate(x, ACTIVATION: tl.constexpr):
+    """An activation of ``ACTIVATIONS``, by its place there."""
     if ACTIVATION == _RELU:
         return tl.where(x < 0, 0.0, x)
     elif ACTIVATION == _ELU:
@@ -298,7 +299,7 @@ def _finish(raw, net, WIRES: tl.constexpr, S: tl.constexpr, group, tile):
         raw += _read(tile, net.stages[WIRES[S][_RESIDUAL]].raw, group)
     tl.debug_barrier()  # several threads may have read one element of what is now overwritten
     _write(tile, stage.raw, group, raw)
-    _write(tile, layer.value, group, _activate(raw, WIRES[S][_ACTIVATION]))
+    _write(tile, layer.value, group, activate(raw, WIRES[S][_ACTIVATION]))
 
 
 # ---- Against the connections: cotangents of a group, from its readers ------------------------------------------------
@@ -499,7 +500,12 @@ def _solve_kernel(
 # ---- Launchers -------------------------------------------------------------------------------------------------------
 
 
-def _require(fits: bool) -> None:
+def require(fits: bool) -> None:
+    """Refuse what does not fit.
+
+    Raises:
+        RuntimeError: it does not.
+    """
     if not fits:
         raise RuntimeError("autoregressive network: shapes or dtypes do not fit")
 
@@ -508,31 +514,31 @@ def _present(tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tens
     """The tensor, of this shape, or None if it is empty."""
     if tensor.numel() == 0:
         return None
-    _require(tensor.shape == shape and tensor.dtype == dtype and tensor.is_contiguous())
+    require(tensor.shape == shape and tensor.dtype == dtype and tensor.is_contiguous())
     return tensor
 
 
 def _matrix(weight: Tensor, shape: tuple[int, int], dtype: torch.dtype) -> tuple[Tensor, int]:
     """A weight of this shape, and the stride of its rows."""
-    _require(weight.shape == shape and weight.dtype == dtype and (shape[1] <= 1 or weight.stride(1) == 1))
+    require(weight.shape == shape and weight.dtype == dtype and (shape[1] <= 1 or weight.stride(1) == 1))
     return weight, weight.stride(0)
 
 
-def _net(known: Tensor, weights, biases, offsets, gates, degrees, program) -> tuple[Net, tuple, int]:
-    """The network for the kernels, its wires, and how many values a sample has in ``work``."""
+def parts(known: Tensor, weights, biases, offsets, gates, degrees, program) -> tuple[tuple, tuple, tuple, int]:
+    """A network's layers, stages and wires for the kernels, and how many values a sample has in ``work``."""
     rows, features, dtype = *known.shape, known.dtype
     count, sizes = len(degrees) - 1, [layer.numel() for layer in degrees]
-    _require(count >= 1 and sizes[0] == features and sizes[-1] == 2 * features and len(program) == 4 + 4 * count)
-    _require(len(biases) == len(offsets) == len(gates) == count <= len(weights))
-    _require(all(layer.dtype == torch.int64 and layer.dim() == 1 for layer in degrees))
+    require(count >= 1 and sizes[0] == features and sizes[-1] == 2 * features and len(program) == 4 + 4 * count)
+    require(len(biases) == len(offsets) == len(gates) == count <= len(weights))
+    require(all(layer.dtype == torch.int64 and layer.dim() == 1 for layer in degrees))
     for first, step in (program[:2], program[2:4]):
-        _require(min(first, step) >= 0 and first + step * (features - 1) < sizes[-1])
+        require(min(first, step) >= 0 and first + step * (features - 1) < sizes[-1])
     layers, stages, wires = [Layer(0, features, 0)], [], []
     first = place = features
     for s, size in enumerate(sizes[1:]):
         source, residual, activation, skip = program[4 + 4 * s : 8 + 4 * s]
-        _require(FEATURES <= source < s and NONE <= residual < s and NONE <= skip < len(weights))
-        _require(residual == NONE or sizes[residual + 1] == size)
+        require(FEATURES <= source < s and NONE <= residual < s and NONE <= skip < len(weights))
+        require(residual == NONE or sizes[residual + 1] == size)
         wires.append((source + 1, residual, activation))
         stages.append(
             Stage(
@@ -546,7 +552,7 @@ def _net(known: Tensor, weights, biases, offsets, gates, degrees, program) -> tu
         )
         layers.append(Layer(first, size, place + size))
         first, place = first + size, place + 2 * size
-    return Net(plan(degrees), tuple(layers), tuple(stages)), tuple(wires), place
+    return tuple(layers), tuple(stages), tuple(wires), place
 
 
 def _launch(kernel, tensors: tuple[Tensor | None, ...], known: Tensor, network: tuple) -> None:
@@ -554,7 +560,8 @@ def _launch(kernel, tensors: tuple[Tensor | None, ...], known: Tensor, network: 
     rows, features = known.shape
     if known.numel() == 0:
         return
-    net, wires, values = _net(known, *lists)
+    layers, stages, wires, values = parts(known, *lists)
+    net = Net(plan(lists[4]), layers, stages)
     shape = launch(rows, features, max(layer.size for layer in net.layers[1:]))
     dtype = torch.float64 if known.dtype == torch.float64 else torch.float32
     work = known.new_empty(shape.programs * values * shape.block_rows, dtype=dtype)
@@ -577,9 +584,9 @@ def autoregressive_solve(
     grad: Tensor | None, grad_log_abs_det: Tensor | None, x: Tensor, *network
 ) -> tuple[Tensor, Tensor]:
     """Launch the kernel of the solve with the transposed Jacobian."""
-    _require(all(g is None or g.dtype == x.dtype for g in (grad, grad_log_abs_det)))
-    _require(grad is None or grad.shape == x.shape)
-    _require(grad_log_abs_det is None or grad_log_abs_det.shape == x.shape[:1])
+    require(all(g is None or g.dtype == x.dtype for g in (grad, grad_log_abs_det)))
+    require(grad is None or grad.shape == x.shape)
+    require(grad_log_abs_det is None or grad_log_abs_det.shape == x.shape[:1])
     solution = torch.empty_like(x, memory_format=torch.contiguous_format)
     outputs = x.new_empty(x.shape[0], 2 * x.shape[1])
     given = (None if g is None else g.contiguous() for g in (grad, grad_log_abs_det))
