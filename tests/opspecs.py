@@ -411,7 +411,7 @@ NETWORK_CASES = {
     "one_element": {"shape": (1, 1)},
     "prime": {"shape": (13, 17), "hidden": 31},
     "shuffled": {"shape": (5, 9), "order": "shuffled"},
-    "several_blocks": {"shape": (3, 9), "hidden": 131},
+    "several_blocks": {"shape": (16, 9), "hidden": 131},
     "several_tiles": {"shape": (67, 3), "hidden": 5},
     "above_power": {"shape": (17, 9), "hidden": 17},
     "strided": {"shape": (7, 5), "layout": "strided"},
