@@ -310,7 +310,7 @@ GAUSSIAN_CASES = {
     "replicas_step_per_step": {"shape": (3, 4, 5), "replicas": True, "step": "steps"},
     "replicas_no_rows": {"shape": (3, 0, 5), "replicas": True},
     "no_features": {"shape": (3, 0)},
-    "many_rows": {"shape": (12_000, 3)},
+    "many_rows": {"shape": (12_000, 7)},
     "several_blocks": {"shape": (300, 129)},
     "long_chain": {"shape": (70, 130), "n_steps": 70, "step": "scalar"},
     "replicas_many_rows": {"shape": (2, 12_000, 3), "replicas": True},

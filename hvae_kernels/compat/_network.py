@@ -231,6 +231,8 @@ _WEIGHTS: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary(
 
 def gains(net: nn.Module, x: Tensor) -> bool:
     """Whether a parallel call is worth fusing; asked before anything else, as small calls cost microseconds."""
+    if torch.compiler.is_compiling():  # the library's code runs, and Dynamo must not guard on the weak dictionary below
+        return False
     if _dispatch.requested() != "auto":
         return True
     weights = _WEIGHTS.get(net)
