@@ -324,6 +324,7 @@ GAUSSIAN_CASES = {
 LARGE = ("wide", "several_blocks", "long_chain")
 DENSE_CASES = {name: case for name, case in GAUSSIAN_CASES.items() if "replicas" not in case and name not in LARGE}
 DENSE_CASES |= {
+    "many_rows": {"shape": (12_000, 3)},
     "composed": {"shape": (64, 3), "n_steps": 10},
     "composed_step_per_step": {"shape": (8, 8, 3), "n_steps": 10, "step": "steps"},
     "stepped": {"shape": (3, 40), "n_steps": 10},
