@@ -58,7 +58,6 @@ struct Stage {
   std::vector<Term<T>> terms;
   int64_t residual, activation;
   const T *bias, *offset, *gate;  // (units), (rows, units), (rows, units), or null
-  bool read_raw;                  // a residual source: its value before the activation is needed
 };
 
 template <class T>
@@ -77,14 +76,12 @@ class Network {
       const int64_t* word = a.program.data() + kLayout + kWords * s;
       Stage<T> stage{Layer(degrees_of(a.degrees[s + 1]), levels, false), {}, word[1], word[2],
                      optional(a.biases[s], 1, 0, s, a), optional(a.offsets[s], 2, rows, s, a),
-                     optional(a.gates[s], 2, rows, s, a), false};
+                     optional(a.gates[s], 2, rows, s, a)};
       stages.push_back(std::move(stage));
       check(word[0] >= kFeatures && word[0] < s && word[1] >= kNone && word[1] < s);
       add_term(s, word[0], a.weights, s);
       if (word[3] != kNone) add_term(s, kFeatures, a.weights, word[3]);
-      if (word[1] == kNone) continue;
-      check(stages[word[1]].layer.size() == stages[s].layer.size());
-      stages[word[1]].read_raw = true;
+      check(word[1] == kNone || stages[word[1]].layer.size() == stages[s].layer.size());
     }
     const int64_t* at = a.program.data();
     shift = {at[0], at[1]};
@@ -144,8 +141,7 @@ class Network {
     connections += to.size() * from.size();
     stages[s].terms.push_back({source, index, static_cast<const T*>(w.const_data_ptr()), w.stride(0),
                                visible(to.degrees, to.up, from.degrees, from.up, false),
-                               visible(reversed(from.degrees), from.down, reversed(to.degrees), to.down,
-                                       false)});
+                               visible(reversed(from.degrees), from.down, reversed(to.degrees), to.down, false)});
   }
 };
 
