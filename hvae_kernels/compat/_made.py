@@ -116,3 +116,24 @@ def _require_no_dropout(block: nn.Module) -> None:
     dropout = block.dropout
     if type(dropout) is not nn.Dropout or (dropout.p and dropout.training):
         raise Unfused(f"dropout (p = {dropout.p}) is active in training mode: swap after .eval()")
+
+
+class Fused:
+    """Both directions of such a layer, to stand before the library's class; that class's own code is what is left over.
+
+    Attributes:
+        lay_out: the adapter's.
+    """
+
+    lay_out: Callable[..., Layout]
+
+    def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The parallel direction."""
+        gains = _network.gains(self.autoregressive_net, inputs)
+        network = _network.served(self.lay_out, self, inputs, context) if gains else None
+        return super().forward(inputs, context) if network is None else _network.parallel(inputs, network)
+
+    def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The sequential direction, in one pass of work."""
+        network = _network.served(self.lay_out, self, inputs, context)
+        return super().inverse(inputs, context) if network is None else _network.sequential(inputs, network)

@@ -36,19 +36,10 @@ def lay_out(layer: MaskedAffineAutoregressive, batch: Size, context: Tensor | No
     return _made.lay_out(layer, batch, context, _LIBRARY, _network.gate("shifted-sigmoid", 2.0, 1e-3))
 
 
-class FusedMaskedAffineAutoregressive(MaskedAffineAutoregressive):
+class FusedMaskedAffineAutoregressive(_made.Fused, MaskedAffineAutoregressive):
     """The layer with both directions fused."""
 
-    def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The parallel direction."""
-        gains = _network.gains(self.autoregressive_net, inputs)
-        network = _network.served(lay_out, self, inputs, context) if gains else None
-        return super().forward(inputs, context) if network is None else _network.parallel(inputs, network)
-
-    def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The sequential direction, in one pass of work."""
-        network = _network.served(lay_out, self, inputs, context)
-        return super().inverse(inputs, context) if network is None else _network.sequential(inputs, network)
+    lay_out = staticmethod(lay_out)
 
 
 FUSED = {MaskedAffineAutoregressive: FusedMaskedAffineAutoregressive}
