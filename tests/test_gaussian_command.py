@@ -9,7 +9,7 @@ import sys
 
 import pytest
 import torch
-from hvae import cli
+from hvae import cli, runs
 from hvae.gaussian import published, report, train
 from hvae.gaussian.study import Job
 
@@ -193,7 +193,7 @@ def test_a_corrupt_file_is_named_and_can_be_deleted(name, corrupt, finished, tmp
         assert cli.main(command) == 1
         message = capsys.readouterr().err
         assert str(out / name) in message
-        assert "delete it and run hvae gaussian with --resume" in message
+        assert "delete it and run the command with --resume" in message
     (out / name).unlink()
     assert hvae(out, "--resume") == 0
 
@@ -211,6 +211,12 @@ def test_a_file_that_cannot_be_read_is_not_called_corrupt(finished, tmp_path, ca
 def test_report_of_nothing(tmp_path, capsys):
     assert cli.main(["report", str(tmp_path)]) == 1
     assert "results.json" in capsys.readouterr().err
+
+
+def test_report_of_another_experiment(tmp_path, capsys):
+    runs.write_results(tmp_path, {"experiment": "chess", "seed": 0, "versions": {}}, [])
+    assert cli.main(["report", str(tmp_path)]) == 1
+    assert "chess" in capsys.readouterr().err
 
 
 def test_a_missing_extra_is_one_sentence(monkeypatch, capsys, tmp_path):

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 from hvae.gaussian import data, exact, train
-from hvae.gaussian.study import Job, StudyError, plan
+from hvae.gaussian.study import Job, plan
+from hvae.runs import StudyError
 
 SEED = 12345
 JOBS = [

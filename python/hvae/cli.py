@@ -8,20 +8,30 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from hvae import gaussian
+from hvae import gaussian, runs
 
 EXTRA = ("matplotlib", "tabulate", "tqdm")
+EXPERIMENTS = {"gaussian": gaussian}
 
 
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
     root = argparse.ArgumentParser(prog="hvae", description="Experiments with Hamiltonian variational auto-encoders.")
     commands = root.add_subparsers(dest="command", required=True)
-    gaussian.register(commands)
+    for experiment in EXPERIMENTS.values():
+        experiment.register(commands)
     report = commands.add_parser("report", help="tables and figures from what earlier runs wrote")
     report.add_argument("directory", type=Path, metavar="DIR", help="the --out of an earlier run")
-    report.set_defaults(run=lambda args: print(gaussian.write_report(args.directory)))
+    report.set_defaults(run=lambda args: print(write_report(args.directory)))
     return root
+
+
+def write_report(directory: Path) -> str:
+    """Write the report of whichever experiment the directory holds; returns its text."""
+    config, _ = runs.read_results(directory)
+    if config["experiment"] not in EXPERIMENTS:
+        raise runs.StudyError(f"{directory} holds no experiment that is known here: {config['experiment']}")
+    return EXPERIMENTS[config["experiment"]].write_report(directory)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     try:
         args.run(args)
-    except (gaussian.StudyError, OSError) as error:
+    except (runs.StudyError, OSError) as error:
         print(f"hvae: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -6,6 +6,5 @@ is run in the two settings, ``train`` the loop, ``report`` the results, ``comman
 
 from hvae.gaussian.command import register
 from hvae.gaussian.report import write_report
-from hvae.gaussian.study import StudyError
 
-__all__ = ["StudyError", "register", "write_report"]
+__all__ = ["register", "write_report"]

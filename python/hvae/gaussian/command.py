@@ -3,28 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 
-import hvae_kernels
+from hvae import runs
 from hvae.gaussian import data, report, study, train
-from hvae.gaussian.study import Job, StudyError
+from hvae.gaussian.study import Job
 from hvae.gaussian.train import State
-
-
-def _integer(minimum: int = 1, maximum: float = math.inf):
-    def integer(text: str) -> int:
-        if int(text) < minimum:
-            raise argparse.ArgumentTypeError(f"{text} is below {minimum}")
-        if int(text) > maximum:
-            raise argparse.ArgumentTypeError(f"{text} is above {maximum}")
-        return int(text)
-
-    return integer
+from hvae.runs import StudyError
 
 
 def register(commands: Any) -> None:
@@ -35,22 +24,23 @@ def register(commands: Any) -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = command.add_argument
-    add("--dims", type=_integer(2), nargs="+", default=list(study.DIMS), help="dimensions")
+    add("--dims", type=runs.integer(2), nargs="+", default=list(study.DIMS), help="dimensions")
     add("--methods", nargs="+", choices=study.METHODS, default=list(study.METHODS), help="methods")
-    add("--leapfrog-steps", type=_integer(), nargs="+", default=[1, 10], metavar="K", help="for the hvae methods")
+    add("--leapfrog-steps", type=runs.integer(), nargs="+", default=[1, 10], metavar="K", help="for the hvae methods")
     add("--setting", choices=study.SETTINGS, default="corrected", help="corrected bounds, or the printed tables' own")
-    add("--datasets", type=_integer(), default=3, help="how many data sets, trained side by side")
-    add("--epochs", type=_integer(), help="of 40 steps; by default the setting's own number")
-    add("--seed", type=_integer(0, 2**63 - 1), default=12345, help="of data and training noise")
+    add("--datasets", type=runs.integer(), default=3, help="how many data sets, trained side by side")
+    add("--epochs", type=runs.integer(), help="of 40 steps; by default the setting's own number")
+    add("--seed", type=runs.seed, default=12345, help="of data and training noise")
     add("--out", type=Path, default=Path("runs/gaussian"), help="directory for results, report and figures")
     add("--resume", action="store_true", help="go on with what --out holds, and add to it")
-    add("--threads", type=_integer(), default=1, help="torch's; the tensors are too small to share")
+    add("--threads", type=runs.integer(), default=1, help="torch's; the tensors are too small to share")
     command.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
-    config = _open(args)
+    config = runs.open_directory(args, datasets=args.datasets)
+    _write_results(args.out, config)
     jobs = study.plan(args.setting, *(list(dict.fromkeys(x)) for x in (args.dims, args.methods, args.leapfrog_steps)))
     threads = torch.get_num_threads()
     torch.set_num_threads(args.threads)
@@ -60,32 +50,6 @@ def run(args: argparse.Namespace) -> None:
     finally:
         torch.set_num_threads(threads)
     print(report.write_report(args.out))
-
-
-def _open(args: argparse.Namespace) -> dict[str, Any]:
-    """The config to write; refuses a directory that holds other results."""
-    arguments = {name: value for name, value in vars(args).items() if name not in ("run", "command")}
-    config = {
-        "experiment": "gaussian",
-        "seed": args.seed,
-        "datasets": args.datasets,
-        "versions": {"hvae_kernels": hvae_kernels.__version__, "torch": torch.__version__},
-        "arguments": arguments | {"out": str(args.out)},
-    }
-    if args.out.exists() and not args.out.is_dir():
-        raise StudyError(f"{args.out} is a file, not a directory: choose another --out")
-    if (args.out / "results.json").exists():
-        if not args.resume:
-            raise StudyError(
-                f"{args.out} holds results already: add --resume to go on with them, or choose another --out"
-            )
-        before, _ = report.read_results(args.out)
-        for name in ("experiment", "seed", "datasets"):
-            if before.get(name) != config[name]:
-                raise StudyError(f"{args.out} was made with {name} {before.get(name)}, not {config[name]}")
-    (args.out / "jobs").mkdir(parents=True, exist_ok=True)
-    _write_results(args.out, config)
-    return config
 
 
 def _run_dimension(jobs: list[Job], args: argparse.Namespace, config: dict[str, Any]) -> None:
@@ -121,4 +85,4 @@ def _train(job: Job, data_sets: data.DataSets, state: State, seed: int, path: Pa
 def _write_results(directory: Path, config: dict[str, Any]) -> None:
     """Collect every finished job in the directory, of this and of earlier commands."""
     rows = [row for job, state in report.finished_jobs(directory) for row in report.rows_of(job, state)]
-    report.write_results(directory, config, rows)
+    runs.write_results(directory, config, rows)

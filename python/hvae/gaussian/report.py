@@ -1,21 +1,16 @@
-"""``results.json`` from the state files of finished jobs; ``report.md`` and the figures from both."""
+"""Rows of ``results.json`` from the state files of finished jobs; ``report.md`` and the figures from both."""
 
 from __future__ import annotations
 
-import json
-import math
-import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from hvae.gaussian import figures, published
 from hvae.gaussian.data import BATCHES_PER_EPOCH
-from hvae.gaussian.study import ERRORS, FLOORS, METHODS, Job, StudyError, method_label, unreadable
+from hvae.gaussian.study import ERRORS, FLOORS, METHODS, Job, method_label
 from hvae.gaussian.train import State
-
-Row = dict[str, Any]
+from hvae.runs import Row, finite, read_results, table, unreadable
 
 NOTES = """Every figure is a mean over the data sets. Errors are sums of squares, Sigma's on standard deviations, and
 Theta's is the sum of the two.
@@ -44,42 +39,9 @@ def rows_of(job: Job, state: State) -> list[Row]:
     common = {"method": job.method, "dim": job.dim, "leapfrog_steps": job.n_steps, "setting": job.setting}
     cost = {"epochs": state.epochs, "steps": state.epochs * BATCHES_PER_EPOCH, "seconds": state.seconds / n_sets}
     return [
-        {**common, "dataset": i, **{name: _finite(values[i]) for name, values in measured.items()}, **cost}
+        {**common, "dataset": i, **{name: finite(values[i]) for name, values in measured.items()}, **cost}
         for i in range(n_sets)
     ]
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
-
-
-def write_results(directory: Path, config: dict[str, Any], rows: Iterable[Row]) -> None:
-    """Write ``results.json``, whole or not at all; a number that is not finite is an error."""
-    text = json.dumps({"config": config, "rows": list(rows)}, indent=1, allow_nan=False)
-    partial = directory / "results.partial"
-    partial.write_text(text + "\n")
-    os.replace(partial, directory / "results.json")
-
-
-def read_results(directory: Path) -> tuple[dict[str, Any], list[Row]]:
-    """The config and the rows of ``results.json``."""
-    path = directory / "results.json"
-    if not path.is_file():
-        raise StudyError(f"no results.json in {directory}")
-    try:
-        return _parsed(path.read_text())
-    except (ValueError, KeyError, TypeError) as error:
-        raise unreadable(path) from error
-
-
-def _parsed(text: str) -> tuple[dict[str, Any], list[Row]]:
-    results = json.loads(text)
-    config, rows = results["config"], results["rows"]
-    if not (isinstance(config, dict) and isinstance(rows, list) and all(isinstance(row, dict) for row in rows)):
-        raise TypeError("config is an object and rows a list of them")
-    if missing := {"experiment", "seed", "datasets", "versions"} - config.keys():
-        raise KeyError(*missing)
-    return config, rows
 
 
 def write_report(directory: Path) -> str:
@@ -112,7 +74,7 @@ def error_table(name: str, rows: list[Row]) -> str:
         ours = [_mean(name, _of(group, setting)) for setting in ("published", "corrected")]
         printed = published.figure(name, method, n_steps, dim)
         lines.append([dim, method_label(method, n_steps), printed, *ours, *(value(group) for value in exact.values())])
-    return _table(["d", "method", "printed", "published", "corrected", *exact], lines)
+    return table(["d", "method", "printed", "published", "corrected", *exact], lines)
 
 
 def bound_table(rows: list[Row]) -> str:
@@ -132,7 +94,7 @@ def bound_table(rows: list[Row]) -> str:
         "d", "method", "setting", "bound", "evidence - bound", "ceiling - bound",
         "steps", "seconds in all", "us a step and data set",
     ]  # fmt: skip
-    return _table(headers, lines)
+    return table(headers, lines)
 
 
 def finished_jobs(directory: Path) -> list[tuple[Job, State]]:
@@ -177,21 +139,3 @@ def _mean(name: str, rows: list[Row]) -> float | None:
 
 def _average(values: list[float]) -> float:
     return sum(values) / len(values)
-
-
-def _table(headers: list[str], lines: list[list[Any]]) -> str:
-    """A Markdown table of four significant digits, without the columns in which nothing is known."""
-    from tabulate import tabulate
-
-    keep = [i for i in range(len(headers)) if any(line[i] is not None for line in lines)]
-    body = [[_text(line[i]) for i in keep] for line in lines]
-    align = ["left" if isinstance(lines[0][i], str) else "right" for i in keep] if lines else None
-    return tabulate(body, [headers[i] for i in keep], tablefmt="github", disable_numparse=True, colalign=align)
-
-
-def _text(value: float | str | None) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, float):
-        return f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
-    return f"{value:,}" if isinstance(value, int) else value

@@ -19,7 +19,6 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -42,15 +41,6 @@ FLOORS = {
     "delta_error": ("delta_floor",),
     "sigma_error": ("sigma_floor",),
 }
-
-
-class StudyError(Exception):
-    """A mistake in the command or a run that cannot go on: one sentence for the user."""
-
-
-def unreadable(path: Path) -> StudyError:
-    """The error for a file in a run's directory that is corrupt or is not of a run."""
-    return StudyError(f"{path} is corrupt or not a file of this study: delete it and run hvae gaussian with --resume")
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,9 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hvae import runs
 from hvae.gaussian.data import BATCHES_PER_EPOCH, DataSets
 from hvae.gaussian.models import Model
-from hvae.gaussian.study import Job, StudyError, measure, unreadable
+from hvae.gaussian.study import Job, measure
+from hvae.runs import StudyError
 
 RMSPROP_ALPHA, RMSPROP_EPS = 0.99, 1e-8
 SECONDS_BETWEEN_CHECKPOINTS = 20.0
@@ -52,19 +53,12 @@ class State:
 
     def save(self, path: Path) -> None:
         """Write to ``path``, whole or not at all."""
-        partial = path.with_suffix(".partial")
-        torch.save(vars(self), partial)
-        os.replace(partial, path)
+        runs.save(vars(self), path)
 
     @classmethod
     def load(cls, path: Path) -> State:
         """What :meth:`save` wrote; StudyError where it is anything else."""
-        try:
-            return cls(**torch.load(path, weights_only=True))
-        except OSError:
-            raise
-        except Exception as error:  # torch.load has no type of its own for a corrupt file
-            raise unreadable(path) from error
+        return runs.load(cls, path)
 
 
 def rmsprop_(flat: Tensor, gradient: Tensor, square_average: Tensor, learning_rate: float) -> None:
