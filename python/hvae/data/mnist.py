@@ -1,0 +1,140 @@
+"""MNIST as intensities: from the sample in this package, a folder of IDX files, or torchvision; binarised by name.
+
+The sample (licence and credit: ``MNIST.md`` beside it) holds the study's own digits, rounded. ``python -m
+hvae.data.mnist DIR`` writes it again.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import struct
+import sys
+import zlib
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hvae.runs import StudyError
+
+N_TRAIN, N_VALIDATION = 10_000, 1_000
+SIDE, N_PIXELS = 28, 28 * 28
+BINARISATIONS = ("round", "static", "dynamic")
+SAMPLE = Path(__file__).with_name("mnist_sample.gz")
+SAMPLE_SHA256 = "5ef6eefbff4014d4cb9e61f729f077af88917d10a9f823c163d83662dec114fc"
+IMAGES_MAGIC = 0x803  # unsigned bytes, three dimensions
+
+
+class IdxFile(NamedTuple):
+    """A file of images as MNIST's authors published it, unzipped."""
+
+    name: str
+    count: int
+    sha256: str
+
+
+TRAIN = IdxFile("train-images-idx3-ubyte", 60_000, "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db")
+TEST = IdxFile("t10k-images-idx3-ubyte", 10_000, "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7")
+
+
+class Digits(NamedTuple):
+    """Intensities 0 to 255, uint8, ``(N, 784)``: of training digits, and of test digits for validation."""
+
+    train: Tensor
+    validation: Tensor
+
+
+def load(source: str = "sample", n_train: int = N_TRAIN, n_validation: int = N_VALIDATION) -> Digits:
+    """The first digits of the training set and of the test set.
+
+    Args:
+        source: ``"sample"``, ``"torchvision"`` (downloaded to torch's hub directory), or a folder with the IDX files,
+            gzipped or not, which may lie in ``MNIST/raw`` as torchvision leaves them.
+        n_train: how many for training.
+        n_validation: how many for validation.
+
+    Raises:
+        StudyError: there are not so many, or a file is missing or not what MNIST's authors published.
+    """
+    whole = {"sample": _sample, "torchvision": _torchvision}.get(source, lambda: _folder(Path(source)))()
+    for digits, count in zip(whole, (n_train, n_validation), strict=True):
+        if count > len(digits):
+            raise StudyError(f"{source} has {len(digits)} digits, not {count}: the whole MNIST is --data DIR")
+    return Digits(whole.train[:n_train], whole.validation[:n_validation])
+
+
+def binarise(intensities: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Pixels 0 or 1, uint8: rounded, or, with a generator, drawn with the intensities as probabilities."""
+    if generator is None:
+        return (intensities >= 128).to(torch.uint8)
+    uniform = torch.rand(intensities.shape, generator=generator)
+    return (uniform < intensities / 255).to(torch.uint8)
+
+
+def _sample() -> Digits:
+    packed = gzip.decompress(SAMPLE.read_bytes())
+    if hashlib.sha256(packed).hexdigest() != SAMPLE_SHA256:
+        raise StudyError(f"{SAMPLE} is corrupt: install the package again")
+    bits = (_bytes(packed)[:, None] >> torch.arange(7, -1, -1)) & 1
+    return Digits(*(bits.to(torch.uint8) * 255).view(-1, N_PIXELS).split([N_TRAIN, N_VALIDATION]))
+
+
+def pack(digits: Digits) -> bytes:
+    """What the sample holds of digits: their rounded pixels, eight to a byte."""
+    bits = torch.cat([binarise(part) for part in digits]).view(-1, 8)
+    return bytes((bits << torch.arange(7, -1, -1)).sum(-1).tolist())
+
+
+def _torchvision() -> Digits:
+    try:
+        from torchvision.datasets import MNIST
+    except ImportError as error:
+        raise StudyError(f"--data torchvision: torchvision cannot be imported: {error}") from error
+    parts = [MNIST(torch.hub.get_dir(), train=train, download=True).data for train in (True, False)]
+    return Digits(*(part.flatten(1) for part in parts))
+
+
+def _folder(folder: Path) -> Digits:
+    return Digits(*(read_images(find(folder, file), file) for file in (TRAIN, TEST)))
+
+
+def find(folder: Path, file: IdxFile) -> Path:
+    """Where the folder has the file, gzipped or not."""
+    for place in (folder, folder / "MNIST" / "raw"):
+        for path in (place / file.name, place / f"{file.name}.gz"):
+            if path.is_file():
+                return path
+    raise StudyError(f"{folder} has no {file.name}, gzipped or not")
+
+
+def read_images(path: Path, file: IdxFile) -> Tensor:
+    """The images ``(N, 784)`` of an IDX file; StudyError where it is not the one that was published."""
+    try:
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
+        raise StudyError(f"{path} is not a whole gzip file: {error}") from error
+    if len(content) < 16:
+        raise StudyError(f"{path} has {len(content)} bytes, too few for the header of an IDX file")
+    magic, *sizes = struct.unpack(">4I", content[:16])
+    if magic != IMAGES_MAGIC:
+        raise StudyError(f"{path} begins with magic number {magic:#x}, not {IMAGES_MAGIC:#x}: no IDX file of images")
+    if sizes != [file.count, SIDE, SIDE] or len(content) != 16 + file.count * N_PIXELS:
+        expected = f"{file.count} x {SIDE} x {SIDE}"
+        raise StudyError(
+            f"{path} holds {' x '.join(map(str, sizes))} images in {len(content)} bytes, not {expected} and a header"
+        )
+    if hashlib.sha256(content).hexdigest() != file.sha256:
+        raise StudyError(f"{path} has another SHA-256 than MNIST's {file.name}: it is damaged or other data")
+    return _bytes(content[16:]).view(-1, N_PIXELS)
+
+
+def _bytes(content: bytes) -> Tensor:
+    return torch.frombuffer(bytearray(content), dtype=torch.uint8)
+
+
+if __name__ == "__main__":
+    sample = pack(load(sys.argv[1]))
+    SAMPLE.write_bytes(gzip.compress(sample, 9, mtime=0))
+    print(hashlib.sha256(sample).hexdigest())
