@@ -23,12 +23,11 @@ class Verdict:
 
 
 def values_and_gradients(
-    function: Callable[..., tuple[Tensor, ...]], inputs: Sequence[Tensor], cotangents: Sequence[Tensor]
+    function: Callable[..., tuple[Tensor, ...]], leaves: Sequence[Tensor], cotangents: Sequence[Tensor]
 ) -> list[Tensor]:
-    """Outputs, then the gradients of every input."""
-    inputs = [x.detach().requires_grad_() for x in inputs]
-    outputs = function(*inputs)
-    gradients = torch.autograd.grad(outputs, inputs, tuple(cotangents))
+    """Outputs, then the gradients of every leaf that requires one."""
+    outputs = function(*leaves)
+    gradients = torch.autograd.grad(outputs, [x for x in leaves if x.requires_grad], tuple(cotangents))
     return [x.detach() for x in (*outputs, *gradients)]
 
 
@@ -47,9 +46,9 @@ def check(row: Row, case: Case, dtype: torch.dtype, device: torch.device | str, 
         outputs = row.formula(*inputs)
     generator = torch.Generator().manual_seed(seed + 1)
     cotangents = [torch.randn(y.shape, generator=generator, dtype=dtype).to(device) for y in outputs]
-    exact = values_and_gradients(row.formula, exact_inputs, [g.double() for g in cotangents])
-    plain = values_and_gradients(row.formula, inputs, cotangents)
-    fused = values_and_gradients(row.op, inputs, cotangents)
+    exact = values_and_gradients(row.formula, row.leaves(exact_inputs), [g.double() for g in cotangents])
+    plain = values_and_gradients(row.formula, row.leaves(inputs), cotangents)
+    fused = values_and_gradients(row.op, row.leaves(inputs), cotangents)
     return _judge(exact, plain, fused, torch.finfo(dtype).eps)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -56,6 +56,7 @@ class Row:
         flops: ``flops(direction, **sizes)``: the fewest operations of ``"forward"`` and ``"backward"``.
         cases: the sizes, the one for the README's chart first.
         peers: further rivals by name: other packages, a more careful plain formula, a yardstick; timed, not checked.
+        n_constants: how many of the last inputs need no gradient.
     """
 
     name: str
@@ -67,6 +68,12 @@ class Row:
     flops: Callable[..., int]
     cases: tuple[Case, ...]
     peers: Mapping[str, Callable[..., tuple[Tensor, ...]]] = field(default_factory=dict)
+    n_constants: int = 0
+
+    def leaves(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """The inputs as autograd's leaves, constants as they are."""
+        n_variables = len(inputs) - self.n_constants
+        return (*(x.detach().requires_grad_() for x in inputs[:n_variables]), *inputs[n_variables:])
 
     def bytes(self, direction: str, element_size: int, sizes: Sizes) -> int:
         """Bytes that ``direction`` has to move at least."""
@@ -298,6 +305,57 @@ def radial_inputs(
     return tuple(x.to(dtype).to(device).contiguous() for x in (z, center, alpha, alpha * (share - 0.75)))
 
 
+def bernoulli_inputs(
+    dtype: torch.dtype, device: torch.device | str, seed: int, samples: int, batch: int, features: int
+) -> tuple[Tensor, ...]:
+    """Random logits of ``bernoulli_log_prob``, and pixels that all samples share."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(samples, batch, features, generator=generator)
+    pixels = torch.rand(batch, features, generator=generator) < 0.2
+    return tuple(x.to(dtype).to(device) for x in (logits, pixels))
+
+
+def bernoulli_log_prob(logits: Tensor, pixels: Tensor) -> tuple[Tensor]:
+    """The op."""
+    return (functional.bernoulli_log_prob(logits, pixels),)
+
+
+def printed_bernoulli(logits: Tensor, pixels: Tensor) -> tuple[Tensor]:
+    """As one writes it."""
+    return ((pixels * logits - torch.nn.functional.softplus(logits)).sum(-1),)
+
+
+def bernoulli_distribution(logits: Tensor, pixels: Tensor) -> tuple[Tensor]:
+    """As ``torch.distributions`` has it."""
+    distribution = torch.distributions.Bernoulli(logits=logits, validate_args=False)
+    return (torch.distributions.Independent(distribution, 1, validate_args=False).log_prob(pixels),)
+
+
+def _bernoulli_case(samples: int, batch: int, features: int, **options) -> Case:
+    sizes = {"samples": samples, "batch": batch, "features": features}
+    return Case(f"({samples}, {batch}, {features})", sizes, **options)
+
+
+def _logits_bytes(times: int) -> Callable[..., int]:
+    """The logits ``times`` over; the pixels, shared by all samples, once."""
+    return lambda size, samples, batch, features: size * (times * samples + 1) * batch * features
+
+
+BERNOULLI_LOG_PROB = Row(
+    name="bernoulli_log_prob",
+    op=bernoulli_log_prob,
+    formula=printed_bernoulli,
+    inputs=bernoulli_inputs,
+    n_constants=1,
+    forward_bytes=_logits_bytes(1),  # read the logits
+    backward_bytes=_logits_bytes(2),  # read them again, write their gradient
+    flops=lambda direction, samples, batch, features: (
+        {"forward": 22, "backward": 24}[direction] * samples * batch * features
+    ),
+    cases=(_bernoulli_case(40, 256, 784), _bernoulli_case(1, 256, 784)),
+    peers={"torch.distributions": bernoulli_distribution},
+)
+
 PLANAR_FLOW = Row(
     name="planar_flow",
     op=functional.planar_flow,
@@ -333,6 +391,7 @@ ROWS: tuple[Row, ...] = (
     DENSE_GAUSSIAN_LEAPFROG,
     MASKED_LINEAR,
     AFFINE_AUTOREGRESSIVE,
+    BERNOULLI_LOG_PROB,
     PLANAR_FLOW,
     RADIAL_FLOW,
 )

@@ -40,7 +40,7 @@ class Problem:
         self.functions = functions(row, case)
         self.n_sets = roofline.input_sets(self.bytes("forward"), device)
         self.inputs = [row.inputs(dtype=dtype, device=device, seed=i, **case.sizes) for i in range(self.n_sets)]
-        self.leaves = [tuple(x.detach().requires_grad_() for x in inputs) for inputs in self.inputs]
+        self.leaves = [row.leaves(inputs) for inputs in self.inputs]
         self.cotangents = tuple(torch.randn_like(y) for y in row.op(*self.inputs[0]))
 
     def bytes(self, direction: str) -> int:
@@ -55,10 +55,11 @@ class Problem:
             return function(*inputs)
 
         def backward(recorded: tuple[tuple[Tensor, ...], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-            return torch.autograd.grad(*recorded, cotangents)
+            outputs, leaves = recorded
+            return torch.autograd.grad(outputs, _variables(leaves), cotangents)
 
         def both(leaves: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            return torch.autograd.grad(function(*leaves), leaves, cotangents)
+            return torch.autograd.grad(function(*leaves), _variables(leaves), cotangents)
 
         def record(i: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
             leaves = self.leaves[i % n_sets]
@@ -81,6 +82,10 @@ class Problem:
             wanted = [candidate for candidate in found if candidate.name in replayable]
             found += [replayed for candidate in wanted if (replayed := as_graph(candidate, self.n_sets)) is not None]
         return found
+
+
+def _variables(leaves: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    return tuple(x for x in leaves if x.requires_grad)
 
 
 def as_graph(candidate: Candidate, n_sets: int) -> Candidate | None:

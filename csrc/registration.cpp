@@ -8,6 +8,9 @@ STABLE_TORCH_LIBRARY_IMPL(hvae_kernels, CPU, m) {
   m.impl("affine_autoregressive.cpp", TORCH_BOX(&hk::affine_autoregressive));
   m.impl("affine_autoregressive_backward.cpp", TORCH_BOX(&hk::affine_autoregressive_backward));
   m.impl("affine_autoregressive_double_backward.cpp", TORCH_BOX(&hk::affine_autoregressive_double_backward));
+  m.impl("bernoulli_log_prob.cpp", TORCH_BOX(&hk::bernoulli_log_prob));
+  m.impl("bernoulli_log_prob_backward.cpp", TORCH_BOX(&hk::bernoulli_log_prob_backward));
+  m.impl("bernoulli_log_prob_double_backward.cpp", TORCH_BOX(&hk::bernoulli_log_prob_double_backward));
   m.impl("gaussian_leapfrog.cpp", TORCH_BOX(&hk::gaussian_leapfrog));
   m.impl("gaussian_leapfrog_backward.cpp", TORCH_BOX(&hk::gaussian_leapfrog_backward));
   m.impl("gaussian_leapfrog_double_backward.cpp", TORCH_BOX(&hk::gaussian_leapfrog_double_backward));

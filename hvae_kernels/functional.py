@@ -1,6 +1,7 @@
 """Every public function, flat. All are differentiable, draw no random numbers and return new tensors."""
 
 from hvae_kernels.ops.autoregressive import Gate, affine_autoregressive
+from hvae_kernels.ops.bernoulli import bernoulli_log_prob
 from hvae_kernels.ops.leapfrog import dense_gaussian_leapfrog, gaussian_leapfrog, gaussian_leapfrog_vjp
 from hvae_kernels.ops.masked_linear import masked_linear
 from hvae_kernels.ops.planar_flow import constrain_planar, planar_flow
@@ -9,6 +10,7 @@ from hvae_kernels.ops.radial_flow import radial_flow
 __all__ = [
     "Gate",
     "affine_autoregressive",
+    "bernoulli_log_prob",
     "constrain_planar",
     "dense_gaussian_leapfrog",
     "gaussian_leapfrog",

@@ -20,8 +20,10 @@
   EXPOSE(name##_derivative, activation::kind::derivative(x))
 
 EXPOSE(exponential, exponential(x))
+EXPOSE(exp_nonpositive, exp_nonpositive(x))
 EXPOSE(expm1_nonpositive, expm1_nonpositive(x))
 EXPOSE(log1p_unit, log1p_unit(x))
+EXPOSE(log1p_nonnegative, log1p_nonnegative(x))
 EXPOSE(logarithm, logarithm(x))
 EXPOSE(error_function, error_function(x))
 EXPOSE_ACTIVATION(relu, Relu)

@@ -64,6 +64,12 @@ _RADIAL_CPP = "tests/test_contract.py -k radial_flow/cpp"
 _RADIAL_TESTS = "tests/test_planar_radial.py -k radial and cpp"
 _RADIAL_TRITON = "hvae_kernels/ops/radial_flow/triton.py"
 _RADIAL_TRITON_TESTS = "tests/test_contract.py -k radial_flow/triton"
+_BERNOULLI = "csrc/kernels/bernoulli.h"
+_BERNOULLI_CPP = "tests/test_contract.py -k bernoulli_log_prob/cpp"
+_BERNOULLI_TESTS = "tests/test_bernoulli.py"
+_BERNOULLI_AUTOGRAD = "hvae_kernels/ops/bernoulli/autograd.py"
+_BERNOULLI_TRITON = "hvae_kernels/ops/bernoulli/triton.py"
+_BERNOULLI_TRITON_TESTS = "tests/test_contract.py -k bernoulli_log_prob/triton"
 _ELEMENTARY = "csrc/kernels/elementary.h"
 _ELEMENTARY_TESTS = "tests/test_elementary.py"
 _COMPAT = "hvae_kernels/compat/_network.py"
@@ -152,6 +158,23 @@ MUTATIONS = (
     Mutation(_RADIAL_TRITON, "tl.store(ys + k * plane + at, moved, mask=mask)", "tl.store(ys + k * plane + at, moved - g, mask=mask)", _RADIAL_TRITON_TESTS),
     Mutation(_RADIAL_TRITON, "h * (projected + across) + alpha * h * h * along", "h * (projected + across)", _RADIAL_TRITON_TESTS),
     Mutation("hvae_kernels/nn/residual.py", "softplus(self.raw_beta) - alpha", "softplus(self.raw_beta)", "tests/test_planar_radial.py -k radial_module"),
+    Mutation(_BERNOULLI, "linear[j] = w == T(0) ? T(0) : w * std::abs(logit);", "linear[j] = w * std::abs(logit);", _BERNOULLI_TESTS),
+    Mutation(_BERNOULLI, "return product * (T(1) + q) + q;", "return product * (T(1) + q) + q * T(1.0001);", _BERNOULLI_CPP),
+    Mutation(_BERNOULLI, "rest_q = times(rest_q, e[j]);", "rest_q = e[j];", _BERNOULLI_CPP),
+    Mutation(_BERNOULLI, "kLanes = 32, kLogs = 16;", "kLanes = 32, kLogs = 2;", _BERNOULLI_TESTS),
+    Mutation(_BERNOULLI, "return logit > T(0) ? difference : -difference;", "return difference;", _BERNOULLI_CPP),
+    Mutation(_BERNOULLI, "-grad[j] * h[j] * (small * large);", "-grad[j] * h[j] * small;", _BERNOULLI_CPP),
+    Mutation("csrc/cpu/bernoulli.cpp", "return at - (replica - replica / samples_) * plane;", "return at;", _BERNOULLI_CPP),
+    Mutation("csrc/cpu/rows.h", "std::fill_n(sums, n, 0.0);", "std::fill_n(sums, 1, 0.0);", _BERNOULLI_CPP),
+    Mutation("hvae_kernels/ops/bernoulli/api.py", "(broadcast[stop] or leading[stop] == 1)", "broadcast[stop]", _BERNOULLI_TESTS),
+    Mutation(_BERNOULLI_AUTOGRAD, "shared = in_dims[-1] is None and tensors[-1].shape[0] == 1", "shared = in_dims[-1] is None", _BERNOULLI_TESTS),
+    Mutation(_BERNOULLI_AUTOGRAD, "d_logits = -grad.unsqueeze(-1) * h", "d_logits = grad.unsqueeze(-1) * h", _BERNOULLI_CPP),
+    Mutation(_BERNOULLI_TRITON, "row // (outer * rows) * rows + row % rows", "row % rows", _BERNOULLI_TRITON_TESTS),
+    Mutation(_BERNOULLI_TRITON, "tl.where(mask, linear + log1p_unit(decay(logit)), 0.0)", "linear + log1p_unit(decay(logit))", _BERNOULLI_TRITON_TESTS),
+    Mutation(_BERNOULLI_TRITON, "small - wrong, wrong - small)", "small - wrong, small - wrong)", _BERNOULLI_TRITON_TESTS),
+    Mutation(_BERNOULLI_TRITON, "-g * direction * (small * large)", "-g * direction * small", _BERNOULLI_TRITON_TESTS),
+    Mutation(_ELEMENTARY, "two_to(n + 64) * 0x1p-64f", "two_to(n)", _ELEMENTARY_TESTS),
+    Mutation(_ELEMENTARY, "log_of_normal(sum) + lost / sum;\n  return x", "log_of_normal(sum);\n  return x", _ELEMENTARY_TESTS),
     Mutation(_ELEMENTARY, "p = p * r + 8.3332841058e-3f;", "p = p * r + 8.3e-3f;", _ELEMENTARY_TESTS),
     Mutation(_ELEMENTARY, "p = p * q + 1.4296405296e-1f;", "p = p * q + 1.44e-1f;", _ELEMENTARY_TESTS),
     Mutation(_ELEMENTARY, "return x < std::numeric_limits<float>::infinity() ? result : x;", "return result;", _ELEMENTARY_TESTS),

@@ -21,6 +21,8 @@ from hvae_kernels.ops.autoregressive import reference as autoregressive_referenc
 from hvae_kernels.ops.autoregressive_network import autograd as network_autograd
 from hvae_kernels.ops.autoregressive_network import reference as network_reference
 from hvae_kernels.ops.autoregressive_network.network import flattened
+from hvae_kernels.ops.bernoulli import autograd as bernoulli_autograd
+from hvae_kernels.ops.bernoulli import reference as bernoulli_reference
 from hvae_kernels.ops.leapfrog import autograd as leapfrog_autograd
 from hvae_kernels.ops.leapfrog import reference as leapfrog_reference
 from hvae_kernels.ops.leapfrog_update import autograd as update_autograd
@@ -261,6 +263,33 @@ def radial_inputs(
     center = _in_layout(torch.randn(n_layers, shape[-1], **kind), layout)
     alpha = _uniform(0.5, 2.0, n_layers, **kind)
     return z, center, alpha, alpha * _uniform(-0.5, 1.5, n_layers, **kind)
+
+
+def bernoulli_inputs(
+    dtype: torch.dtype,
+    device: str,
+    *,
+    shape: tuple[int, ...],
+    value_shape: tuple[int, ...] | None = None,
+    layout: str = "contiguous",
+    scale: float = 1.0,
+    around: float | None = None,
+) -> tuple[Tensor, ...]:
+    """Logits, and a value in [0, 1] of ``value_shape`` or theirs."""
+    kind = {"dtype": dtype, "device": device}
+    logits = scale * torch.randn(shape, **kind) if around is None else around * _uniform(0.99, 1.0, *shape, **kind)
+    value = torch.rand(shape if value_shape is None else value_shape, **kind)
+    return _in_layout(logits, layout), _in_layout(value, layout if value_shape is None else "contiguous")
+
+
+def bernoulli_op(function: Callable[..., Tensor]) -> Callable[..., tuple[Tensor]]:
+    """``bernoulli_log_prob`` or its reference; with ``bits``, a dtype, the value becomes bits."""
+
+    def log_prob(*inputs: Tensor, event_ndims: int = 1, bits: torch.dtype | None = None) -> tuple[Tensor]:
+        logits, value = inputs  # so written because make_fx counts arguments
+        return (function(logits, value if bits is None else (value > 0.5).to(bits), event_ndims),)
+
+    return log_prob
 
 
 #: One gate with a straight-through gradient, one with a logarithm, one that blends; every gate has a case of its own.
@@ -527,6 +556,30 @@ RADIAL_CASES |= {
 }
 
 
+_UINT8, _BOOL = {"bits": torch.uint8}, {"bits": torch.bool}
+BERNOULLI_CASES = {name: case for name, case in UPDATE_CASES.items() if name != "several_blocks"}
+BERNOULLI_CASES |= {
+    "samples": {"shape": (4, 3, 5), "value_shape": (3, 5)},
+    "samples_uint8": {"shape": (4, 3, 5), "value_shape": (3, 5), **_UINT8},
+    "samples_inside": {"shape": (3, 4, 5), "value_shape": (3, 1, 5), **_BOOL},
+    "samples_inside_rows": {"shape": (2, 3, 4, 5), "value_shape": (2, 1, 4, 5)},
+    "samples_apart": {"shape": (2, 3, 4, 5), "value_shape": (3, 1, 5)},
+    "samples_outside": {"shape": (2, 3, 4, 5), "value_shape": (1, 1, 4, 5), **_UINT8},
+    "one_value": {"shape": (4, 3, 5), "value_shape": (5,)},
+    "no_samples": {"shape": (0, 3, 5), "value_shape": (3, 5)},
+    "image": {"shape": (4, 3, 2, 7), "value_shape": (3, 2, 7), "event_ndims": 2, **_BOOL},
+    "no_event": {"shape": (4, 33), "value_shape": (33,), "event_ndims": 0},
+    "several_blocks": {"shape": (2, 3, 1100), "value_shape": (3, 1100)},
+    "many_samples": {"shape": (9, 401, 7), "value_shape": (401, 7), **_UINT8},
+    "sure": {"shape": (13, 17), "scale": 12.0},
+}
+BERNOULLI_EXTREMES = {
+    f"{kind}_{around:g}": {"shape": (5, 17), "around": around, **bits}
+    for kind, bits in {"soft": {}, "bool": _BOOL}.items()
+    for around in (80.0, -80.0, 1e4, -1e4, 1e-18)
+}
+
+
 EXTREMES = {"large": {"shape": (7, 5), "scale": 1e18}, "tiny": {"shape": (7, 5), "scale": 1e-18}}
 
 OPSPECS = (
@@ -644,6 +697,29 @@ OPSPECS = (
         same=(0, 1),
         raw=(*_gated_raw("softplus"), *_gated_raw("sigmoid")),
         options=("gates",),
+    ),
+    OpSpec(
+        name="bernoulli_log_prob",
+        op=bernoulli_op(F.bernoulli_log_prob),
+        reference=bernoulli_op(bernoulli_reference.bernoulli_log_prob),
+        make=bernoulli_inputs,
+        cases=BERNOULLI_CASES,
+        small={"shape": (2, 3), "value_shape": (3,)},
+        extremes=BERNOULLI_EXTREMES,
+        same=(0, 1),
+        raw=(
+            RawOp(bernoulli_autograd.RAW_FORWARD, lambda x: (x[0][None, None], x[1][None, None].expand(1, 2, 3))),
+            RawOp(bernoulli_autograd.RAW_FORWARD, lambda x: (x[0][None, :, None], x[1][None, None] > 0.5)),
+            RawOp(
+                bernoulli_autograd.RAW_BACKWARD,
+                lambda x: (x[0][None, :, None, 0], x[0][None, :, None], x[1][None, None]),
+            ),
+            RawOp(
+                bernoulli_autograd.RAW_DOUBLE_BACKWARD,
+                lambda x: (x[0].cos()[None, :, None], x[0][None, :, None, 0], x[0][None, :, None], x[1][None, None]),
+            ),
+        ),
+        options=("event_ndims", "bits"),
     ),
     OpSpec(
         name="planar_flow",

@@ -49,8 +49,10 @@ def between(low, high, n=400_001):
 #: name: float64 formula, range, ulp
 RELATIVE = {
     "exponential": (torch.exp, (-103.9, 88.7), 1.0),
+    "exp_nonpositive": (torch.exp, (-103.9, 0.0), 1.0),
     "expm1_nonpositive": (torch.expm1, (-40.0, 0.0), 1.0),
     "log1p_unit": (torch.log1p, (0.0, 1.0), 2.0),
+    "log1p_nonnegative": (torch.log1p, (0.0, 3e38), 2.0),
     "logarithm": (torch.log, (1e-44, 3e38), 1.0),
     "relu": (torch.relu, (-100.0, 100.0), 0.0),
     "elu": (F.elu, (-100.0, 100.0), 1.0),
@@ -108,7 +110,9 @@ def test_double(library, name):
     ("name", "low", "high"),
     [
         ("exponential", 0.0, math.inf),
+        ("exp_nonpositive", 0.0, None),
         ("expm1_nonpositive", -1.0, None),
+        ("log1p_nonnegative", None, math.inf),
         ("logarithm", math.nan, math.inf),
         ("elu", -1.0, math.inf),
         ("tanh", -1.0, 1.0),

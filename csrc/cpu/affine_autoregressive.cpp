@@ -51,49 +51,21 @@ struct Chosen {
 HK_AUTOREGRESSIVE_CLONES(float)
 HK_AUTOREGRESSIVE_CLONES(double)
 
-// ---- The batch in blocks: short rows together, long rows in pieces; their borders depend on sizes alone ----
-
-struct Blocks {
-  int64_t rows, features, group, items;
-
-  Blocks(int64_t rows, int64_t features) : rows(rows), features(features) {
-    group = std::max<int64_t>(1, kBlock / std::max<int64_t>(1, features));
-    items = (rows + group - 1) / group;
-  }
-
-  // Runs f(offset of the first element, first row, rows, width, the rows' sums) over the blocks, in parallel, and then
-  // done(first row, rows, sums).
-  template <class F, class G>
-  void run(const F& f, const G& done) const {
-    constexpr int64_t kGrain = 8192;
-    const int64_t grain = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, group * features));
-    torch::stable::parallel_for(0, items, grain, [&](int64_t begin, int64_t end) {
-      for (int64_t item = begin; item < end; ++item) {
-        double sums[kBlock] = {};
-        const int64_t first = item * group, n = std::min(group, rows - first);
-        for (int64_t start = 0; start < features; start += kBlock)
-          f(first * features + start, first, n, std::min(kBlock, features - start), sums);
-        done(first, n, sums);
-      }
-    });
-  }
-};
-
 // A call that does not fit is refused here in a few words; api.py then says which argument is at fault.
-Blocks blocks_of(const Chosen& chosen, const Tensor& z, const MaybeTensor& shift, const Tensor& log_scale) {
+RowBlocks blocks_of(const Chosen& chosen, const Tensor& z, const MaybeTensor& shift, const Tensor& log_scale) {
   bool fits = z.dim() >= 1 && same_shape(log_scale, z) && log_scale.scalar_type() == z.scalar_type();
   if (shift) fits = fits && same_shape(*shift, z) && shift->scalar_type() == z.scalar_type();
   STD_TORCH_CHECK(fits, "affine_autoregressive: shapes or dtypes do not fit");
   STD_TORCH_CHECK(chosen.gate >= 0 && chosen.gate < kGates, "affine_autoregressive: no such gate");
   int64_t rows = 1;
   for (int64_t i = 0; i + 1 < z.dim(); ++i) rows *= z.size(i);
-  return Blocks(rows, z.size(z.dim() - 1));
+  return RowBlocks(1, rows, z.size(z.dim() - 1));
 }
 
 // Where absent inputs read zeros, and unwanted results go: as long as a block.
 template <class T>
 struct Spare {
-  alignas(64) T zeros[kBlock] = {};
+  alignas(64) T zeros[kRowBlock] = {};
 
   const T* in(const T* data, int64_t at) const { return data ? data + at : zeros; }
 };
@@ -103,28 +75,23 @@ T* out(T* data, int64_t at, T* scratch) {
   return data ? data + at : scratch;
 }
 
-template <class T>
-void store_rows(T* to, int64_t first, int64_t n, const double* sums) {
-  for (int64_t i = 0; to && i < n; ++i) to[first + i] = static_cast<T>(sums[i]);
-}
-
 // ---- The three operators, in one dtype ----
 
 template <class T>
-void forward(const Chosen& chosen, const Blocks& blocks, const Tensor& z, const Tensor& shift, const Tensor& log_scale,
+void forward(const Chosen& chosen, const RowBlocks& blocks, const Tensor& z, const Tensor& shift, const Tensor& log_scale,
              const Tensor& output, const Tensor& log_abs_det) {
   const T *zs = data<T>(z), *bs = data<T>(shift), *ss = data<T>(log_scale);
   T *to = written<T>(output), *rows_to = written<T>(log_abs_det);
   blocks.run(
       [&](int64_t at, int64_t, int64_t n, int64_t width, double* sums) {
-        alignas(64) T logs[kBlock];
+        alignas(64) T logs[kRowBlock];
         forward_clone(chosen, n, width, zs + at, bs + at, ss + at, to + at, logs, sums);
       },
       [&](int64_t first, int64_t n, const double* sums) { store_rows(rows_to, first, n, sums); });
 }
 
 template <class T>
-void backward(const Chosen& chosen, const Blocks& blocks, const MaybeTensor& grad, const MaybeTensor& grad_log,
+void backward(const Chosen& chosen, const RowBlocks& blocks, const MaybeTensor& grad, const MaybeTensor& grad_log,
               const Tensor& z, const MaybeTensor& shift, const Tensor& log_scale, const Tensor* d_inputs) {
   const Spare<T> spare;
   const T *gs = data<T>(grad), *ls = data<T>(grad_log), *zs = data<T>(z), *bs = data<T>(shift);
@@ -132,7 +99,7 @@ void backward(const Chosen& chosen, const Blocks& blocks, const MaybeTensor& gra
   T *dz = written<T>(d_inputs[0]), *db = written<T>(d_inputs[1]), *ds = written<T>(d_inputs[2]);
   blocks.run(
       [&](int64_t at, int64_t first, int64_t n, int64_t width, double*) {
-        alignas(64) T scratch[4][kBlock];
+        alignas(64) T scratch[4][kRowBlock];
         backward_clone(chosen, n, width, spare.in(gs, at), ls ? ls + first : nullptr, scratch[0], zs + at,
                        spare.in(bs, at), ss + at, out(dz, at, scratch[1]), out(db, at, scratch[2]),
                        out(ds, at, scratch[3]));
@@ -141,7 +108,7 @@ void backward(const Chosen& chosen, const Blocks& blocks, const MaybeTensor& gra
 }
 
 template <class T>
-void double_backward(const Chosen& chosen, const Blocks& blocks, const MaybeTensor* h, const MaybeTensor& grad,
+void double_backward(const Chosen& chosen, const RowBlocks& blocks, const MaybeTensor* h, const MaybeTensor& grad,
                      const MaybeTensor& grad_log, const Tensor& z, const MaybeTensor& shift, const Tensor& log_scale,
                      const Tensor& gg_output, const Tensor& gg_log, const Tensor* d_inputs) {
   const Spare<T> spare;
@@ -151,7 +118,7 @@ void double_backward(const Chosen& chosen, const Blocks& blocks, const MaybeTens
   T *dz = written<T>(d_inputs[0]), *db = written<T>(d_inputs[1]), *ds = written<T>(d_inputs[2]);
   blocks.run(
       [&](int64_t at, int64_t first, int64_t n, int64_t width, double* sums) {
-        alignas(64) T scratch[6][kBlock];
+        alignas(64) T scratch[6][kRowBlock];
         double_backward_clone(chosen, n, width, spare.in(hz, at), spare.in(hb, at), spare.in(hs, at), spare.in(gs, at),
                               ls ? ls + first : nullptr, scratch[0], zs + at, spare.in(bs, at), ss + at,
                               out(gg, at, scratch[1]), scratch[2], sums, out(dz, at, scratch[3]),
@@ -165,7 +132,7 @@ void double_backward(const Chosen& chosen, const Blocks& blocks, const MaybeTens
 std::tuple<Tensor, Tensor> affine_autoregressive(Tensor z, Tensor shift, Tensor log_scale, int64_t gate, double first,
                                                  double second) {
   const Chosen chosen{gate, first, second};
-  const Blocks blocks = blocks_of(chosen, z, shift, log_scale);
+  const RowBlocks blocks = blocks_of(chosen, z, shift, log_scale);
   Tensor output = empty_for(z, true), log_abs_det = empty_for(z, true, 1);
   HK_DISPATCH("affine_autoregressive", z, forward, chosen, blocks, packed(z), packed(shift), packed(log_scale), output,
               log_abs_det);
@@ -177,7 +144,7 @@ std::tuple<Tensor, Tensor, Tensor> affine_autoregressive_backward(MaybeTensor gr
                                                                   MaybeTensor shift, Tensor log_scale, int64_t gate,
                                                                   double first, double second, int64_t needs) {
   const Chosen chosen{gate, first, second};
-  const Blocks blocks = blocks_of(chosen, z, shift, log_scale);
+  const RowBlocks blocks = blocks_of(chosen, z, shift, log_scale);
   const Tensor d_inputs[3] = {empty_for(z, needs & kNeedsZ), empty_for(z, needs & kNeedsShift),
                               empty_for(z, needs & kNeedsLogScale)};
   HK_DISPATCH("affine_autoregressive", z, backward, chosen, blocks, packed(grad_output), packed(grad_log_abs_det),
@@ -190,7 +157,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> affine_autoregressive_double_
     MaybeTensor grad_log_abs_det, Tensor z, MaybeTensor shift, Tensor log_scale, int64_t gate, double first,
     double second, int64_t needs) {
   const Chosen chosen{gate, first, second};
-  const Blocks blocks = blocks_of(chosen, z, shift, log_scale);
+  const RowBlocks blocks = blocks_of(chosen, z, shift, log_scale);
   const MaybeTensor h[3] = {packed(h_z), packed(h_shift), packed(h_log_scale)};
   const Tensor gg_output = empty_for(z, needs & kNeedsOutput), gg_log = empty_for(z, needs & kNeedsLogAbsDet, 1);
   const Tensor d_inputs[3] = {empty_for(z, needs & kNeedsZ), empty_for(z, needs & kNeedsShift),

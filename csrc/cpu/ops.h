@@ -67,6 +67,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> affine_autoregressive_double_
     MaybeTensor grad_log_abs_det, Tensor z, MaybeTensor shift, Tensor log_scale, int64_t gate, double first,
     double second, int64_t needs);
 
+Tensor bernoulli_log_prob(Tensor logits, Tensor value);
+Tensor bernoulli_log_prob_backward(Tensor grad, Tensor logits, Tensor value);
+std::tuple<Tensor, Tensor> bernoulli_log_prob_double_backward(Tensor h, Tensor grad, Tensor logits, Tensor value);
+
 std::tuple<Tensor, Tensor, Tensor> planar_recursion(Tensor projections, Tensor table, double offset);
 std::tuple<Tensor, Tensor> planar_recursion_backward(MaybeTensor grad_h, MaybeTensor grad_log_abs_det, Tensor h,
                                                      Tensor slope, Tensor table, double offset, bool needs_table);

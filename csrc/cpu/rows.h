@@ -180,4 +180,40 @@ void reduce_rows(const Tiling& tiling, int64_t n_sums, int64_t n_scratch, double
   }
 }
 
+// ---- The batch in blocks: short rows together, long rows in pieces; their borders depend on sizes alone ----
+
+struct RowBlocks {
+  int64_t replicas, rows, features, group, per_replica;  // blocks do not reach from one replica into the next
+
+  RowBlocks(int64_t replicas, int64_t rows, int64_t features) : replicas(replicas), rows(rows), features(features) {
+    group = std::max<int64_t>(1, kRowBlock / std::max<int64_t>(1, features));
+    per_replica = (rows + group - 1) / group;
+  }
+
+  // Runs f(offset of the first element, first row, rows, width, the rows' sums) over the blocks, in parallel, and then
+  // done(first row, rows, sums).
+  template <class F, class G>
+  void run(const F& f, const G& done) const {
+    constexpr int64_t kGrain = 8192;
+    const int64_t grain = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, group * features));
+    torch::stable::parallel_for(0, replicas * per_replica, grain, [&](int64_t begin, int64_t end) {
+      for (int64_t item = begin; item < end; ++item) {
+        double sums[kRowBlock];
+        const int64_t start_row = item % per_replica * group, n = std::min(group, rows - start_row);
+        std::fill_n(sums, n, 0.0);
+        const int64_t first = item / per_replica * rows + start_row;
+        for (int64_t start = 0; start < features; start += kRowBlock)
+          f(first * features + start, first, n, std::min(kRowBlock, features - start), sums);
+        done(first, n, sums);
+      }
+    });
+  }
+};
+
+// Nothing if the rows' sums are not wanted.
+template <class T>
+void store_rows(T* to, int64_t first, int64_t n, const double* sums) {
+  for (int64_t i = 0; to && i < n; ++i) to[first + i] = static_cast<T>(sums[i]);
+}
+
 }  // namespace hk

@@ -48,6 +48,14 @@ HK_INLINE float exponential(float x) {
 }
 HK_INLINE double exponential(double x) { return std::exp(x); }
 
+// exp(x) for x <= 0: the same bits for less, the power of two being applied in two parts of which one is constant.
+HK_INLINE float exp_nonpositive(float x) {
+  x = x < -104.f ? -104.f : x;
+  const auto [n, r] = by_ln2(x);
+  return (expm1_reduced(r) + 1.f) * two_to(n + 64) * 0x1p-64f;
+}
+HK_INLINE double exp_nonpositive(double x) { return std::exp(x); }
+
 // exp(x) - 1 for x <= 0, 1 ulp.
 HK_INLINE float expm1_nonpositive(float x) {
   x = x < -25.f ? -25.f : x;
@@ -104,10 +112,18 @@ HK_INLINE T log_of_sum(T a, T b) {
   return log_of_normal(sum) + lost / sum;
 }
 
+// log(1 + x) for x >= 0, 2 ulp.
+HK_INLINE float log1p_nonnegative(float x) {
+  const float sum = 1.f + x, lost = x - (sum - 1.f);
+  const float result = log_of_normal(sum) + lost / sum;
+  return x < std::numeric_limits<float>::infinity() ? result : x;
+}
+HK_INLINE double log1p_nonnegative(double x) { return std::log1p(x); }
+
 // exp(-|x|): what the logistic function, its logarithm and softplus have in common; they take it as `e`.
 template <class T>
 HK_INLINE T decay(T x) {
-  return exponential(x < T(0) ? x : -x);
+  return exp_nonpositive(-std::abs(x));
 }
 
 // The logistic function and what it lacks to 1, both to 2.5 ulp however small.

@@ -29,4 +29,33 @@ HK_INLINE void flush(double* sums, double* acc, int64_t n) {
   for (int64_t i = 0; i < n; ++i) sums[i] += acc[i], acc[i] = 0;
 }
 
+// ---- A block of the batch: `rows` rows of `width` elements, contiguous, no more than kRowBlock elements in all ----
+
+constexpr int64_t kRowBlock = 1024;
+
+// sums[row] += the sum of each row, in T over 16 lanes and then in double.
+template <class T>
+HK_INLINE void add_rows(int64_t rows, int64_t width, const T* __restrict terms, double* __restrict sums) {
+  constexpr int64_t kLanes = 16;
+  for (int64_t i = 0; i < rows; ++i, terms += width) {
+    T lanes[kLanes] = {};
+    double rest = 0;
+    int64_t j = 0;
+    for (; j + kLanes <= width; j += kLanes)
+      for (int64_t l = 0; l < kLanes; ++l) lanes[l] += terms[j + l];
+    for (; j < width; ++j) rest += terms[j];
+    for (int64_t l = 0; l < kLanes; ++l) rest += lanes[l];
+    sums[i] += rest;
+  }
+}
+
+// Each row's value, for each of its elements; zeros if there is none.
+template <class T>
+HK_INLINE void spread(int64_t rows, int64_t width, const T* values, T* __restrict to) {
+  for (int64_t i = 0; i < rows; ++i, to += width) {
+    const T value = values ? values[i] : T(0);
+    for (int64_t j = 0; j < width; ++j) to[j] = value;
+  }
+}
+
 }  // namespace hk

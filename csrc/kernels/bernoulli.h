@@ -1,0 +1,94 @@
+// Log-probabilities of independent Bernoulli variables with logits l and values x, a row's terms being
+//   x l - log(1 + exp(l)) = -(w |l| + log(1 + e)),  e = exp(-|l|),  w = 1 - x where l > 0 and x elsewhere,
+// of which neither part cancels. Derivatives: hvae_kernels/ops/bernoulli/README.md.
+#pragma once
+
+#include "elementary.h"
+#include "rows.h"
+
+namespace hk::bernoulli {
+
+// The weight of the unlikely outcome, w.
+template <class T>
+HK_INLINE T wrong(T logit, T x) {
+  return logit > T(0) ? T(1) - x : x;
+}
+
+// x - sigmoid(l), without cancellation; `small` is sigmoid(-|l|).
+template <class T>
+HK_INLINE T residual(T logit, T x, T small) {
+  const T w = wrong(logit, x), difference = small - w;
+  return logit > T(0) ? difference : -difference;
+}
+
+// ---- A block of the batch (rows.h); the value is T or a byte ----
+
+template <class T, class V>
+HK_INLINE void parts_block(int64_t n, const T* __restrict logits, const V* __restrict value, T* __restrict linear,
+                           T* __restrict e) {
+  for (int64_t j = 0; j < n; ++j) {
+    const T logit = logits[j], w = wrong(logit, static_cast<T>(value[j]));
+    linear[j] = w == T(0) ? T(0) : w * std::abs(logit);  // 0 log 0 is 0
+    e[j] = decay(logit);
+  }
+}
+
+// The product of numbers 1 + q, less 1: all q are at least 0, so that none is too small to count.
+template <class T>
+HK_INLINE T times(T product, T q) {
+  return product * (T(1) + q) + q;
+}
+
+// sums[row] -= the sum of linear + log(1 + e) over each row, the logarithms taken of products.
+template <class T>
+HK_INLINE void subtract_parts(int64_t rows, int64_t width, const T* __restrict linear, const T* __restrict e,
+                              double* __restrict sums) {
+  constexpr int64_t kLanes = 32, kLogs = 16;  // so a product has kRowBlock / kLogs = 64 factors of at most 2
+  for (int64_t i = 0; i < rows; ++i, linear += width, e += width) {
+    T total[kLanes] = {}, q[kLanes] = {}, rest = 0, rest_q = 0;
+    int64_t j = 0;
+    for (; j + kLanes <= width; j += kLanes)
+      for (int64_t l = 0; l < kLanes; ++l) {
+        total[l] += linear[j + l];
+        q[l] = times(q[l], e[j + l]);
+      }
+    for (; j < width; ++j) {
+      rest += linear[j];
+      rest_q = times(rest_q, e[j]);
+    }
+    double sum = rest + log1p_nonnegative(rest_q);
+    if (width >= kLanes) {
+      for (int64_t n = kLanes / 2; n >= kLogs; n /= 2)
+        for (int64_t l = 0; l < n; ++l) {
+          total[l] += total[l + n];
+          q[l] = times(q[l], q[l + n]);
+        }
+      for (int64_t l = 0; l < kLogs; ++l) total[l] += log1p_nonnegative(q[l]);
+      for (int64_t l = 0; l < kLogs; ++l) sum += total[l];
+    }
+    sums[i] -= sum;
+  }
+}
+
+template <class T, class V>
+HK_INLINE void backward_block(int64_t n, const T* __restrict grad, const T* __restrict logits, const V* __restrict value,
+                              T* __restrict d_logits) {
+  for (int64_t j = 0; j < n; ++j) {
+    const T logit = logits[j], e = decay(logit);
+    d_logits[j] = grad[j] * residual(logit, static_cast<T>(value[j]), e / (T(1) + e));
+  }
+}
+
+// `terms` are those of the cotangent's gradient.
+template <class T, class V>
+HK_INLINE void double_backward_block(int64_t n, const T* __restrict h, const T* __restrict grad,
+                                     const T* __restrict logits, const V* __restrict value, T* __restrict terms,
+                                     T* __restrict d_logits) {
+  for (int64_t j = 0; j < n; ++j) {
+    const T logit = logits[j], e = decay(logit), large = T(1) / (T(1) + e), small = e * large;
+    terms[j] = h[j] * residual(logit, static_cast<T>(value[j]), small);
+    d_logits[j] = -grad[j] * h[j] * (small * large);
+  }
+}
+
+}  // namespace hk::bernoulli

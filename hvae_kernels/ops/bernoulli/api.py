@@ -1,0 +1,105 @@
+"""Where calls enter: docstring, validation, layout, dispatch."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hvae_kernels import _checks, _dispatch, _library
+from hvae_kernels.ops.bernoulli import autograd, reference
+
+NAME = "bernoulli_log_prob"
+_dispatch.register(_dispatch.Op(NAME, ("cpp", "triton", "reference")))
+
+#: What ``value`` may be besides the logits' own dtype.
+BITS = (torch.bool, torch.uint8)
+
+
+def bernoulli_log_prob(logits: Tensor, value: Tensor, event_ndims: int = 1) -> Tensor:
+    r"""Log-probability of independent Bernoulli variables with the given logits, summed over the event, in one pass.
+
+    .. math::
+        \log p(x) = \sum_j x_j l_j - \log(1 + e^{l_j})
+                  = \sum_j x_j \log \sigma(l_j) + (1 - x_j) \log \sigma(-l_j)
+
+    computed so that no terms cancel: relative to the result however sure the logits are. Infinite logits have the
+    limits: 0 where the value is certain, ``-inf`` where it is impossible.
+
+    Args:
+        logits: ``(..., *event)``.
+        value: ``(..., *event)``, whose leading dimensions broadcast against those of ``logits``; no expanded copy is
+            made (unless broadcast dimensions lie apart, with others between them). Bits (bool, or uint8 holding 0 and
+            1) or, for soft targets, floating values in [0, 1] of ``logits``' dtype. Values are not checked.
+        event_ndims: how many last dimensions the event has; 0 sums nothing.
+
+    Returns:
+        A new tensor ``(...)`` of ``logits``' leading dimensions.
+
+    Differentiable, to any order, in ``logits`` and in a floating ``value``. Saved for the backward pass: the inputs
+    alone. The gradient of ``value`` takes a temporary of the size of ``logits``.
+
+    Raises:
+        TypeError: ``logits`` is not a floating-point tensor, ``value`` neither of its dtype nor bool or uint8, or
+            ``event_ndims`` not an integer.
+        ValueError: shapes or devices do not fit.
+
+    Source: Kingma and Welling, Auto-encoding variational Bayes, arXiv 1312.6114, appendix C.1, with the sigmoid and
+    the logarithm taken together.
+
+    Equivalent to:
+        >>> import torch
+        >>> from hvae_kernels.functional import bernoulli_log_prob
+        >>> logits, value = torch.randn(40, 8, 5, dtype=torch.float64), torch.rand(8, 5) < 0.5
+        >>> plain = (value * logits - torch.nn.functional.softplus(logits)).sum(-1)
+        >>> torch.testing.assert_close(bernoulli_log_prob(logits, value), plain)
+        >>> torch.testing.assert_close(bernoulli_log_prob(logits, value, event_ndims=2), plain.sum(-1))
+    """
+    _checks.same_kind(NAME, logits=logits)  # alone: a value may differ under autocast
+    if _library.autocasts(logits):
+        return _library.in_float32(functools.partial(bernoulli_log_prob, event_ndims=event_ndims), logits, value)
+    implementation = _dispatch.resolve(NAME, logits)
+    _validate(logits, value, event_ndims)
+    if implementation == "reference":
+        return reference.bernoulli_log_prob(logits, value, event_ndims)
+    first_event = logits.dim() - event_ndims
+    leading, event = logits.shape[:first_event], logits.shape[first_event:]
+    shape = value.shape[: value.dim() - event_ndims]
+    shape = (1,) * (len(leading) - len(shape)) + shape
+    first, stop = _broadcast_run(leading, shape)
+    groups, outer, rows = math.prod(leading[:first]), math.prod(leading[first:stop]), math.prod(leading[stop:])
+    size = math.prod(event)
+    value = value.expand(*shape[:stop], *leading[stop:], *event).reshape(groups, rows, size)
+    log_prob = autograd.call(implementation, logits.reshape(groups, outer, rows, size), value)
+    return log_prob.view(leading)
+
+
+def _broadcast_run(leading: Sequence[int], shape: Sequence[int]) -> tuple[int, int]:
+    """The first run of dimensions, ``[first, stop)``, along which a value of ``shape`` broadcasts."""
+    broadcast = [size != own for size, own in zip(leading, shape, strict=True)]
+    first = stop = broadcast.index(True) if True in broadcast else 0
+    while stop < len(leading) and (broadcast[stop] or leading[stop] == 1):
+        stop += 1
+    return first, stop
+
+
+def _validate(logits: Tensor, value: Tensor, event_ndims: int) -> None:
+    if not (isinstance(value, Tensor) and value.dtype in BITS):
+        _checks.same_kind(NAME, logits=logits, value=value)
+    if value.device != logits.device:
+        raise _checks.fail(NAME, "value", f"on the device of logits, {logits.device}", value)
+    if not isinstance(event_ndims, int) or isinstance(event_ndims, bool):
+        raise TypeError(f"{NAME}: event_ndims must be an integer, got {_checks.describe(event_ndims)}")
+    if not 0 <= event_ndims <= logits.dim():
+        raise _checks.fail(NAME, "event_ndims", f"between 0 and logits' {logits.dim()} dimensions", event_ndims)
+    first, own_first = logits.dim() - event_ndims, value.dim() - event_ndims
+    leading, own = logits.shape[:first], value.shape[: max(0, own_first)]
+    fits = 0 <= own_first <= first and value.shape[own_first:] == logits.shape[first:]
+    if not fits or any(a not in (1, b) for a, b in zip(reversed(own), reversed(leading), strict=False)):
+        expected = (
+            f"of a shape that broadcasts to logits' {tuple(logits.shape)} and ends in {tuple(logits.shape[first:])}"
+        )
+        raise _checks.fail(NAME, "value", expected, value)
