@@ -7,6 +7,7 @@ formula makes in the same precision.
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -68,17 +69,27 @@ def poisoned_memory() -> Iterator[None]:
 
 
 def saved_bytes(function: Callable[[], object], inputs: Sequence[Tensor]) -> int:
-    """Bytes that ``function()`` keeps for its backward pass beyond the storages of ``inputs``."""
+    """Bytes that ``function()`` keeps for its backward pass beyond the storages of ``inputs``.
+
+    What it saves for gradients that it takes itself, and has let go when it returns, does not count.
+    """
     known = {tensor.untyped_storage().data_ptr() for tensor in inputs}
-    kept: dict[int, int] = {}
+    kept: weakref.WeakSet[_Saved] = weakref.WeakSet()
 
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
+    def pack(tensor: Tensor) -> _Saved:
+        saved = _Saved(tensor)
+        kept.add(saved)
+        return saved
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        result = function()  # held, so that no storage is freed and its address used again
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved.tensor):
+        result = function()  # held, and with it all that its graph keeps
+    storages = {s.data_ptr(): s.nbytes() for s in (saved.tensor.untyped_storage() for saved in kept)}
     del result
-    return sum(kept.values())
+    return sum(size for address, size in storages.items() if address not in known)
+
+
+class _Saved:
+    """A saved tensor: it lives as long as the graph that saved it."""
+
+    def __init__(self, tensor: Tensor):
+        self.tensor = tensor

@@ -47,6 +47,10 @@ _SMALL = "hvae_kernels/ops/autoregressive_network/triton_small.py"
 _SMALL_TESTS = "tests/test_small_made.py"
 _DENSE = "hvae_kernels/ops/leapfrog/dense.py"
 _DENSE_TESTS = "tests/test_contract.py -k dense_gaussian_leapfrog/cpp"
+_TRAJECTORY = "hvae_kernels/ops/leapfrog_update/trajectory.py"
+_LEAP = "hvae_kernels/ops/leapfrog_potential/autograd.py"
+_FIELD = "hvae_kernels/ops/leapfrog_potential/field.py"
+_LEAP_TESTS = "tests/test_leapfrog_potential.py -k"
 _TAIL = "csrc/kernels/affine_autoregressive.h"
 _TAIL_CPU = "csrc/cpu/affine_autoregressive.cpp"
 _TAIL_CPP = "tests/test_contract.py -k affine_autoregressive/cpp"
@@ -215,7 +219,17 @@ MUTATIONS = (
     Mutation("csrc/cpu/weight_grad.h", "std::min(lanes, counts[u] - p * lanes)", "lanes", _MASKED_CPP),
     Mutation(_SWEEP, "_write(tile, net.stages[S].raw, group, zeros)", "pass", "tests/test_network_sweep.py -k units_that_no_output_uses"),
     Mutation(_DENSE, "state @ displacement + z, state @ map_rho", "state @ displacement, state @ map_rho", _DENSE_TESTS),
-    Mutation(_DENSE, "kick = (torch.cat([none, tempering[:, None] * steps]) + drift) / 2", "kick = (torch.cat([none, steps]) + drift) / 2", _DENSE_TESTS),
+    Mutation(_TRAJECTORY, "kick = (torch.cat([none, tempering[:, None] * steps]) + drift) / 2", "kick = (torch.cat([none, steps]) + drift) / 2", _DENSE_TESTS),
+    Mutation(_LEAP, "1 / decay[k], -kick[k] / decay[k]", "1 / decay[k], -kick[k]", f"{_LEAP_TESTS} equals_autograd"),
+    Mutation(_LEAP, "grad_z + products[0]", "grad_z", f"{_LEAP_TESTS} equals_autograd"),
+    Mutation(_LEAP, "total += product", "total = product", f"{_LEAP_TESTS} equals_autograd"),
+    Mutation(_LEAP, "-arrivals[k]", "-drift[k]", f"{_LEAP_TESTS} equals_autograd"),
+    Mutation(_LEAP, "if torch.is_grad_enabled():", "if False:", f"{_LEAP_TESTS} second_derivative"),
+    Mutation(_LEAP, "z if on_drift else None, *params)", "z if on_drift else None)", f"{_LEAP_TESTS} changes_before"),
+    Mutation(_FIELD, "module.track_running_stats = False", "pass", f"{_LEAP_TESTS} updated_once"),
+    Mutation(_FIELD, "with self.autocast():", "with contextlib.nullcontext():", f"{_LEAP_TESTS} autocast"),
+    Mutation(_FIELD, "if not all(map(torch.equal, before, after)):", "if False:", f"{_LEAP_TESTS} random"),
+    Mutation(_FIELD, 'if hasattr(edge[0], "variable"):', "if False:", f"{_LEAP_TESTS} params"),
     Mutation("hvae_kernels/_library.py", "not torch.is_grad_enabled()", "not torch.is_inference_mode_enabled()", _CPP),
     Mutation("hvae_kernels/nn/hamiltonian.py", "temperature[..., 1:] / temperature[..., :-1]", "temperature[..., :-1] / temperature[..., 1:]", "tests/test_leapfrog.py"),
     Mutation("hvae_kernels/ops/leapfrog/reference.py", "rho = alpha * (rho - step / 2 * grad)", "rho = alpha * (rho - step * grad)", "tests/test_leapfrog.py"),

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
 
 from hvae_kernels import _checks, functional
-from hvae_kernels.ops.leapfrog import reference
+from hvae_kernels.ops.leapfrog_potential import reference
 
 TEMPERINGS = ("none", "quadratic", "quadratic-beta", "free")
 
@@ -96,6 +96,12 @@ class HamiltonianFlow(nn.Module):
         init_step_size: initial step size, in ``(0, max_step_size)``.
         init_temperature: initial ``T_0``, above 1 (not used by ``none``).
         replicas: R independent flows in one module, for ``z (R, B, d)`` and parameters with a leading R.
+        memory: for potentials that are not Gaussian, as in :func:`functional.leapfrog`. By default ``"reversible"``
+            where the parameters are known, that is for modules and with ``params``, and else ``"store"``. Replicas
+            always store.
+        gradient: ``"full"`` or ``"detached"``, for potentials that are not Gaussian, as in
+            :func:`functional.leapfrog`.
+        compile: compile the gradient of potentials that are not Gaussian.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -122,6 +128,9 @@ class HamiltonianFlow(nn.Module):
         init_temperature: float = 5.0,
         *,
         replicas: int | None = None,
+        memory: str | None = None,
+        gradient: str = "full",
+        compile: bool = False,
     ):
         super().__init__()
         name = "HamiltonianFlow"
@@ -133,12 +142,17 @@ class HamiltonianFlow(nn.Module):
             raise _checks.fail(name, "n_steps", "at least 0", n_steps)
         if tempering not in TEMPERINGS:
             raise _checks.fail(name, "tempering", f"one of {', '.join(TEMPERINGS)}", tempering)
+        if memory not in (None, "reversible", "store"):
+            raise _checks.fail(name, "memory", "None, 'reversible' or 'store'", memory)
+        if gradient not in ("full", "detached"):
+            raise _checks.fail(name, "gradient", "'full' or 'detached'", gradient)
         if not 0 < init_step_size < max_step_size:
             raise _checks.fail(name, "init_step_size", f"between 0 and max_step_size = {max_step_size}", init_step_size)
         if tempering != "none" and not init_temperature > 1:
             raise _checks.fail(name, "init_temperature", "above 1", init_temperature)
         self.features, self.n_steps, self.tempering, self.replicas = features, n_steps, tempering, replicas
         self.max_step_size = max_step_size
+        self.memory, self.gradient, self.compile_gradient = memory, gradient, compile
         lead = () if replicas is None else (replicas,)
         row = () if replicas is None else (replicas, 1)
         ratio = init_step_size / max_step_size
@@ -182,7 +196,11 @@ class HamiltonianFlow(nn.Module):
         return temperature[..., :1], temperature[..., 1:] / temperature[..., :-1]
 
     def forward(
-        self, z: Tensor, gamma: Tensor, potential: Callable[[Tensor], Tensor] | nn.Module
+        self,
+        z: Tensor,
+        gamma: Tensor,
+        potential: Callable[[Tensor], Tensor] | nn.Module,
+        params: Iterable[Tensor] | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Transport ``(z, gamma)`` along the dynamics of ``potential``.
 
@@ -190,7 +208,8 @@ class HamiltonianFlow(nn.Module):
             z: positions ``(..., d)``; ``(R, B, d)`` with replicas.
             gamma: standard normal momenta of ``z``'s shape.
             potential: energies ``(...)`` of positions; a :class:`GaussianPotential` takes the fused path, any other
-                callable is differentiated by autograd, K + 1 times, exactly.
+                module or function goes through :func:`functional.leapfrog`.
+            params: the tensors that need gradients through such a potential; by default a module's parameters.
 
         Returns:
             ``(z_K, rho_K, log_abs_det)``, the last ``(...)`` and zero.
@@ -203,32 +222,29 @@ class HamiltonianFlow(nn.Module):
             raise _checks.fail("HamiltonianFlow", "gamma", f"of z's shape {tuple(z.shape)}", gamma)
         initial, alpha = self.temperatures()
         rho = gamma * (initial if self.replicas is None else initial[:, None])
-        z_final, rho_final = self._transport(z, rho, potential, alpha)
+        z_final, rho_final = self._transport(z, rho, potential, params, alpha)
         return z_final, rho_final, z.new_zeros(z.shape[:-1])
 
-    def _transport(self, z: Tensor, rho: Tensor, potential, alpha: Tensor) -> tuple[Tensor, Tensor]:
+    def _transport(self, z: Tensor, rho: Tensor, potential, params, alpha: Tensor) -> tuple[Tensor, Tensor]:
         if isinstance(potential, GaussianPotential):
             op = functional.dense_gaussian_leapfrog if potential.dense else functional.gaussian_leapfrog
             return op(z, rho, potential.precision, potential.loc, self.step_size, alpha)
-        return reference.trajectory(z, rho, _gradient_of(potential), self.step_size, alpha)
+        if self.replicas is not None:
+            return reference.leapfrog(z, rho, potential, self.step_size, alpha, gradient=self.gradient)
+        known = params is not None or isinstance(potential, nn.Module)
+        return functional.leapfrog(
+            z,
+            rho,
+            potential,
+            self.step_size,
+            alpha,
+            params=params,
+            memory=self.memory or ("reversible" if known else "store"),
+            gradient=self.gradient,
+            compile=self.compile_gradient,
+        )
 
     def extra_repr(self) -> str:
         """Sizes and schedule."""
         replicas = "" if self.replicas is None else f", replicas={self.replicas}"
         return f"features={self.features}, n_steps={self.n_steps}, tempering={self.tempering!r}{replicas}"
-
-
-def _gradient_of(potential: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """``grad U`` by autograd, differentiable itself where gradients are recorded."""
-    record = torch.is_grad_enabled()
-
-    def gradient(z: Tensor) -> Tensor:
-        with torch.enable_grad():
-            position = z if record and z.requires_grad else z.detach().requires_grad_()
-            energy = potential(position)
-            if not energy.requires_grad:
-                raise _checks.fail("HamiltonianFlow", "potential", "a differentiable function of z", energy)
-            (grad,) = torch.autograd.grad(energy.sum(), position, create_graph=record)
-        return grad
-
-    return gradient

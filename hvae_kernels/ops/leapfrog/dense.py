@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from hvae_kernels.ops.leapfrog_update import autograd as update
-
-Coefficients = list[tuple[Tensor, Tensor, Tensor]]
+from hvae_kernels.ops.leapfrog_update.trajectory import Update, coefficients, transport, update_of
 
 
 def dense_gaussian_leapfrog(
@@ -21,10 +18,10 @@ def dense_gaussian_leapfrog(
     if n_steps == 0:
         return z.clone(memory_format=torch.contiguous_format), rho.clone(memory_format=torch.contiguous_format)
     symmetric = (precision + precision.mT) / 2
-    coefficients = _coefficients(step_size, tempering, features)
+    update, steps = update_of(implementation), coefficients(step_size, tempering, features)
     if composing_is_cheaper(math.prod(z.shape[:-1]), features, n_steps):
-        return _compose(implementation, z, rho, symmetric, loc, coefficients)
-    return _step(implementation, z, rho, (z - loc) @ symmetric, lambda z: (z - loc) @ symmetric, coefficients)
+        return _compose(update, z, rho, symmetric, loc, steps)
+    return transport(update, z, rho, (z - loc) @ symmetric, lambda z: (z - loc) @ symmetric, *steps)
 
 
 def composing_is_cheaper(rows: int, features: int, n_steps: int) -> bool:
@@ -37,37 +34,8 @@ def composing_is_cheaper(rows: int, features: int, n_steps: int) -> bool:
     return 2 * n_steps * features + 4 * rows < (n_steps + 1) * rows
 
 
-def _coefficients(step_size: Tensor, tempering: Tensor, features: int) -> Coefficients:
-    """``(decay, kick, drift)`` of the K + 1 updates.
-
-    The half kick that ends step k and the one that begins step k + 1 share a gradient: one kick
-    ``(tempering_k step_k + step_{k+1}) / 2``, with ``step_0 = step_{K+1} = 0``.
-    """
-    steps = step_size.expand(tempering.shape[0], features)
-    none = steps.new_zeros(1, features)
-    drift = torch.cat([steps, none])
-    decay = torch.cat([tempering.new_ones(1), tempering])
-    kick = (torch.cat([none, tempering[:, None] * steps]) + drift) / 2
-    return list(zip(decay.unbind(), kick.unbind(), drift.unbind(), strict=True))
-
-
-def _step(
-    implementation: str,
-    z: Tensor,
-    rho: Tensor,
-    grad: Tensor,
-    gradient: Callable[[Tensor], Tensor],
-    coefficients: Coefficients,
-) -> tuple[Tensor, Tensor]:
-    """From ``grad``, the gradient at ``z``; the last update moves only ``rho``."""
-    for decay, kick, drift in coefficients[:-1]:
-        z, rho = update.call(implementation, z, rho, grad, decay, kick, drift)
-        grad = gradient(z)
-    return z, update.call(implementation, z, rho, grad, *coefficients[-1])[1]
-
-
 def _compose(
-    implementation: str, z: Tensor, rho: Tensor, precision: Tensor, loc: Tensor, coefficients: Coefficients
+    update: Update, z: Tensor, rho: Tensor, precision: Tensor, loc: Tensor, steps: tuple[Tensor, Tensor, Tensor]
 ) -> tuple[Tensor, Tensor]:
     """Step the basis rows ``[I, 0]`` and ``[0, I]`` of ``[z - loc, rho]``: the results' rows are the linear map.
 
@@ -77,13 +45,13 @@ def _compose(
     zeros = torch.zeros_like(precision)
     at_basis = torch.cat([precision, zeros])
     basis_rho = torch.cat([zeros, torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)])
-    displacement, map_rho = _step(
-        implementation,
+    displacement, map_rho = transport(
+        update,
         torch.zeros_like(at_basis),
         basis_rho,
         at_basis,
         lambda moved: torch.addmm(at_basis, moved, precision),
-        coefficients,
+        *steps,
     )
     state = torch.cat([z - loc, rho], dim=-1)
     return state @ displacement + z, state @ map_rho  # in this order: the result is laid out as the product

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from hvae_kernels import _checks, _dispatch, _library
@@ -57,6 +58,29 @@ def leapfrog_update(
     if implementation == "reference":
         return reference.leapfrog_update(z, rho, grad, decay, kick, drift)
     return autograd.call(implementation, z, rho, grad, decay, kick, drift)
+
+
+def leapfrog_update_vjp(
+    grad_z: Tensor, grad_rho: Tensor, rho: Tensor, grad: Tensor, decay: Tensor, kick: Tensor, drift: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of ``rho, grad, decay, kick, drift`` in one pass, from cotangents of both results; that of z is grad_z.
+
+    For hand-written backward passes: checks nothing and is not differentiable.
+
+    Equivalent to:
+        >>> import torch
+        >>> from hvae_kernels.ops.leapfrog_update import leapfrog_update, leapfrog_update_vjp
+        >>> z, *tensors, a, c, e = *torch.randn(5, 8, 3), torch.tensor(0.9), *torch.rand(2, 3)
+        >>> rho, grad, grad_z, grad_rho = tensors
+        >>> gradients = leapfrog_update_vjp(grad_z, grad_rho, rho, grad, a, c, e)
+        >>> outputs, pullback = torch.func.vjp(leapfrog_update, z, rho, grad, a, c, e)
+        >>> torch.testing.assert_close((grad_z, *gradients), pullback((grad_z, grad_rho)))
+    """
+    implementation, inputs = _dispatch.resolve(NAME, rho), (rho, grad, decay, kick, drift)
+    if implementation == "reference":
+        return torch.func.vjp(reference.increment, *inputs)[1]((grad_z, grad_rho))
+    needs = autograd.NEEDS_STATE | autograd.NEEDS_PARAMETERS
+    return autograd.RAW_BACKWARD[implementation](grad_z, grad_rho, *inputs, needs)
 
 
 def _validate(z: Tensor, rho: Tensor, grad: Tensor, decay: Tensor, kick: Tensor, drift: Tensor) -> None:

@@ -1,0 +1,189 @@
+"""Where users' calls enter: docstring, validation, dispatch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+from hvae_kernels import _checks, _dispatch, _library
+from hvae_kernels.ops.leapfrog_potential.autograd import ReversibleLeapfrog
+from hvae_kernels.ops.leapfrog_potential.field import NAME, Field, functional_gradient
+from hvae_kernels.ops.leapfrog_potential.reference import Potential
+from hvae_kernels.ops.leapfrog_update.trajectory import Update, coefficients, transport, update_of
+
+MEMORY = ("reversible", "store")
+GRADIENT = ("full", "detached")
+
+
+def leapfrog(
+    z: Tensor,
+    rho: Tensor,
+    potential: Potential | nn.Module,
+    step_size: Tensor,
+    tempering: Tensor,
+    *,
+    params: Iterable[Tensor] | None = None,
+    memory: str = "reversible",
+    gradient: str = "full",
+    compile: bool = False,
+    on_drift: Callable[[Tensor], object] | None = None,
+) -> tuple[Tensor, Tensor]:
+    r"""K tempered leapfrog steps through any differentiable potential, in memory that does not grow with K.
+
+    One step k is
+
+    .. math::
+        \rho' = \rho - \tfrac{\epsilon}{2} \nabla U(z), \quad
+        z \leftarrow z + \epsilon \rho', \quad
+        \rho \leftarrow \alpha_k \big(\rho' - \tfrac{\epsilon}{2} \nabla U(z)\big).
+
+    The gradient that ends a step begins the next, so K steps take K + 1 gradients. The map is its own inverse's mirror:
+    ``memory="reversible"`` keeps its end alone, and the backward pass steps back from there, with K + 1 gradients and
+    Hessian-vector products more.
+
+    Args:
+        z: positions ``(B, ...)``; which dimensions are the batch's is what the shape of the energies says.
+        rho: momenta, the shape of ``z``.
+        potential: U, differentiable: energies ``(B,)`` of positions, or ``()`` of a single position ``(d,)``. It must
+            be the same function at every evaluation, those of the backward pass included. Batch norm in training mode
+            updates its running statistics at the first evaluation alone.
+        step_size: epsilon, ``()`` or of a position's shape ``(...)`` for all steps, ``(K, ...)`` for each.
+        tempering: alpha, ``(K,)``, nowhere zero if the trajectory is to be rebuilt. K = 0 returns copies of the inputs.
+        params: the tensors besides ``z`` that need gradients through the potential; by default a module's parameters
+            and buffers that require gradients. Only ``memory="reversible"`` needs to know them.
+        memory: ``"reversible"``, or ``"store"``: keep every step's graph, which is faster by the K + 1 evaluations.
+        gradient: ``"full"``, or ``"detached"``: take every gradient of U for a constant. Cheaper, and biased.
+        compile: compile the gradient (and by that its backward pass) for use in all evaluations but the first. The
+            time that it takes does not depend on K.
+        on_drift: called by every reversible backward pass with the largest distance of an entry of the rebuilt ``z``
+            from the true one, a tensor ``()``; keeps a copy of ``z``.
+
+    Returns:
+        ``(z_K, rho_K)``, new tensors of ``z``'s shape. The Jacobian determinant of the map is ``prod_k alpha_k^d``,
+        with d the size of a position.
+
+    All tensors have one dtype and device. Differentiable once in every argument and in ``params``; as often as the
+    potential is with ``memory="store"``. Inside ``torch.func`` transforms and under ``torch.compile(fullgraph=True)``
+    the formula is unrolled, whatever ``memory`` and ``compile`` say. Under autocast the steps stay in float32, the
+    potential does as it is told.
+
+    Raises:
+        TypeError: an argument is not a floating-point tensor, or dtypes differ.
+        ValueError: shapes or devices do not fit; an option is unknown; the potential does not depend on ``z``, its
+            energies do not fit, or, for a reversible trajectory, it draws random numbers or needs gradients of a tensor
+            that is not among ``params``; a tempering cannot be divided by (looked at on the CPU).
+        RuntimeError: in the backward pass, parameters or a module's training mode have changed since; or a second
+            derivative is asked for.
+
+    References:
+        Neal, MCMC using Hamiltonian dynamics, 2011, section 5.5.7; Caterini, Doucet and Sejdinovic, Hamiltonian
+        variational auto-encoder, 2018, algorithm 1.
+
+    Equivalent to:
+        >>> import torch, hvae_kernels as hk
+        >>> z, rho = torch.randn(2, 8, 3, dtype=torch.float64).requires_grad_().unbind()
+        >>> step_size, tempering = torch.tensor(0.1).double(), torch.tensor([0.9, 0.8]).double()
+        >>> potential = lambda z: torch.logsumexp(z, -1)
+        >>> result = hk.functional.leapfrog(z, rho, potential, step_size, tempering)
+        >>> gradient = lambda z: torch.autograd.grad(potential(z).sum(), z, create_graph=True)[0]
+        >>> for alpha in tempering:
+        ...     rho = rho - step_size / 2 * gradient(z)
+        ...     z = z + step_size * rho
+        ...     rho = alpha * (rho - step_size / 2 * gradient(z))
+        >>> torch.testing.assert_close(result, (z, rho))
+    """
+    _validate(z, rho, step_size, tempering, memory, gradient)
+    if tempering.shape[0] == 0:
+        return z.clone(), rho.clone()
+    if _library.autocasts(z):
+        half = _checks.HALF_PRECISION
+        z, rho, step_size, tempering = (x.float() if x.dtype in half else x for x in (z, rho, step_size, tempering))
+    full = gradient == "full"
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return _unrolled(z, rho, potential, step_size, tempering, full)
+    field = Field(potential, compile)
+    if memory == "store" or not torch.is_grad_enabled():
+        return _stored(z, rho, field, step_size, tempering, full and torch.is_grad_enabled())
+    _check_tempering(tempering)
+    watched = tuple(_parameters(potential) if params is None else params) if full else ()
+    grad, batch = field.first(z, rebuilt=True, params=watched if full else None)
+    update, state, steps = _flat(batch, z, rho, grad, step_size, tempering)
+    end = ReversibleLeapfrog.apply(field, update, full, on_drift, *state, *steps, *watched)
+    return end[0].reshape(z.shape), end[1].reshape(z.shape)
+
+
+def _stored(
+    z: Tensor, rho: Tensor, field: Field, step_size: Tensor, tempering: Tensor, record: bool
+) -> tuple[Tensor, Tensor]:
+    """Autograd keeps what there is to keep."""
+    grad, batch = field.first(z, record)
+    update, state, steps = _flat(batch, z, rho, grad, step_size, tempering)
+    with field.held():
+        end = transport(update, *state, lambda position: field(position, record), *steps)
+    return end[0].reshape(z.shape), end[1].reshape(z.shape)
+
+
+def _unrolled(
+    z: Tensor, rho: Tensor, potential: Potential, step_size: Tensor, tempering: Tensor, full: bool
+) -> tuple[Tensor, Tensor]:
+    """The formula as ``torch.func`` and ``torch.compile`` take it."""
+
+    def gradient(position: Tensor) -> tuple[Tensor, Tensor]:
+        grad, energy = functional_gradient(potential, position.reshape(z.shape))
+        return grad if full else grad.detach(), energy
+
+    grad, energy = gradient(z)
+    update, state, steps = _flat(energy.shape, z, rho, grad, step_size, tempering)
+    flat = state[0].shape
+    end = transport(update, *state, lambda position: gradient(position)[0].reshape(flat), *steps)
+    return end[0].reshape(z.shape), end[1].reshape(z.shape)
+
+
+def _flat(
+    batch: torch.Size, z: Tensor, rho: Tensor, grad: Tensor, step_size: Tensor, tempering: Tensor
+) -> tuple[Update, tuple[Tensor, ...], tuple[Tensor, Tensor, Tensor]]:
+    """The fused update, ``(z, rho, grad)`` with one dimension for each position, and the updates' coefficients."""
+    event, n_steps = z.shape[len(batch) :], tempering.shape[0]
+    if z.shape[: len(batch)] != batch or (not batch and z.dim() > 1):
+        expected = f"a function with energies (B,), one for each position in z {tuple(z.shape)}"
+        raise _checks.fail(NAME, "potential", expected, f"energies of shape {tuple(batch)}")
+    if step_size.dim() and step_size.shape not in (event, (n_steps, *event)):
+        expected = f"of shape (), {tuple(event)} or {(n_steps, *event)}"
+        raise _checks.fail(NAME, "step_size", expected, step_size)
+    features = math.prod(event)
+    if step_size.dim():
+        step_size = step_size.reshape(*step_size.shape[: step_size.dim() - len(event)], features)
+    state = tuple(x.reshape(*batch, features) for x in (z, rho, grad))
+    update = update_of(_dispatch.resolve("leapfrog_update", z))
+    return update, state, coefficients(step_size, tempering, features)
+
+
+def _parameters(potential: Potential | nn.Module) -> list[Tensor]:
+    """A module's parameters and buffers that require gradients; a plain function does not tell."""
+    if not isinstance(potential, nn.Module):
+        return []
+    return [x for x in (*potential.parameters(), *potential.buffers()) if x.requires_grad]
+
+
+def _check_tempering(tempering: Tensor) -> None:
+    if _checks.values_readable(tempering) and not bool(tempering.all()):
+        expected = "nowhere zero with memory='reversible', as rebuilding divides by it"
+        raise _checks.fail(NAME, "tempering", expected, tempering)
+
+
+def _validate(z: Tensor, rho: Tensor, step_size: Tensor, tempering: Tensor, memory: str, gradient: str) -> None:
+    for argument, value, options in (("memory", memory, MEMORY), ("gradient", gradient, GRADIENT)):
+        if value not in options:
+            raise _checks.fail(NAME, argument, f"one of {', '.join(options)}", value)
+    _checks.same_kind(NAME, z=z, rho=rho, step_size=step_size, tempering=tempering)
+    if not z.dim():
+        raise _checks.fail(NAME, "z", "of shape (B, ...)", z)
+    if rho.shape != z.shape:
+        raise _checks.fail(NAME, "rho", f"of z's shape {tuple(z.shape)}", rho)
+    if tempering.dim() != 1:
+        raise _checks.fail(NAME, "tempering", "of shape (K,)", tempering)
+    _checks.finite(NAME, "step_size", step_size)
+    _checks.finite(NAME, "tempering", tempering)

@@ -1,0 +1,80 @@
+"""The reversible trajectory: nothing is kept of it, and the backward pass rebuilds it from its end."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hvae_kernels.ops.leapfrog_potential.field import Field
+from hvae_kernels.ops.leapfrog_update import leapfrog_update_vjp
+from hvae_kernels.ops.leapfrog_update.trajectory import Update, transport
+
+
+class ReversibleLeapfrog(torch.autograd.Function):
+    """``(z, rho, decay, kick, drift, *params) -> (z_K, rho_K)``; saves its results and the coefficients.
+
+    ``grad`` is the gradient at ``z``, known already; ``full`` whether second-order terms count; ``on_drift`` is None
+    or takes the distance of the rebuilt start from the true one, which is then kept too.
+    """
+
+    @staticmethod
+    def forward(ctx, field: Field, update: Update, full, on_drift, z, rho, grad, decay, kick, drift, *params):
+        with field.held():
+            z_end, rho_end = transport(update, z, rho, grad, field, decay, kick, drift)
+        ctx.field, ctx.update, ctx.full, ctx.on_drift = field, update, full, on_drift
+        ctx.params = params  # the potential's own tensors; those saved only watch for changes in place
+        ctx.save_for_backward(z_end, rho_end, decay, kick, drift, z if on_drift else None, *params)
+        return z_end, rho_end
+
+    @staticmethod
+    def backward(ctx, *cotangents):
+        z, rho, *coefficients, start = ctx.saved_tensors[:6]
+        with torch.no_grad(), ctx.field.held():
+            gradients, rebuilt = _backward(ctx, *cotangents, z.detach(), rho.detach(), *coefficients)
+        if ctx.on_drift:
+            ctx.on_drift((rebuilt - start).abs().max())
+        if torch.is_grad_enabled():
+            gradients = _OnceDifferentiable.apply(len(gradients), *gradients, *ctx.saved_tensors, *cotangents)
+        grad_z, grad_rho, *rest = gradients
+        return (None, None, None, None, grad_z, grad_rho, None, *rest)
+
+
+def _backward(
+    ctx, grad_z: Tensor, grad_rho: Tensor, z: Tensor, rho: Tensor, decay: Tensor, kick: Tensor, drift: Tensor
+) -> tuple[list[Tensor | None], Tensor]:
+    """Gradients of ``z, rho, decay, kick, drift, *params``, and the rebuilt start.
+
+    At each point the gradient of U takes the trajectory one step back and, by its own backward pass, the cotangents.
+    """
+    totals = [torch.zeros_like(x) if ctx.full else None for x in ctx.params]
+    of_coefficients = []
+    arrivals = torch.cat([torch.zeros_like(drift[:1]), drift[:-1]])  # the drift that led to each point
+    for k in reversed(range(decay.shape[0])):
+        z.requires_grad_(ctx.full)
+        grad = ctx.field(z, record=ctx.full)
+        z_before, rho_before = ctx.update(z, rho, grad, 1 / decay[k], -kick[k] / decay[k], -arrivals[k])
+        step = decay[k], kick[k], drift[k]
+        grad_rho, grad_grad, *of_step = leapfrog_update_vjp(grad_z, grad_rho, rho_before, grad.detach(), *step)
+        of_coefficients.append(of_step)
+        if ctx.full:
+            products = torch.autograd.grad(grad, (z, *ctx.params), grad_grad, materialize_grads=True)
+            grad_z = grad_z + products[0]
+            for total, product in zip(totals, products[1:], strict=True):
+                total += product
+        z, rho = z_before, rho_before
+    stacked = (torch.stack(column[::-1]) for column in zip(*of_coefficients, strict=True))
+    return [grad_z, grad_rho, *stacked, *totals], z
+
+
+class _OnceDifferentiable(torch.autograd.Function):
+    """``(n, *gradients, *what they depend on) -> gradients``; to differentiate them is an error, not a missing term."""
+
+    @staticmethod
+    def forward(ctx, n, *tensors):
+        return tuple(x if x is None else x.clone() for x in tensors[:n])
+
+    @staticmethod
+    def backward(ctx, *_):
+        raise RuntimeError(
+            "leapfrog: memory='reversible' is differentiable once; memory='store' as often as the potential is"
+        )

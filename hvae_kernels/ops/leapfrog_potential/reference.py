@@ -1,0 +1,32 @@
+"""The law: the unrolled formula, its gradients of U by autograd, recorded like everything else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from hvae_kernels import _checks
+from hvae_kernels.ops.leapfrog.reference import trajectory
+
+Potential = Callable[[Tensor], Tensor]
+
+
+def leapfrog(
+    z: Tensor, rho: Tensor, potential: Potential, step_size: Tensor, tempering: Tensor, *, gradient: str = "full"
+) -> tuple[Tensor, Tensor]:
+    """``z (..., d)`` with energies ``(...)``; shapes of the others as in :func:`gaussian_leapfrog`, replicas too."""
+    record = torch.is_grad_enabled() and gradient == "full"
+    return trajectory(z, rho, lambda position: gradient_of(potential, position, record)[0], step_size, tempering)
+
+
+def gradient_of(potential: Potential, z: Tensor, record: bool) -> tuple[Tensor, Tensor]:
+    """``(grad U(z), U(z))``; with ``record`` the gradient is differentiable itself."""
+    with torch.enable_grad():
+        position = z if z.requires_grad else z.detach().requires_grad_()
+        energy = potential(position)
+        if not isinstance(energy, Tensor) or not energy.requires_grad:
+            raise _checks.fail("leapfrog", "potential", "a differentiable function of z", energy)
+        (grad,) = torch.autograd.grad(energy.sum(), position, create_graph=record)
+    return grad, energy
