@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
 from hvae_kernels import functional
 from hvae_kernels.ops.leapfrog import reference as leapfrog
@@ -211,12 +212,12 @@ def printed_masked_linear(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tens
     """As libraries write it: weight times mask, at every call."""
     ins = torch.arange(x.shape[1], device=x.device) * weight.shape[0]
     outs = torch.arange(weight.shape[0], device=x.device) * x.shape[1]
-    return (torch.nn.functional.linear(x, weight * (outs[:, None] >= ins), bias),)
+    return (linear(x, weight * (outs[:, None] >= ins), bias),)
 
 
 def dense_linear(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor]:
     """The yardstick: no mask at all, twice the operations."""
-    return (torch.nn.functional.linear(x, weight, bias),)
+    return (linear(x, weight, bias),)
 
 
 def masked_flops(direction: str, batch: int, inputs: int, outputs: int) -> int:
@@ -246,6 +247,68 @@ MASKED_LINEAR = Row(
         _masked_case(128, 1024, 1024),
         _masked_case(256, 64, 640),
         _masked_case(4096, 1024, 1024, devices=("cuda",)),
+    ),
+)
+
+
+def local_reparam_inputs(
+    dtype: torch.dtype, device: torch.device | str, seed: int, batch: int, inputs: int, outputs: int
+) -> tuple[Tensor, ...]:
+    """Random arguments of ``local_reparam_linear``."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = ((batch, inputs), (outputs, inputs), (outputs, inputs), (outputs,), (outputs,), (batch, outputs))
+    tensors = [torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in shapes]
+    for log_scale in (tensors[2], tensors[4]):
+        log_scale.mul_(0.1).sub_(3.0)
+    return tuple(x.to(dtype).to(device) for x in tensors)
+
+
+def printed_local_reparam(
+    x: Tensor, loc: Tensor, log_scale: Tensor, bias: Tensor, bias_log_scale: Tensor, noise: Tensor
+) -> tuple[Tensor]:
+    """As one writes it."""
+    variance = linear(x**2, torch.exp(2 * log_scale), torch.exp(2 * bias_log_scale))
+    return (linear(x, loc, bias) + variance.sqrt() * noise,)
+
+
+class _TwoProducts(torch.autograd.Function):
+    """The yardstick: the matrix products of the op and of its gradients, and nothing else."""
+
+    @staticmethod
+    def forward(ctx, x, loc, log_scale, bias, bias_log_scale, noise):
+        ctx.save_for_backward(x, loc, log_scale)
+        linear(x, log_scale, bias_log_scale)
+        return linear(x, loc, bias)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, loc, log_scale = ctx.saved_tensors
+        _, d_x = grad @ log_scale, grad @ loc
+        return d_x, grad.mT @ x, grad.mT @ x, grad.sum(0), grad.sum(0), grad
+
+
+def two_products(*arguments: Tensor) -> tuple[Tensor]:
+    """Both linear maps on operands that need no preparation."""
+    return (_TwoProducts.apply(*arguments),)
+
+
+LOCAL_REPARAM_LINEAR = Row(
+    name="local_reparam_linear",
+    op=lambda *arguments: (functional.local_reparam_linear(*arguments),),
+    formula=printed_local_reparam,
+    peers={"two products": two_products},
+    inputs=local_reparam_inputs,
+    # read x, two weights and the noise; write y
+    forward_bytes=lambda size, batch, inputs, outputs: size * (batch * (inputs + 2 * outputs) + 2 * inputs * outputs),
+    # read the cotangent, x, the weight, its scale, the noise; write four gradients
+    backward_bytes=lambda size, batch, inputs, outputs: (
+        size * (batch * (2 * inputs + 3 * outputs) + 4 * inputs * outputs)
+    ),
+    flops=lambda direction, batch, inputs, outputs: {"forward": 4, "backward": 8}[direction] * batch * inputs * outputs,
+    cases=(
+        _masked_case(1024, 1024, 1024),
+        _masked_case(128, 784, 400),
+        _masked_case(8192, 1024, 1024, devices=("cuda",)),
     ),
 )
 
@@ -390,6 +453,7 @@ ROWS: tuple[Row, ...] = (
     GAUSSIAN_LEAPFROG,
     DENSE_GAUSSIAN_LEAPFROG,
     MASKED_LINEAR,
+    LOCAL_REPARAM_LINEAR,
     AFFINE_AUTOREGRESSIVE,
     BERNOULLI_LOG_PROB,
     PLANAR_FLOW,

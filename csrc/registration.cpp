@@ -17,6 +17,8 @@ STABLE_TORCH_LIBRARY_IMPL(hvae_kernels, CPU, m) {
   m.impl("leapfrog_update.cpp", TORCH_BOX(&hk::leapfrog_update));
   m.impl("leapfrog_update_backward.cpp", TORCH_BOX(&hk::leapfrog_update_backward));
   m.impl("leapfrog_update_double_backward.cpp", TORCH_BOX(&hk::leapfrog_update_double_backward));
+  m.impl("local_reparam_linear.cpp", TORCH_BOX(&hk::local_reparam_linear));
+  m.impl("local_reparam_linear_backward.cpp", TORCH_BOX(&hk::local_reparam_linear_backward));
   m.impl("masked_linear.cpp", TORCH_BOX(&hk::masked_linear));
   m.impl("masked_linear_input_grad.cpp", TORCH_BOX(&hk::masked_linear_input_grad));
   m.impl("masked_linear_weight_grad.cpp", TORCH_BOX(&hk::masked_linear_weight_grad));

@@ -4,6 +4,7 @@ from hvae_kernels.ops.autoregressive import Gate, affine_autoregressive
 from hvae_kernels.ops.bernoulli import bernoulli_log_prob
 from hvae_kernels.ops.leapfrog import dense_gaussian_leapfrog, gaussian_leapfrog, gaussian_leapfrog_vjp
 from hvae_kernels.ops.leapfrog_potential import leapfrog
+from hvae_kernels.ops.local_reparam_linear import local_reparam_linear
 from hvae_kernels.ops.masked_linear import masked_linear
 from hvae_kernels.ops.planar_flow import constrain_planar, planar_flow
 from hvae_kernels.ops.radial_flow import radial_flow
@@ -17,6 +18,7 @@ __all__ = [
     "gaussian_leapfrog",
     "gaussian_leapfrog_vjp",
     "leapfrog",
+    "local_reparam_linear",
     "masked_linear",
     "planar_flow",
     "radial_flow",

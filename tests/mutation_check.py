@@ -74,6 +74,13 @@ _BERNOULLI_TESTS = "tests/test_bernoulli.py"
 _BERNOULLI_AUTOGRAD = "hvae_kernels/ops/bernoulli/autograd.py"
 _BERNOULLI_TRITON = "hvae_kernels/ops/bernoulli/triton.py"
 _BERNOULLI_TRITON_TESTS = "tests/test_contract.py -k bernoulli_log_prob/triton"
+_REPARAM = "csrc/kernels/local_reparam_linear.h"
+_REPARAM_CPU = "csrc/cpu/local_reparam_linear.cpp"
+_REPARAM_CPP = "tests/test_contract.py -k local_reparam_linear/cpp and budget"
+_REPARAM_TRITON = "hvae_kernels/ops/local_reparam_linear/triton.py"
+_REPARAM_TRITON_TESTS = "tests/test_contract.py -k local_reparam_linear/triton and (budget or poisoned)"
+_REPARAM_AUTOGRAD = "hvae_kernels/ops/local_reparam_linear/autograd.py"
+_REPARAM_TESTS = "tests/test_local_reparam_linear.py"
 _ELEMENTARY = "csrc/kernels/elementary.h"
 _ELEMENTARY_TESTS = "tests/test_elementary.py"
 _COMPAT = "hvae_kernels/compat/_network.py"
@@ -179,6 +186,25 @@ MUTATIONS = (
     Mutation(_BERNOULLI_TRITON, "-g * direction * (small * large)", "-g * direction * small", _BERNOULLI_TRITON_TESTS),
     Mutation(_ELEMENTARY, "two_to(n + 64) * 0x1p-64f", "two_to(n)", _ELEMENTARY_TESTS),
     Mutation(_ELEMENTARY, "log_of_normal(sum) + lost / sum;\n  return x", "log_of_normal(sum);\n  return x", _ELEMENTARY_TESTS),
+    Mutation(_REPARAM, "to[i] = x[i] * x[i];", "to[i] = x[i];", _REPARAM_CPP),
+    Mutation(_REPARAM, "exponential(log_scale[i] + log_scale[i])", "exponential(log_scale[i])", _REPARAM_CPP),
+    Mutation(_REPARAM, "std::sqrt(std[i] + bias_variance[i])", "std::sqrt(std[i])", _REPARAM_CPP),
+    Mutation(_REPARAM, "y[i] = y[i] + bias_loc[i] + std[i] * noise[i];", "y[i] = y[i] + std[i] * noise[i];", _REPARAM_CPP),
+    Mutation(_REPARAM, "std[i] == T(0) ? std::numeric_limits<T>::infinity() : std[i]", "std[i]", _REPARAM_TESTS + " -k cpp"),
+    Mutation(_REPARAM, "to[i] += a[i] * b[i];", "to[i] = a[i] * b[i];", _REPARAM_CPP),
+    Mutation(_REPARAM, "to[i] *= a[i];", "to[i] += a[i];", _REPARAM_CPP),
+    Mutation(_REPARAM_CPU, "variance_clone(n, from + i, out + i);", "variance_clone(n, from, out + i);", _REPARAM_CPP),
+    Mutation(_REPARAM_CPU, "draws + i, deviations + i, samples + i", "draws, deviations + i, samples + i", _REPARAM_CPP),
+    Mutation(_REPARAM_TRITON, "left.to(VARIANCE) * left.to(VARIANCE)", "left.to(VARIANCE)", _REPARAM_TRITON_TESTS),
+    Mutation(_REPARAM_TRITON, "variances += exponential(2.0 * load(bias_log_scale, ", "variances += exponential(1.0 * load(bias_log_scale, ", _REPARAM_TRITON_TESTS),
+    Mutation(_REPARAM_TRITON, "means += load(bias, column, column < columns, VARIANCE)[None, :]", "means += 0.0", _REPARAM_TRITON_TESTS),
+    Mutation(_REPARAM_TRITON, "term = start + tl.arange", "term = 0 * start + tl.arange", _REPARAM_TRITON_TESTS),
+    Mutation(_REPARAM_AUTOGRAD, "numerator / std.masked_fill(std == 0, math.inf)", "numerator / std", _REPARAM_TESTS),
+    Mutation(_REPARAM_AUTOGRAD, "grad_std = grad * noise if grad_std is None else torch.addcmul(grad_std, grad, noise)", "grad_std = grad * noise", _REPARAM_CPP),
+    Mutation(_REPARAM_AUTOGRAD, "d_x if grad is None else d_x + grad @ weight_loc", "d_x", _REPARAM_TRITON_TESTS),
+    Mutation("hvae_kernels/ops/local_reparam_linear/reference.py", "torch.where(certain, 1, variance).sqrt()", "variance.sqrt()", _REPARAM_TESTS + " -k reference"),
+    Mutation("hvae_kernels/nn/local_reparam.py", "- log_ratio.sum()", "+ log_ratio.sum()", _REPARAM_TESTS + " -k kl"),
+    Mutation("hvae_kernels/nn/local_reparam.py", "noise = torch.randn(*x.shape[:-1], self.out_features,", "noise = torch.randn(self.out_features,", _REPARAM_TESTS),
     Mutation(_ELEMENTARY, "p = p * r + 8.3332841058e-3f;", "p = p * r + 8.3e-3f;", _ELEMENTARY_TESTS),
     Mutation(_ELEMENTARY, "p = p * q + 1.4296405296e-1f;", "p = p * q + 1.44e-1f;", _ELEMENTARY_TESTS),
     Mutation(_ELEMENTARY, "return x < std::numeric_limits<float>::infinity() ? result : x;", "return result;", _ELEMENTARY_TESTS),

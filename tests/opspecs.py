@@ -28,6 +28,8 @@ from hvae_kernels.ops.leapfrog import reference as leapfrog_reference
 from hvae_kernels.ops.leapfrog_update import autograd as update_autograd
 from hvae_kernels.ops.leapfrog_update import leapfrog_update
 from hvae_kernels.ops.leapfrog_update import reference as update_reference
+from hvae_kernels.ops.local_reparam_linear import autograd as local_reparam_autograd
+from hvae_kernels.ops.local_reparam_linear import reference as local_reparam_reference
 from hvae_kernels.ops.masked_linear import autograd as masked_autograd
 from hvae_kernels.ops.masked_linear import reference as masked_reference
 from hvae_kernels.ops.planar_flow import autograd as planar_autograd
@@ -152,6 +154,34 @@ def masked_inputs(
     x = _in_layout(scale * torch.randn(shape, **kind), layout)
     weight = _in_layout(torch.randn(out, shape[-1], **kind), weight_layout)
     return (x, weight, torch.randn(out, **kind)) if bias else (x, weight)
+
+
+def local_reparam_inputs(
+    dtype: torch.dtype,
+    device: str,
+    *,
+    shape: tuple[int, ...],
+    out: int,
+    bias: bool = True,
+    layout: str = "contiguous",
+    weight_layout: str = "contiguous",
+    scale: float = 1.0,
+    log_scale: float = 0.0,
+) -> tuple[Tensor, ...]:
+    """Inputs of ``local_reparam_linear``: x and the noise, a weight for ``out`` outputs, and biases."""
+    kind = {"dtype": dtype, "device": device}
+    x = _in_layout(scale * torch.randn(shape, **kind), layout)
+    loc = _in_layout(torch.randn(out, shape[-1], **kind), weight_layout)
+    weight_log_scale = _in_layout(log_scale + 0.5 * torch.randn(out, shape[-1], **kind), weight_layout)
+    noise = _in_layout(torch.randn(*shape[:-1], out, **kind), layout)
+    biases = (torch.randn(out, **kind), log_scale + 0.5 * torch.randn(out, **kind)) if bias else ()
+    return x, loc, weight_log_scale, noise, *biases
+
+
+def local_reparam_op(function: Callable[..., Tensor], x: Tensor, *rest: Tensor) -> tuple[Tensor]:
+    """``local_reparam_linear`` or its reference with the optional biases last."""
+    loc, log_scale, noise, *biases = rest
+    return (function(x, loc, log_scale, *(biases or (None, None)), noise),)
 
 
 def degrees(pattern: str, n_in: int, n_out: int, device: str | torch.device) -> tuple[Tensor, Tensor]:
@@ -425,6 +455,38 @@ def _masked_cotangent(x: tuple[Tensor, ...]) -> Tensor:
     return torch.randn_like(x[0] @ x[1].mT)
 
 
+LOCAL_REPARAM_CASES = {
+    "plain": {"shape": (7, 5), "out": 4},
+    "no_bias": {"shape": (7, 5), "out": 4, "bias": False},
+    "no_rows": {"shape": (0, 5), "out": 4},
+    "no_inputs": {"shape": (7, 0), "out": 4},
+    "no_inputs_no_bias": {"shape": (7, 0), "out": 4, "bias": False},
+    "no_outputs": {"shape": (7, 5), "out": 0},
+    "no_leading": {"shape": (5,), "out": 4},
+    "leading_dims": {"shape": (2, 3, 4, 5), "out": 7},
+    "leading_dims_no_rows": {"shape": (2, 0, 5), "out": 4},
+    "one_element": {"shape": (1, 1), "out": 1},
+    "prime": {"shape": (13, 17), "out": 19},
+    "below_power": {"shape": (15, 31), "out": 63},
+    "above_power": {"shape": (17, 33), "out": 65},
+    "many_inputs": {"shape": (5, 261), "out": 51},
+    "many_rows": {"shape": (1091, 3), "out": 5},
+    "small_scales": {"shape": (7, 5), "out": 4, "log_scale": -12.0},
+    "strided": {"shape": (7, 5), "out": 4, "layout": "strided", "weight_layout": "strided"},
+    "transposed": {"shape": (7, 5), "out": 4, "layout": "transposed", "weight_layout": "transposed"},
+    "expanded": {"shape": (7, 5), "out": 4, "layout": "expanded", "weight_layout": "expanded"},
+}
+LOCAL_REPARAM_EXTREMES = {
+    "large": {"shape": (7, 5), "out": 4, "scale": 1e18},
+    "tiny": {"shape": (7, 5), "out": 4, "scale": 1e-18},
+}
+
+
+def _raw_local_reparam(x: tuple[Tensor, ...], *, bias: bool) -> tuple[Tensor | None, ...]:
+    x, loc, log_scale, noise, *biases = x
+    return x, loc, log_scale, *(biases if bias else (None, None)), noise
+
+
 NETWORK_CASES = {
     "plain": {"shape": (7, 5)},
     "linear": {"shape": (7, 5), "kind": "linear"},
@@ -641,6 +703,22 @@ OPSPECS = (
             RawOp(masked_autograd.RAW_WEIGHT_GRAD, lambda x: (_masked_cotangent(x), x[0], *_masked_degrees(x), True)),
         ),
         options=("pattern", "strict"),
+    ),
+    OpSpec(
+        name="local_reparam_linear",
+        op=functools.partial(local_reparam_op, F.local_reparam_linear),
+        reference=functools.partial(local_reparam_op, local_reparam_reference.local_reparam_linear),
+        make=local_reparam_inputs,
+        cases=LOCAL_REPARAM_CASES,
+        small={"shape": (3, 4), "out": 3},
+        extremes=LOCAL_REPARAM_EXTREMES,
+        same=(1, 2),
+        raw=(
+            RawOp(local_reparam_autograd.RAW_FORWARD, lambda x: _raw_local_reparam(x, bias=True)),
+            RawOp(local_reparam_autograd.RAW_FORWARD, lambda x: _raw_local_reparam(x, bias=False)),
+            RawOp(local_reparam_autograd.RAW_BACKWARD, lambda x: (x[3].cos(), *x[:4], x[3].exp(), True, True)),
+            RawOp(local_reparam_autograd.RAW_BACKWARD, lambda x: (x[3].cos(), *x[:4], x[3].exp(), False, False)),
+        ),
     ),
     OpSpec(
         name="autoregressive_forward",

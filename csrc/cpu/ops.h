@@ -35,6 +35,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> leapfrog_upda
     MaybeTensor grad_z, MaybeTensor grad_rho, Tensor rho, Tensor grad, Tensor decay, Tensor kick, Tensor drift,
     int64_t needs);
 
+std::tuple<Tensor, Tensor> local_reparam_linear(Tensor x, Tensor weight_loc, Tensor weight_log_scale,
+                                                MaybeTensor bias_loc, MaybeTensor bias_log_scale, Tensor noise);
+std::tuple<Tensor, Tensor, Tensor> local_reparam_linear_backward(Tensor grad, Tensor x, Tensor weight_loc,
+                                                                 Tensor weight_log_scale, Tensor noise, Tensor std,
+                                                                 bool needs_x, bool needs_log_scale);
+
 Tensor masked_linear(Tensor x, Tensor weight, MaybeTensor bias, Tensor in_degrees, Tensor out_degrees, bool strict);
 Tensor masked_linear_input_grad(Tensor grad, Tensor weight, Tensor in_degrees, Tensor out_degrees, bool strict);
 Tensor masked_linear_weight_grad(Tensor grad, Tensor x, Tensor in_degrees, Tensor out_degrees, bool strict);

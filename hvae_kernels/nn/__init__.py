@@ -9,6 +9,7 @@ from hvae_kernels.nn.autoregressive import (
     MaskedLinear,
 )
 from hvae_kernels.nn.hamiltonian import GaussianPotential, HamiltonianFlow
+from hvae_kernels.nn.local_reparam import LocalReparamLinear
 from hvae_kernels.nn.residual import PlanarFlow, RadialFlow
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "GaussianPotential",
     "HamiltonianFlow",
     "InverseAutoregressiveFlow",
+    "LocalReparamLinear",
     "MaskedAutoregressiveFlow",
     "MaskedLinear",
     "PlanarFlow",

@@ -1,0 +1,148 @@
+// local_reparam_linear on the CPU: the products are BLAS's, what lies between them is in kernels/local_reparam_linear.h.
+#include "../kernels/local_reparam_linear.h"
+
+#include "rows.h"
+
+namespace hk {
+namespace {
+
+// ---- Instruction-set clones of the kernels: thin, not templates ----
+
+#define HK_LOCAL_REPARAM_CLONES(T)                                                                                    \
+  HK_CLONES void square_clone(int64_t n, const T* x, T* to) { local_reparam::square(n, x, to); }                      \
+  HK_CLONES void variance_clone(int64_t n, const T* log_scale, T* to) { local_reparam::variance(n, log_scale, to); }  \
+  HK_CLONES void sample_clone(int64_t n, const T* bias_loc, const T* bias_variance, const T* noise, T* std, T* y) {   \
+    local_reparam::sample(n, bias_loc, bias_variance, noise, std, y);                                                 \
+  }                                                                                                                   \
+  HK_CLONES void variance_grad_clone(int64_t n, const T* grad, const T* noise, const T* std, T* to) {                 \
+    local_reparam::variance_grad(n, grad, noise, std, to);                                                            \
+  }                                                                                                                   \
+  HK_CLONES void add_product_clone(int64_t n, const T* a, const T* b, T* to) {                                        \
+    local_reparam::add_product(n, a, b, to);                                                                          \
+  }                                                                                                                   \
+  HK_CLONES void multiply_clone(int64_t n, const T* a, T* to) { local_reparam::multiply(n, a, to); }
+
+HK_LOCAL_REPARAM_CLONES(float)
+HK_LOCAL_REPARAM_CLONES(double)
+
+constexpr int64_t kGrain = 16384;  // elements that are worth another thread
+
+// Runs f(first, count) over all elements of `t`, in parallel.
+template <class F>
+void spans(const Tensor& t, const F& f) {
+  torch::stable::parallel_for(0, t.numel(), kGrain, [&](int64_t begin, int64_t end) { f(begin, end - begin); });
+}
+
+// ---- The passes between the products, in one dtype ----
+
+template <class T>
+void square(const Tensor& x, const Tensor& to) {
+  const T* from = data<T>(x);
+  T* out = written<T>(to);
+  spans(to, [&](int64_t i, int64_t n) { square_clone(n, from + i, out + i); });
+}
+
+template <class T>
+void variance(const Tensor& log_scale, const Tensor& to) {
+  const T* from = data<T>(log_scale);
+  T* out = written<T>(to);
+  spans(to, [&](int64_t i, int64_t n) { variance_clone(n, from + i, out + i); });
+}
+
+template <class T>
+void sample(const MaybeTensor& bias_loc, const MaybeTensor& bias_log_scale, const Tensor& noise, const Tensor& std,
+            const Tensor& y) {
+  const int64_t units = y.size(1);
+  Buffer<T> bias(units), bias_variance(units);
+  if (bias_loc) std::copy_n(data<T>(bias_loc), units, bias.data());
+  if (bias_log_scale) variance_clone(units, data<T>(bias_log_scale), bias_variance.data());
+  const T* draws = data<T>(noise);
+  T *deviations = written<T>(std), *samples = written<T>(y);
+  torch::stable::parallel_for(0, y.size(0), 1 + kGrain / (1 + units), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin * units; i < end * units; i += units)
+      sample_clone(units, bias.data(), bias_variance.data(), draws + i, deviations + i, samples + i);
+  });
+}
+
+template <class T>
+void variance_grad(const Tensor& grad, const Tensor& noise, const Tensor& std, const Tensor& to) {
+  const T *gs = data<T>(grad), *draws = data<T>(noise), *deviations = data<T>(std);
+  T* out = written<T>(to);
+  spans(to, [&](int64_t i, int64_t n) { variance_grad_clone(n, gs + i, draws + i, deviations + i, out + i); });
+}
+
+template <class T>
+void add_product(const Tensor& a, const Tensor& b, const Tensor& to) {
+  const T *as = data<T>(a), *bs = data<T>(b);
+  T* out = written<T>(to);
+  spans(to, [&](int64_t i, int64_t n) { add_product_clone(n, as + i, bs + i, out + i); });
+}
+
+template <class T>
+void multiply(const Tensor& a, const Tensor& to) {
+  const T* as = data<T>(a);
+  T* out = written<T>(to);
+  spans(to, [&](int64_t i, int64_t n) { multiply_clone(n, as + i, out + i); });
+}
+
+Tensor squared(const Tensor& x) {
+  Tensor to = empty_for(x, true);
+  HK_DISPATCH("local_reparam_linear", x, square, packed(x), to);
+  return to;
+}
+
+Tensor variance_of(const Tensor& log_scale) {
+  Tensor to = empty_for(log_scale, true);
+  HK_DISPATCH("local_reparam_linear", log_scale, variance, packed(log_scale), to);
+  return to;
+}
+
+Tensor transposed(const Tensor& t) { return torch::stable::transpose(t, 0, 1); }
+
+void check(const Tensor& x, const Tensor& weight_loc, const Tensor& weight_log_scale, const Tensor& like_result) {
+  bool fits = x.dim() == 2 && weight_loc.dim() == 2 && weight_loc.size(1) == x.size(1) &&
+              same_shape(weight_loc, weight_log_scale) && like_result.dim() == 2 &&
+              like_result.size(0) == x.size(0) && like_result.size(1) == weight_loc.size(0);
+  for (const Tensor* t : {&weight_loc, &weight_log_scale, &like_result})
+    fits = fits && t->scalar_type() == x.scalar_type();
+  STD_TORCH_CHECK(fits, "local_reparam_linear: shapes or dtypes do not fit");
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor> local_reparam_linear(Tensor x, Tensor weight_loc, Tensor weight_log_scale,
+                                                MaybeTensor bias_loc, MaybeTensor bias_log_scale, Tensor noise) {
+  check(x, weight_loc, weight_log_scale, noise);
+  for (const MaybeTensor* t : {&bias_loc, &bias_log_scale})
+    STD_TORCH_CHECK(!*t || ((*t)->dim() == 1 && (*t)->size(0) == noise.size(1) &&
+                            (*t)->scalar_type() == x.scalar_type()),
+                    "local_reparam_linear: biases do not fit");
+  Tensor y = torch::stable::matmul(x, transposed(weight_loc));
+  Tensor std = torch::stable::matmul(squared(x), transposed(variance_of(weight_log_scale)));
+  HK_DISPATCH("local_reparam_linear", x, sample, packed(bias_loc), packed(bias_log_scale), packed(noise), std, y);
+  return {y, std};
+}
+
+// Twice the variance's cotangent, and what comes of it and of `grad` for x and for weight_log_scale.
+std::tuple<Tensor, Tensor, Tensor> local_reparam_linear_backward(Tensor grad, Tensor x, Tensor weight_loc,
+                                                                 Tensor weight_log_scale, Tensor noise, Tensor std,
+                                                                 bool needs_x, bool needs_log_scale) {
+  check(x, weight_loc, weight_log_scale, grad);
+  STD_TORCH_CHECK(same_shape(noise, grad) && same_shape(std, grad) && noise.scalar_type() == x.scalar_type() &&
+                      std.scalar_type() == x.scalar_type(),
+                  "local_reparam_linear: noise or std do not fit");
+  Tensor twice = empty_for(grad, true), d_x = empty_of({0}, x), d_log_scale = empty_of({0}, x);
+  HK_DISPATCH("local_reparam_linear", x, variance_grad, packed(grad), packed(noise), packed(std), twice);
+  const Tensor variance = variance_of(weight_log_scale);
+  if (needs_x) {
+    d_x = torch::stable::matmul(grad, weight_loc);
+    HK_DISPATCH("local_reparam_linear", x, add_product, packed(x), torch::stable::matmul(twice, variance), d_x);
+  }
+  if (needs_log_scale) {
+    d_log_scale = torch::stable::matmul(transposed(twice), squared(x));
+    HK_DISPATCH("local_reparam_linear", x, multiply, variance, d_log_scale);
+  }
+  return {twice, d_x, d_log_scale};
+}
+
+}  // namespace hk
