@@ -183,6 +183,19 @@ def test_any_shape_matches_reference(implementation, rows, inputs, outputs, bias
         close(F.local_reparam_linear(**arguments), reference.local_reparam_linear(**arguments))
 
 
+def test_several_threads():
+    """More elements than one thread takes at a time."""
+    leaves = [x.requires_grad_() for x in layer(131, 133, 137).values()]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    with hk.use_impl("cpp"):
+        y = F.local_reparam_linear(*leaves)
+        gradients = torch.autograd.grad(y.sin().sum(), leaves)
+    torch.set_num_threads(threads)
+    expected = reference.local_reparam_linear(*leaves)
+    close((y, *gradients), (expected, *torch.autograd.grad(expected.sin().sum(), leaves)))
+
+
 @each_implementation
 def test_nan_stays_in_its_row(implementation):
     arguments = layer(rows=20)
@@ -294,10 +307,20 @@ def test_initial_values():
         assert (log_scale == -5).all()
 
 
-def test_module_under_autocast_and_compile():
+@pytest.mark.parametrize("implementation", ["cpp", *INTERPRETED])
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_backward_inside_autocast_is_the_same(implementation, create_graph):
+    leaves = [x.requires_grad_() for x in layer(dtype=torch.float32).values()]
+    with hk.use_impl(implementation):
+        expected = torch.autograd.grad(F.local_reparam_linear(*leaves).sum(), leaves, create_graph=create_graph)
+        with torch.autocast("cpu", torch.bfloat16):
+            y = F.local_reparam_linear(*leaves)
+            results = torch.autograd.grad(y.sum(), leaves, create_graph=create_graph)
+    torch.testing.assert_close(results, expected)
+
+
+def test_module_under_compile():
     built, x = hk.nn.LocalReparamLinear(5, 3), torch.randn(4, 5)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert built(x.bfloat16()).dtype is torch.float32
     torch._dynamo.reset()
     compiled = torch.compile(built, backend="aot_eager", fullgraph=True)(x)
     assert torch.isfinite(torch.autograd.grad(compiled.sum(), built.weight_log_scale)[0]).all()

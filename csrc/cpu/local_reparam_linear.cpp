@@ -27,26 +27,42 @@ HK_LOCAL_REPARAM_CLONES(double)
 
 constexpr int64_t kGrain = 16384;  // elements that are worth another thread
 
-// Runs f(first, count) over all elements of `t`, in parallel.
-template <class F>
-void spans(const Tensor& t, const F& f) {
-  torch::stable::parallel_for(0, t.numel(), kGrain, [&](int64_t begin, int64_t end) { f(begin, end - begin); });
+// kernel(n, inputs..., output) over all elements, in parallel.
+template <class T, class F, class... Inputs>
+void pass(const F& kernel, const Tensor& to, const Inputs&... inputs) {
+  const auto run = [&](T* out, auto... in) {
+    torch::stable::parallel_for(0, to.numel(), kGrain, [&](int64_t begin, int64_t end) {
+      kernel(end - begin, in + begin..., out + begin);
+    });
+  };
+  run(written<T>(to), data<T>(inputs)...);
 }
 
 // ---- The passes between the products, in one dtype ----
 
 template <class T>
 void square(const Tensor& x, const Tensor& to) {
-  const T* from = data<T>(x);
-  T* out = written<T>(to);
-  spans(to, [&](int64_t i, int64_t n) { square_clone(n, from + i, out + i); });
+  pass<T>([](auto... a) { square_clone(a...); }, to, x);
 }
 
 template <class T>
 void variance(const Tensor& log_scale, const Tensor& to) {
-  const T* from = data<T>(log_scale);
-  T* out = written<T>(to);
-  spans(to, [&](int64_t i, int64_t n) { variance_clone(n, from + i, out + i); });
+  pass<T>([](auto... a) { variance_clone(a...); }, to, log_scale);
+}
+
+template <class T>
+void variance_grad(const Tensor& grad, const Tensor& noise, const Tensor& std, const Tensor& to) {
+  pass<T>([](auto... a) { variance_grad_clone(a...); }, to, grad, noise, std);
+}
+
+template <class T>
+void add_product(const Tensor& x, const Tensor& y, const Tensor& to) {
+  pass<T>([](auto... a) { add_product_clone(a...); }, to, x, y);
+}
+
+template <class T>
+void multiply(const Tensor& by, const Tensor& to) {
+  pass<T>([](auto... a) { multiply_clone(a...); }, to, by);
 }
 
 template <class T>
@@ -64,27 +80,6 @@ void sample(const MaybeTensor& bias_loc, const MaybeTensor& bias_log_scale, cons
   });
 }
 
-template <class T>
-void variance_grad(const Tensor& grad, const Tensor& noise, const Tensor& std, const Tensor& to) {
-  const T *gs = data<T>(grad), *draws = data<T>(noise), *deviations = data<T>(std);
-  T* out = written<T>(to);
-  spans(to, [&](int64_t i, int64_t n) { variance_grad_clone(n, gs + i, draws + i, deviations + i, out + i); });
-}
-
-template <class T>
-void add_product(const Tensor& a, const Tensor& b, const Tensor& to) {
-  const T *as = data<T>(a), *bs = data<T>(b);
-  T* out = written<T>(to);
-  spans(to, [&](int64_t i, int64_t n) { add_product_clone(n, as + i, bs + i, out + i); });
-}
-
-template <class T>
-void multiply(const Tensor& a, const Tensor& to) {
-  const T* as = data<T>(a);
-  T* out = written<T>(to);
-  spans(to, [&](int64_t i, int64_t n) { multiply_clone(n, as + i, out + i); });
-}
-
 Tensor squared(const Tensor& x) {
   Tensor to = empty_for(x, true);
   HK_DISPATCH("local_reparam_linear", x, square, packed(x), to);
@@ -95,6 +90,13 @@ Tensor variance_of(const Tensor& log_scale) {
   Tensor to = empty_for(log_scale, true);
   HK_DISPATCH("local_reparam_linear", log_scale, variance, packed(log_scale), to);
   return to;
+}
+
+// BLAS's product. Autocast would have made it a half-precision one.
+Tensor product(const Tensor& a, const Tensor& b) {
+  Tensor result = torch::stable::matmul(a, b);
+  STD_TORCH_CHECK(result.scalar_type() == a.scalar_type(), "local_reparam_linear: autocast must be off here");
+  return result;
 }
 
 Tensor transposed(const Tensor& t) { return torch::stable::transpose(t, 0, 1); }
@@ -117,8 +119,8 @@ std::tuple<Tensor, Tensor> local_reparam_linear(Tensor x, Tensor weight_loc, Ten
     STD_TORCH_CHECK(!*t || ((*t)->dim() == 1 && (*t)->size(0) == noise.size(1) &&
                             (*t)->scalar_type() == x.scalar_type()),
                     "local_reparam_linear: biases do not fit");
-  Tensor y = torch::stable::matmul(x, transposed(weight_loc));
-  Tensor std = torch::stable::matmul(squared(x), transposed(variance_of(weight_log_scale)));
+  Tensor y = product(x, transposed(weight_loc));
+  Tensor std = product(squared(x), transposed(variance_of(weight_log_scale)));
   HK_DISPATCH("local_reparam_linear", x, sample, packed(bias_loc), packed(bias_log_scale), packed(noise), std, y);
   return {y, std};
 }
@@ -135,11 +137,11 @@ std::tuple<Tensor, Tensor, Tensor> local_reparam_linear_backward(Tensor grad, Te
   HK_DISPATCH("local_reparam_linear", x, variance_grad, packed(grad), packed(noise), packed(std), twice);
   const Tensor variance = variance_of(weight_log_scale);
   if (needs_x) {
-    d_x = torch::stable::matmul(grad, weight_loc);
-    HK_DISPATCH("local_reparam_linear", x, add_product, packed(x), torch::stable::matmul(twice, variance), d_x);
+    d_x = product(grad, weight_loc);
+    HK_DISPATCH("local_reparam_linear", x, add_product, packed(x), product(twice, variance), d_x);
   }
   if (needs_log_scale) {
-    d_log_scale = torch::stable::matmul(transposed(twice), squared(x));
+    d_log_scale = product(transposed(twice), squared(x));
     HK_DISPATCH("local_reparam_linear", x, multiply, variance, d_log_scale);
   }
   return {twice, d_x, d_log_scale};

@@ -19,14 +19,14 @@ def local_reparam_linear(
     bias_log_scale: Tensor | None,
     noise: Tensor,
 ) -> Tensor:
-    r"""A linear layer with independent Gaussian weights, sampled in its activations: both products from one read of x.
+    r"""A linear layer with independent Gaussian weights, sampled in its activations.
 
     .. math::
         y = x \mu^T + b + \sqrt{x^2 \exp(2 \lambda)^T + \exp(2 \lambda_b)} \; \zeta
 
     With weights :math:`W_{oi} \sim N(\mu_{oi}, e^{2 \lambda_{oi}})` each row of :math:`y` has the distribution of
     :math:`x W^T + b`, independently of the other rows: gradients averaged over a batch vary less than those of one
-    sample of the weights that all rows share.
+    sample of the weights that all rows share. On a GPU both products come from one read of x; the CPU uses BLAS.
 
     Args:
         x: inputs ``(..., in)``.
