@@ -6,7 +6,7 @@ from hvae_kernels.ops.leapfrog import dense_gaussian_leapfrog, gaussian_leapfrog
 from hvae_kernels.ops.leapfrog_potential import leapfrog
 from hvae_kernels.ops.local_reparam_linear import local_reparam_linear
 from hvae_kernels.ops.masked_linear import masked_linear
-from hvae_kernels.ops.planar_flow import constrain_planar, planar_flow
+from hvae_kernels.ops.planar_flow import constrain_planar, planar_flow, planar_flow_with_vjp
 from hvae_kernels.ops.radial_flow import radial_flow
 
 __all__ = [
@@ -21,5 +21,6 @@ __all__ = [
     "local_reparam_linear",
     "masked_linear",
     "planar_flow",
+    "planar_flow_with_vjp",
     "radial_flow",
 ]

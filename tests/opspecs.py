@@ -264,18 +264,20 @@ def planar_inputs(
     *,
     shape: tuple[int, ...],
     n_layers: int = 3,
+    replicas: bool = False,
     layout: str = "contiguous",
     scale: float = 1.0,
 ) -> tuple[Tensor, ...]:
     """Inputs of ``planar_flow``: z of size ``scale``, and layers that are invertible as they are."""
     kind = {"dtype": dtype, "device": device}
     z = _in_layout(scale * torch.randn(shape, **kind), layout)
-    u, w = (torch.randn(n_layers, shape[-1], **kind) for _ in range(2))
-    u, w = (x / x.norm(dim=-1, keepdim=True) * _uniform(0.7, 1.3, n_layers, 1, **kind) for x in (u, w))
+    layers = (shape[0], n_layers) if replicas else (n_layers,)
+    u, w = (torch.randn(*layers, shape[-1], **kind) for _ in range(2))
+    u, w = (x / x.norm(dim=-1, keepdim=True) * _uniform(0.7, 1.3, *layers, 1, **kind) for x in (u, w))
     product = (u * w).sum(-1, keepdim=True)
     u = u + (product.abs() - product) / w.square().sum(-1, keepdim=True) * w  # u.w >= 0: invertible, well-conditioned
     u, w = (_in_layout(x, layout) for x in (u, w))
-    return z, u, w, 0.5 * torch.randn(n_layers, **kind)
+    return z, u, w, 0.5 * torch.randn(layers, **kind)
 
 
 def radial_inputs(
@@ -572,6 +574,8 @@ PLANAR_CASES |= {
     "many_layers": {"shape": (70, 11), "n_layers": 13, "constrain": True},
     "several_blocks": {"shape": (70, 129)},
     "many_rows": {"shape": (300, 3)},
+    "replicas": {"shape": (3, 21, 6), "replicas": True},
+    "constrained_replicas": {"shape": (2, 33, 5), "replicas": True, "constrain": True},
 }
 PLANAR_EXTREMES = {
     "large": {"shape": (7, 5), "scale": 1e18},

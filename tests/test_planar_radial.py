@@ -53,6 +53,21 @@ def test_planar_log_abs_det_is_the_jacobians(implementation, constrain):
 
 @each_implementation
 @each_constraint
+@pytest.mark.parametrize("case", [{"shape": (6, 5)}, {"shape": (2, 3, 5)}, {"shape": (2, 6, 5), "replicas": True}])
+def test_planar_vjp_is_the_backward_pass(implementation, constrain, case):
+    inputs = planar(*case["shape"], replicas=case.get("replicas", False), n_layers=4)
+    cotangents = torch.randn_like(inputs[0]), torch.randn(case["shape"][:-1], dtype=torch.float64)
+    with hk.use_impl(implementation):
+        outputs, pullback = torch.func.vjp(lambda *x: F.planar_flow(*x, constrain=constrain), *inputs)
+        for context in (torch.no_grad, torch.enable_grad):  # in the second the way that is recorded
+            with context():
+                results, vjp = F.planar_flow_with_vjp(*inputs, constrain=constrain)
+                close(results, outputs)
+                close(vjp(cotangents), pullback(cotangents))
+
+
+@each_implementation
+@each_constraint
 def test_planar_layers_compose(implementation, constrain):
     """K layers at once are K single ones."""
     z, u, w, b = planar(6, 5, n_layers=7)
@@ -265,6 +280,7 @@ def test_radial_module_begins_as_the_identity():
         ("z", torch.ones(4, 5, dtype=torch.int64), TypeError, "z must be a float32 or float64 tensor"),
         ("u", torch.ones(5), ValueError, r"u must be of shape \(K, 5\), got .* of shape \(5,\)"),
         ("u", torch.ones(3, 4), ValueError, r"u must be of shape \(K, 5\), got .* of shape \(3, 4\)"),
+        ("u", torch.ones(2, 3, 5), ValueError, r"u must be of shape \(K, 5\), got .* of shape \(2, 3, 5\)"),
         ("w", torch.ones(2, 5), ValueError, r"w must be of u's shape \(3, 5\)"),
         ("w", torch.ones(3, 5, dtype=torch.float64), TypeError, "w must have the dtype of z"),
         ("b", torch.ones(3, 1), ValueError, r"b must be of shape \(3,\)"),

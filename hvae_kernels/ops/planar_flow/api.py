@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from hvae_kernels import _checks, _dispatch, _library
@@ -11,6 +13,9 @@ from hvae_kernels.ops.planar_flow import autograd, reference
 
 NAME = "planar_flow"
 _dispatch.register(_dispatch.Op(NAME, ("cpp", "triton", "reference"), half_precision=("reference",)))
+
+#: From cotangents of ``(z_K, log_abs_det)`` to gradients of z, u, w and b.
+Vjp = Callable[[tuple[Tensor, Tensor]], tuple[Tensor, Tensor, Tensor, Tensor]]
 
 
 def planar_flow(z: Tensor, u: Tensor, w: Tensor, b: Tensor, *, constrain: bool = False) -> tuple[Tensor, Tensor]:
@@ -25,10 +30,10 @@ def planar_flow(z: Tensor, u: Tensor, w: Tensor, b: Tensor, *, constrain: bool =
     cancel to :math:`\log 0`.
 
     Args:
-        z: ``(..., d)``.
-        u: ``(K, d)``, one row a layer.
-        w: ``(K, d)``.
-        b: ``(K,)``.
+        z: ``(..., d)``; for R replicas, each with layers of its own, ``(R, B, d)``.
+        u: ``(K, d)``, one row a layer; for replicas ``(R, K, d)``.
+        w: of ``u``'s shape.
+        b: ``(K,)``; for replicas ``(R, K)``.
         constrain: whether ``u`` is free, and to be made invertible here.
 
     Returns:
@@ -66,11 +71,62 @@ def planar_flow(z: Tensor, u: Tensor, w: Tensor, b: Tensor, *, constrain: bool =
     target = None
     if constrain:
         u, target = reference.constrained(u, w)
-    if z.dim() == 2:
+    if z.dim() == u.dim():
         return autograd.call(implementation, z, u, w, b, target)
     rows = z.unsqueeze(0) if z.dim() == 1 else z.flatten(0, -2)
     output, log_abs_det = autograd.call(implementation, rows, u, w, b, target)
     return output.view(z.shape), log_abs_det.view(z.shape[:-1])
+
+
+def planar_flow_with_vjp(
+    z: Tensor, u: Tensor, w: Tensor, b: Tensor, *, constrain: bool = False
+) -> tuple[tuple[Tensor, Tensor], Vjp]:
+    r""":func:`planar_flow` and its backward pass as a function, for loops that chain their gradients by hand.
+
+    Without the autograd engine, which for a small batch costs more than forward and backward together.
+
+    Args:
+        z: as in :func:`planar_flow`, like all that follow.
+        u: one row a layer.
+        w: of ``u``'s shape.
+        b: one number a layer.
+        constrain: whether ``u`` is free, and made invertible there.
+
+    Returns:
+        ``((z_K, log_abs_det), vjp)`` where ``vjp((grad_z, grad_log_abs_det))`` are the gradients of z, u, w and b, in
+        their shapes.
+
+    Raises:
+        TypeError, ValueError: as :func:`planar_flow`.
+
+    Equivalent to:
+        >>> import torch, hvae_kernels as hk
+        >>> arguments = torch.randn(8, 5), *torch.rand(2, 3, 5), torch.randn(3)
+        >>> cotangents = torch.randn(8, 5), torch.randn(8)
+        >>> outputs, vjp = hk.functional.planar_flow_with_vjp(*arguments)
+        >>> expected, expected_vjp = torch.func.vjp(hk.functional.planar_flow, *arguments)
+        >>> torch.testing.assert_close(outputs, expected)
+        >>> torch.testing.assert_close(vjp(cotangents), expected_vjp(cotangents))
+    """
+    implementation = _dispatch.resolve(NAME, z)
+    if implementation == "reference" or _library.autocasts(z) or not _library.nothing_differentiates():
+        return torch.func.vjp(functools.partial(planar_flow, constrain=constrain), z, u, w, b)
+    _validate(z, u, w, b)
+    layers, target = u, None
+    if constrain:
+        layers, target = reference.constrained(u, w)
+    rows = z if z.dim() == u.dim() else z.reshape(-1, z.shape[-1])
+    (output, log_abs_det), gradients = autograd.call_with_vjp(implementation, rows, layers, w, b, target)
+
+    def vjp(cotangents: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        grad_z, grad_log_abs_det = cotangents
+        d_z, d_u, d_w, d_b, d_target = gradients(grad_z.reshape(rows.shape), grad_log_abs_det.reshape(rows.shape[:-1]))
+        if constrain:
+            d_u, more = reference.constrained_vjp(d_u, d_target, u, w)
+            d_w = d_w.add_(more)
+        return d_z.view(z.shape), d_u, d_w, d_b
+
+    return (output.view(z.shape), log_abs_det.view(z.shape[:-1])), vjp
 
 
 def constrain_planar(u: Tensor, w: Tensor) -> Tensor:
@@ -115,9 +171,11 @@ def _validate(z: Tensor, u: Tensor, w: Tensor, b: Tensor) -> None:
     _checks.same_kind(NAME, z=z, u=u, w=w, b=b)
     if not z.shape:
         raise _checks.fail(NAME, "z", "of shape (..., d)", z)
-    if u.dim() != 2 or u.shape[1] != z.shape[-1]:
-        raise _checks.fail(NAME, "u", f"of shape (K, {z.shape[-1]})", u)
+    replicas = z.shape[:1] if u.dim() == 3 and z.dim() == 3 else ()
+    if u.dim() != 2 + len(replicas) or u.shape[-1] != z.shape[-1] or u.shape[:-2] != replicas:
+        expected = f"(K, {z.shape[-1]})" + (f", or ({z.shape[0]}, K, {z.shape[-1]})" if z.dim() == 3 else "")
+        raise _checks.fail(NAME, "u", f"of shape {expected}", u)
     if w.shape != u.shape:
         raise _checks.fail(NAME, "w", f"of u's shape {tuple(u.shape)}", w)
-    if b.shape != u.shape[:1]:
-        raise _checks.fail(NAME, "b", f"of shape ({u.shape[0]},)", b)
+    if b.shape != u.shape[:-1]:
+        raise _checks.fail(NAME, "b", f"of shape {tuple(u.shape[:-1])}", b)

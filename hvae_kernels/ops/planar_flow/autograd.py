@@ -10,6 +10,7 @@ replicas, ``(R, K, N)``: the dimensions of ``vmap``.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -86,6 +87,31 @@ class _Call:
         h, slope, log_abs_det = forward(projections, self.table(u, w, target), self.offset)
         return _add_product(z, h.mT, u), log_abs_det, h, slope
 
+    def gradients(
+        self, wanted: Sequence[bool], cotangents: tuple[Tensor | None, ...], saved: tuple[Tensor | None, ...]
+    ) -> tuple[Tensor | None, ...]:
+        """For z, u, w, b and the target, from cotangents of ``z_K``, ``log_abs_det`` and ``H``."""
+        grad_output, grad_log_abs_det, grad_h = cotangents
+        z, u, w, target, h, slope = saved
+        grad_h = _add(grad_h, None if grad_output is None else u @ grad_output.mT)
+        table, wants_table = self.table(u, w, target), wanted[1] or wanted[2] or wanted[4]
+        if torch.is_grad_enabled():
+            y, d_table = self.pull_back(grad_h, grad_log_abs_det, h, slope, table)
+        else:
+            tensors = (grad_h, grad_log_abs_det, h, slope, table)
+            y, d_table = RAW_BACKWARD[self.implementation](*tensors, self.offset, wants_table)
+        d_z = d_u = None
+        if wanted[0]:
+            d_z = y.mT @ w if grad_output is None else _add_product(grad_output, y.mT, w)
+        below = d_table if target is None or not wants_table else d_table.tril(-1)
+        if wanted[1]:
+            d_u = below.mT @ w
+            if grad_output is not None:
+                d_u = d_u + _sum_products(h, grad_output)
+        d_w = _add_product(_sum_products(y, z), below, u) if wanted[2] else None
+        d_target = d_table.diagonal(dim1=-2, dim2=-1) if wanted[4] else None
+        return d_z, d_u, d_w, y.sum(-1) if wanted[3] else None, d_target
+
     def determinants(self, h: Tensor, slope: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
         """``(1 + u.w, det)`` of each layer and row, differentiable."""
         s = table.diagonal(dim1=-2, dim2=-1).unsqueeze(-1) + self.offset
@@ -147,30 +173,12 @@ class PlanarFlow(OpFunction):
 
     @staticmethod
     def backward(ctx, grad_output, grad_log_abs_det, grad_h, grad_slope):
-        call, (_, wants_z, *wants) = ctx.call, ctx.needs_input_grad
-        z, u, w, target, h, slope = ctx.saved_tensors
         if grad_output is None and grad_log_abs_det is None and grad_h is None and grad_slope is None:
             return (None,) * 6
-        grad_h = _add(grad_h, None if grad_output is None else u @ grad_output.mT)
+        z, u, w, target, h, slope = ctx.saved_tensors
         grad_h = _add(grad_h, None if grad_slope is None else -2 * h * grad_slope)
-        table = call.table(u, w, target)
-        wants_table = wants[0] or wants[1] or wants[3]
-        if torch.is_grad_enabled():
-            y, d_table = call.pull_back(grad_h, grad_log_abs_det, h, slope, table)
-        else:
-            tensors = (grad_h, grad_log_abs_det, h, slope, table)
-            y, d_table = RAW_BACKWARD[call.implementation](*tensors, call.offset, wants_table)
-        d_z = d_u = None
-        if wants_z:
-            d_z = y.mT @ w if grad_output is None else _add_product(grad_output, y.mT, w)
-        below = d_table if target is None or not wants_table else d_table.tril(-1)
-        if wants[0]:
-            d_u = below.mT @ w
-            if grad_output is not None:
-                d_u = d_u + _sum_products(h, grad_output)
-        d_w = _add_product(_sum_products(y, z), below, u) if wants[1] else None
-        d_target = d_table.diagonal(dim1=-2, dim2=-1) if wants[3] else None
-        return None, d_z, d_u, d_w, y.sum(-1) if wants[2] else None, d_target
+        cotangents, saved = (grad_output, grad_log_abs_det, grad_h), (z, u, w, target, h, slope)
+        return None, *ctx.call.gradients(ctx.needs_input_grad[1:], cotangents, saved)
 
     @staticmethod
     def jvp(ctx, _, z_tangent, u_tangent, w_tangent, b_tangent, target_tangent):
@@ -270,3 +278,17 @@ def call(
     call = _Call(implementation, target is not None)
     results = call.forward(z, u, w, b, target) if _library.nothing_differentiates() else None
     return (results or PlanarFlow.apply(call, z, u, w, b, target))[:2]
+
+
+def call_with_vjp(
+    implementation: str, z: Tensor, u: Tensor, w: Tensor, b: Tensor, target: Tensor | None
+) -> tuple[tuple[Tensor, Tensor], Callable[[Tensor, Tensor], tuple[Tensor | None, ...]]]:
+    """The op, and the gradients of all five tensors from its results', without the autograd engine."""
+    call = _Call(implementation, target is not None)
+    output, log_abs_det, h, slope = call.forward(z, u, w, b, target)
+    wanted = (True,) * 4 + (target is not None,)
+
+    def gradients(grad_output: Tensor, grad_log_abs_det: Tensor) -> tuple[Tensor | None, ...]:
+        return call.gradients(wanted, (grad_output, grad_log_abs_det, None), (z, u, w, target, h, slope))
+
+    return (output, log_abs_det), gradients

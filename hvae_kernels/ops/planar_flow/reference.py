@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -13,8 +15,21 @@ def constrained(u: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
     return u + ((target - 1 - product) / w.square().sum(-1)).unsqueeze(-1) * w, target
 
 
+def constrained_vjp(grad_u: Tensor, grad_target: Tensor, u: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of ``u`` and ``w`` from cotangents of :func:`constrained`'s results."""
+    product, square = (u * w).sum(-1, keepdim=True), w.square().sum(-1, keepdim=True)
+    lack = torch.nn.functional.softplus(product) - 1 - product
+    slope = torch.sigmoid(product)
+    along = (grad_u * w).sum(-1, keepdim=True) / square
+    by_product = grad_target.unsqueeze(-1) * slope + along * (slope - 1)
+    ratio = lack / square
+    return torch.addcmul(grad_u, by_product, w), by_product * u + ratio * (grad_u - 2 * along * w)
+
+
 def planar_flow(z: Tensor, u: Tensor, w: Tensor, b: Tensor, constrain: bool = False) -> tuple[Tensor, Tensor]:
     """K planar layers; arguments as for the public function."""
+    if u.dim() == 3:
+        return torch.func.vmap(functools.partial(planar_flow, constrain=constrain))(z, u, w, b)
     target = None
     if constrain:
         u, target = constrained(u, w)
