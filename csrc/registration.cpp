@@ -31,6 +31,7 @@ STABLE_TORCH_LIBRARY_IMPL(hvae_kernels, CPU, m) {
   m.impl("planar_recursion_solve.cpp", TORCH_BOX(&hk::planar_recursion_solve));
   m.impl("radial_flow.cpp", TORCH_BOX(&hk::radial_flow));
   m.impl("radial_flow_backward.cpp", TORCH_BOX(&hk::radial_flow_backward));
+  m.impl("rmsprop_step_.cpp", TORCH_BOX(&hk::rmsprop_step_));
 }
 
 PyMODINIT_FUNC PyInit__C(void) {

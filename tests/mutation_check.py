@@ -57,6 +57,9 @@ _TAIL_CPP = "tests/test_contract.py -k affine_autoregressive/cpp"
 _TAIL_TRITON = "hvae_kernels/ops/autoregressive/triton.py"
 _TAIL_TRITON_TESTS = "tests/test_contract.py -k affine_autoregressive/triton"
 _TAIL_TESTS = "tests/test_affine_autoregressive.py"
+_RMSPROP = "csrc/kernels/rmsprop.h"
+_RMSPROP_CPU = "csrc/cpu/rmsprop.cpp"
+_RMSPROP_TESTS = "tests/test_rmsprop.py -k cpp or bits"
 _PLANAR = "csrc/kernels/planar_flow.h"
 _PLANAR_CPP = "tests/test_contract.py -k planar_flow/cpp"
 _PLANAR_TESTS = "tests/test_planar_radial.py -k planar and cpp"
@@ -267,6 +270,11 @@ MUTATIONS = (
     Mutation(_COMPAT, "(units < found[part.residual + 1]).any()", "False", _COMPAT_TESTS + " -k left_alone"),
     Mutation(_COMPAT, "if any(_is_watched(part) for part in layout.net.modules()):", "if False:", _COMPAT_TESTS + " -k hooks"),
     Mutation(_COMPAT, "if torch.is_grad_enabled():", "if False:", _COMPAT_TESTS + " -k small_parallel"),
+    Mutation(_RMSPROP, "(std::sqrt(v) + s.eps)", "std::sqrt(v + s.eps)", _RMSPROP_TESTS),
+    Mutation(_RMSPROP, "(1 - s.alpha) * g * g", "(1 - s.alpha) * gradient[i] * gradient[i]", _RMSPROP_TESTS),
+    Mutation(_RMSPROP, "lanes[i % kLanes] +=", "lanes[0] =", _RMSPROP_TESTS),
+    Mutation(_RMSPROP_CPU, "norms[item / chunks.a_row] +=", "norms[0] +=", _RMSPROP_TESTS),
+    Mutation(_RMSPROP_CPU, "if (!*finite) return;", "", _RMSPROP_TESTS),
     Mutation(_COMPAT, "rtol=1e-8, atol=1e-8", "rtol=1e8, atol=1e8", _COMPAT_TESTS + " -k proves"),
     Mutation("hvae_kernels/compat/zuko.py", "return self._inv.inverse_and_ladj(y)", "return super().call_and_ladj(y)", _COMPAT_TESTS + " -k density_in_one"),
     Mutation("hvae_kernels/compat/pyro.py", "self._cached_log_scale = -minus.unsqueeze(-1)", "self._cached_log_scale = minus.unsqueeze(-1)", _COMPAT_TESTS + " -k pyro"),

@@ -86,4 +86,7 @@ std::tuple<Tensor, Tensor> radial_flow(Tensor z, Tensor center, Tensor alpha, Te
 std::tuple<Tensor, Tensor, Tensor, Tensor> radial_flow_backward(MaybeTensor grad_output, MaybeTensor grad_log_abs_det,
                                                                 Tensor z, Tensor center, Tensor alpha, Tensor beta);
 
+bool rmsprop_step_(Tensor parameter, Tensor gradient, Tensor square_average, double learning_rate, double alpha,
+                   double eps, double max_norm);
+
 }  // namespace hk

@@ -16,8 +16,8 @@ class Sweep {
   Sweep(const Network<T>& net, const NetworkArguments& a, int64_t vectors)
       : net_(net), tail_{a.gate, static_cast<T>(a.first), static_cast<T>(a.second)}, vectors_(vectors),
         lanes_(vectors * kVectorLanes<T>), x_(net.inputs[0].size() * lanes_), y_(net.inputs[0].size() * lanes_),
-        log_det_(lanes_), through_(net.inputs[0].size() * lanes_), tape_(net.units * lanes_),
-        grad_log_det_(lanes_), least_(lanes_) {
+        log_det_(lanes_), through_(net.inputs[0].size() * lanes_), grad_log_det_(lanes_), least_(lanes_),
+        tape_(net.units * lanes_) {
     int64_t units = 0;
     for (const Stage<T>& s : net.stages) {
       raw_.push_back(tape_.data() + units * lanes_);
