@@ -28,10 +28,13 @@ def replace_between(document: str, content: str, begin: str = BEGIN, end: str = 
 
 
 def study_section(report: str) -> str:
-    """The tables of errors from a study's ``report.md``, without its notes and figures."""
-    sections = report.split("\n## ")
-    wanted = [part for part in sections if part.startswith(("Delta error", "Sigma error"))]
-    return "\n\n".join("**{}**\n\n{}".format(*part.split("\n\n", 1)).strip() for part in wanted)
+    """Of a study's ``report.md`` the table of Sigma errors, at its smallest and largest dimension."""
+    (table,) = (part for part in report.split("\n## ") if part.startswith("Table 4."))
+    title, *lines = (line for line in table.splitlines() if line.startswith(("Table", "|")))
+    header, rows = lines[:2], lines[2:]
+    dims = [row.split("|")[1].strip() for row in rows]
+    shown = [row for row, dim in zip(rows, dims, strict=True) if dim in (dims[0], dims[-1])]
+    return "\n".join((f"**{title}**", "", *header, *shown))
 
 
 def update_study(readme: Path, report: Path) -> str:

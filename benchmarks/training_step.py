@@ -171,7 +171,7 @@ class StudyLoop:
         self.job = study.Job("published", dim, "hvae", steps)
         self.data = data.data_sets(dim, DATASETS, SEED)
         self.checkpoint = folder / "checkpoint"
-        flat = self.job.model(DATASETS).flat
+        flat = self.job.model(DATASETS, SEED).flat
         self.state = train.State(self.EPOCHS, 0, flat, torch.zeros_like(flat))
 
     def __call__(self) -> None:

@@ -259,11 +259,13 @@ def test_gpu_check_is_valid_bash():
 
 def test_study_tables_are_taken_from_the_report(tmp_path):
     report, document = tmp_path / "report.md", tmp_path / "README.md"
-    report.write_text("# T\n\nnotes\n\n## Delta error\n\n| d |\n\n## Sigma error\n\n| s |\n\n## Bounds\n\n| b |\n")
+    table = "| d | sigma |\n|---|---|\n| 25 | a |\n| 25 | b |\n| 50 | c |\n| 400 | d |"
+    other = "## Table 3. Delta error\n\n| d |\n\n"
+    report.write_text(f"# T\n\nnotes\n\n{other}## Table 4. Sigma error\n\nwords\n\n{table}\n\n## Bounds\n\n| b |\n")
     document.write_text(f"above\n{readme.STUDY_BEGIN}\nold\n{readme.STUDY_END}\nbelow\n")
     readme.update_study(document, report)
-    tables = "**Delta error**\n\n| d |\n\n**Sigma error**\n\n| s |"
-    assert document.read_text() == f"above\n{readme.STUDY_BEGIN}\n{tables}\n{readme.STUDY_END}\nbelow\n"
+    kept = "**Table 4. Sigma error**\n\n" + table.replace("| 50 | c |\n", "")
+    assert document.read_text() == f"above\n{readme.STUDY_BEGIN}\n{kept}\n{readme.STUDY_END}\nbelow\n"
 
 
 def test_accelerate_benchmark_measures_every_library(tmp_path, monkeypatch, capsys):

@@ -13,7 +13,8 @@ from hvae import cli, runs
 from hvae.gaussian import published, report, train
 from hvae.gaussian.study import Job
 
-COMMAND = ["gaussian", "--dims", "5", "6", "--leapfrog-steps", "1", "2", "--datasets", "2", "--epochs", "3"]
+SIZE = ["--datasets", "2", "--epochs", "3", "--workers", "1"]
+COMMAND = ["gaussian", "--dims", "5", "6", "--leapfrog-steps", "1", "2", "--planar-layers", "3", *SIZE]
 
 
 def hvae(out, *more):
@@ -45,7 +46,8 @@ def test_results(finished):
     assert config["arguments"]["dims"] == [5, 6]
     cases = {(row["dim"], row["method"], row["leapfrog_steps"], row["dataset"]) for row in rows}
     flows = [(method, k) for method in ("hvae", "hvae-untempered") for k in (1, 2)]
-    assert cases == {(d, *case, r) for d in (5, 6) for case in (*flows, ("vb", 0)) for r in (0, 1)}
+    others = [("planar", 3), ("iaf", 1), ("vb", 0)]
+    assert cases == {(d, *case, r) for d in (5, 6) for case in (*flows, *others) for r in (0, 1)}
     assert len(rows) == len(cases)
     for row in rows:
         assert (row["setting"], row["steps"]) == ("corrected", 120)
@@ -58,11 +60,13 @@ def test_report_and_figures(finished, capsys):
     text = (finished / "report.md").read_text()
     assert cli.main(["report", str(finished)]) == 0
     assert text in capsys.readouterr().out
-    for heading in ("Theta error", "Delta error", "Sigma error", "Bounds"):
-        assert f"## {heading}" in text
-    for dim in (5, 6):
-        assert f"(corrected-d{dim}.png)" in text
-        assert (finished / f"corrected-d{dim}.png").read_bytes().startswith(b"\x89PNG")
+    tables = ("Theta error", "Theta error with and without tempering", "Delta error", "Sigma error")
+    for heading in (*(f"Table {i}. {title}" for i, title in enumerate(tables, 1)), "Bounds", "Time"):
+        assert f"\n## {heading}\n" in text
+    for number in range(1, 9):
+        assert f"\n## Figure {number}. " in text
+        assert f"(figure{number}.png)" in text
+        assert (finished / f"figure{number}.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_report_puts_printed_and_both_settings_side_by_side():
@@ -74,9 +78,30 @@ def test_report_puts_printed_and_both_settings_side_by_side():
 
     table = report.error_table("sigma_error", [row("published", 0.125), row("corrected", 0.75)]).splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
-    names = ["d", "method", "printed", "published", "corrected", "floor", "optimum, published", "optimum, corrected"]
-    assert cells[0] == names
-    assert cells[2] == ["25", "hvae, K = 1", "0.04", "0.125", "0.75", "0.5", "0.25", "0.25"]
+    ours = [f"{name}{column}" for name in ("published", "corrected") for column in ("", " floor", " optimum")]
+    assert cells[0] == ["d", "method", "printed", "off", *ours]
+    assert cells[2] == ["25", "hvae, K = 1", "0.04", "+212.50 %", "0.125", "0.5", "0.25", "0.75", "0.5", "0.25"]
+
+
+def test_report_says_where_a_printed_run_turned_nan():
+    row = {"dim": 300, "method": "planar", "leapfrog_steps": 1, "setting": "published", "sigma_error": 187.0}
+    row |= {"sigma_floor": 0.5, "sigma_optimum": None, "sigma_no_flow": 188.0}
+    line = report.error_table("sigma_error", [row]).splitlines()[2]
+    assert "222.84 (NaN: 189.6)" in line
+    assert "-1.37 %" in line
+
+
+def test_time_table_adds_up():
+    rows = [
+        {"dim": dim, "method": method, "leapfrog_steps": 1, "setting": "corrected", "dataset": r, "seconds": 1.5}
+        for dim in (25, 50) for method in ("hvae", "iaf") for r in (0, 1)
+    ]  # fmt: skip
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in report.time_table(rows).splitlines()]
+    assert cells[2:] == [
+        ["corrected", "hvae, K = 1", "3", "3", "6"],
+        ["corrected", "iaf", "3", "3", "6"],
+        ["corrected", "all", "6", "6", "12"],
+    ]
 
 
 def test_a_bound_that_overflows_is_left_out():
@@ -128,8 +153,36 @@ def test_resume_after_a_kill(finished, tmp_path, monkeypatch, capsys):
     assert without_times(strict_json(tmp_path / "results.json")["rows"]) == without_times(expected)
 
 
+def test_several_processes_give_the_same_numbers(finished, tmp_path):
+    assert hvae(tmp_path, "--workers", "2", "--dims", "5", "--methods", "iaf", "vb") == 0
+    rows = {(row["method"], row["dataset"]): row for row in strict_json(tmp_path / "results.json")["rows"]}
+    expected = [row for row in strict_json(finished / "results.json")["rows"] if row["dim"] == 5]
+    compared = [row for row in expected if (row["method"], row["dataset"]) in rows]
+    assert len(compared) == len(rows) == 4
+    assert without_times(rows[row["method"], row["dataset"]] for row in compared) == without_times(compared)
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_job_that_fails_does_not_stop_the_others(workers, tmp_path, capsys):
+    (tmp_path / "jobs").mkdir()
+    other = train.State(7, 0, torch.zeros(1), torch.zeros(1))
+    other.save(report.state_path(tmp_path, Job("corrected", 6, "vb", 0)))
+    assert hvae(tmp_path, "--resume", "--methods", "vb", "--workers", workers) == 1
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message.endswith("is a run of 7 epochs, not 3")
+    assert [row["dim"] for row in strict_json(tmp_path / "results.json")["rows"]] == [5, 5]
+
+
+def test_both_settings_in_one_command(tmp_path):
+    both = ["--setting", "published", "corrected", "--dims", "5", "--methods", "iaf"]
+    assert hvae(tmp_path, *both) == 0
+    rows = strict_json(tmp_path / "results.json")["rows"]
+    assert [row["setting"] for row in rows] == ["corrected"] * 2 + ["published"] * 2
+    assert rows[0]["delta_floor"] != rows[2]["delta_floor"]
+
+
 def test_resume_adds_to_a_finished_run(tmp_path, capsys):
-    one = ["gaussian", "--dims", "5", "--methods", "vb", "--datasets", "2", "--epochs", "3", "--out", str(tmp_path)]
+    one = ["gaussian", "--dims", "5", "--methods", "vb", *SIZE, "--out", str(tmp_path)]
     assert cli.main([*one, "--resume"]) == 0
     assert cli.main([*one, "--resume", "--setting", "published"]) == 0
     assert {row["setting"] for row in strict_json(tmp_path / "results.json")["rows"]} == {"corrected", "published"}
@@ -139,19 +192,22 @@ def test_resume_adds_to_a_finished_run(tmp_path, capsys):
         assert name in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("wrong", [["--dims", "1"], ["--epochs", "0"], ["--leapfrog-steps", "0"], ["--methods", "x"]])
+@pytest.mark.parametrize(
+    "wrong",
+    [["--dims", "1"], ["--epochs", "0"], ["--leapfrog-steps", "0"], ["--planar-layers", "0"], ["--methods", "x"]],
+)
 def test_wrong_arguments(wrong, tmp_path):
     with pytest.raises(SystemExit):
         cli.main(["gaussian", "--out", str(tmp_path), *wrong])
 
 
-@pytest.mark.parametrize("seed", [-1, 2**63, 2**64])
+@pytest.mark.parametrize("seed", [-1, 2**32, 2**64])
 def test_a_seed_out_of_range(seed, tmp_path, capsys):
     with pytest.raises(SystemExit):
         hvae(tmp_path, "--seed", str(seed))
     assert "argument --seed" in capsys.readouterr().err
-    args = cli.parser().parse_args(["gaussian", "--seed", str(2**63 - 1)])
-    assert args.seed == 2**63 - 1
+    args = cli.parser().parse_args(["gaussian", "--seed", str(2**32 - 1)])
+    assert args.seed == 2**32 - 1
 
 
 def test_out_is_a_file(tmp_path, capsys):

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import functools
+import multiprocessing
+import os
 import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from hvae import runs
-from hvae.gaussian import data, report, study, train
+from hvae.gaussian import report, study, train
 from hvae.gaussian.study import Job
 from hvae.gaussian.train import State
 from hvae.runs import StudyError
@@ -27,59 +32,109 @@ def register(commands: Any) -> None:
     add("--dims", type=runs.integer(2), nargs="+", default=list(study.DIMS), help="dimensions")
     add("--methods", nargs="+", choices=study.METHODS, default=list(study.METHODS), help="methods")
     add("--leapfrog-steps", type=runs.integer(), nargs="+", default=[1, 10], metavar="K", help="for the hvae methods")
-    add("--setting", choices=study.SETTINGS, default="corrected", help="corrected bounds, or the printed tables' own")
+    add("--planar-layers", type=runs.integer(), nargs="+", default=[1, 30], metavar="K", help="for the planar flow")
+    add(
+        "--setting", choices=study.SETTINGS, nargs="+", default=["corrected"],
+        help="corrected bounds, or the printed tables' own",
+    )  # fmt: skip
     add("--datasets", type=runs.integer(), default=3, help="how many data sets, trained side by side")
     add("--epochs", type=runs.integer(), help="of 40 steps; by default the setting's own number")
-    add("--seed", type=runs.seed, default=12345, help="of data and training noise")
+    add("--seed", type=runs.integer(0, 2**32 - 1), default=12345, help="of data, initial values and training noise")
     add("--out", type=Path, default=Path("runs/gaussian"), help="directory for results, report and figures")
     add("--resume", action="store_true", help="go on with what --out holds, and add to it")
-    add("--threads", type=runs.integer(), default=1, help="torch's; the tensors are too small to share")
+    add("--workers", type=runs.integer(), default=os.cpu_count() or 1, help="processes, each training one job")
     command.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Run the command."""
+    """Run the command. A job that fails does not stop the others; its error is told in the end."""
     config = runs.open_directory(args, datasets=args.datasets)
     _write_results(args.out, config)
-    jobs = study.plan(args.setting, *(list(dict.fromkeys(x)) for x in (args.dims, args.methods, args.leapfrog_steps)))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(args.threads)
-    try:
-        for dim in dict.fromkeys(job.dim for job in jobs):
-            _run_dimension([job for job in jobs if job.dim == dim], args, config)
-    finally:
-        torch.set_num_threads(threads)
+    steps = {"planar": args.planar_layers, "iaf": [1], "vb": [0]}
+    steps |= dict.fromkeys(("hvae", "hvae-untempered"), args.leapfrog_steps)
+    jobs = [job for setting in args.setting for job in study.plan(setting, args.dims, args.methods, steps)]
+    jobs = sorted(set(jobs), key=lambda job: (job.method != "iaf", -job.dim, job.key))  # the longest first
+    one = functools.partial(_run_job, out=args.out, datasets=args.datasets, epochs=args.epochs, seed=args.seed)
+    errors = []
+    for line in _outcomes(one, jobs, args.workers):
+        if isinstance(line, StudyError):
+            errors.append(line)
+        else:
+            print(line, file=sys.stderr)
+        _write_results(args.out, config)
+    if errors:
+        raise StudyError("; ".join(map(str, errors)))
     print(report.write_report(args.out))
 
 
-def _run_dimension(jobs: list[Job], args: argparse.Namespace, config: dict[str, Any]) -> None:
-    """Train the jobs of one dimension on one drawing of the data sets."""
-    data_sets = None
-    for job in jobs:
-        path, epochs = report.state_path(args.out, job), args.epochs or job.default_epochs
-        state = State.load(path) if path.exists() else None
-        if state is not None and state.epochs != epochs:
-            raise StudyError(f"{job.key} in {args.out} is a run of {state.epochs} epochs, not {epochs}")
-        if state is not None and state.finished:
-            print(f"{job.key}: finished before", file=sys.stderr)
-            continue
-        if data_sets is None:
-            data_sets = data.data_sets(job.dim, args.datasets, args.seed)
-        _train(job, data_sets, state or train.initial_state(job, data_sets, epochs), args.seed, path)
-        _write_results(args.out, config)
+def _outcomes(one: Callable[[Job], str], jobs: list[Job], workers: int) -> Iterator[str | StudyError]:
+    """What ``one`` says of each job, or its StudyError, as they end; in processes of their own if there are several."""
+    workers = min(workers, len(jobs))
+    if workers == 1:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # the tensors are too small to share
+        try:
+            yield from (_attempt(functools.partial(one, job)) for job in jobs)
+        finally:
+            torch.set_num_threads(threads)
+        return
+    context = multiprocessing.get_context("spawn")
+    places = context.Queue()
+    for place in range(workers):
+        places.put(place)
+    with ProcessPoolExecutor(workers, context, _start_worker, (context.RLock(), places)) as pool:
+        futures = [pool.submit(one, job) for job in jobs]
+        try:
+            yield from (_attempt(future.result) for future in as_completed(futures))
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _train(job: Job, data_sets: data.DataSets, state: State, seed: int, path: Path) -> None:
+def _attempt(call: Callable[[], str]) -> str | StudyError:
+    try:
+        return call()
+    except StudyError as error:
+        return error
+
+
+_PLACE = 0  # of this process's progress bar on the screen
+
+
+def _start_worker(lock: Any, places: Any) -> None:
+    global _PLACE
     from tqdm import tqdm
 
-    with tqdm(desc=job.key, total=state.epochs, initial=state.epoch, unit="epoch") as bar:
+    torch.set_num_threads(1)
+    tqdm.set_lock(lock)
+    _PLACE = places.get()
+
+
+def _run_job(job: Job, *, out: Path, datasets: int, epochs: int | None, seed: int) -> str:
+    """Bring a job to its end, from its checkpoint if there is one; returns a line to print."""
+    path, epochs = report.state_path(out, job), epochs or job.default_epochs
+    state = State.load(path) if path.exists() else None
+    if state is not None and state.epochs != epochs:
+        raise StudyError(f"{job.key} in {out} is a run of {state.epochs} epochs, not {epochs}")
+    if state is not None and state.finished:
+        return f"{job.key}: finished before"
+    data_sets = job.data_sets(datasets, seed)
+    state = state or train.initial_state(job, data_sets, epochs, seed)
+    parent = os.getppid()
+    from tqdm import tqdm
+
+    with tqdm(
+        desc=job.key, total=epochs, initial=state.epoch, unit="epoch", position=_PLACE, leave=False, mininterval=0.5
+    ) as bar:
 
         def progress(state: State) -> None:
             bound = state.history[-1]["objective"]
             bar.set_postfix(bound=f"{sum(bound) / len(bound):.1f}", refresh=False)
             bar.update()
+            if os.getppid() != parent:
+                raise SystemExit(f"{job.key}: the command that started this process is gone")
 
         train.train(job, data_sets, state, seed, path, progress)
+    return f"{job.key}: {state.seconds:.1f} s"
 
 
 def _write_results(directory: Path, config: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ nothing of size N is ever touched again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -52,12 +52,17 @@ def truth(dim: int) -> Truth:
     return Truth((i - (dim + 1) / 2) / 5, 0.1 + 0.9 * (2 * i - dim - 1) ** 2 / (dim - 1) ** 2)
 
 
-def sample_points(dim: int, count: int, seed: int) -> list[Tensor]:
-    """The points ``(10000, d)``, float32, of ``count`` data sets: torch's global CPU stream, one set after another."""
+def sample_points(dim: int, count: int, seed: int, drawn_before: Callable[[], object] | None = None) -> list[Tensor]:
+    """The points ``(10000, d)``, float32, of ``count`` data sets: torch's global CPU stream, one set after another.
+
+    ``drawn_before`` draws from that stream first.
+    """
     loc, scale = (t.float() for t in truth(dim))
     points = []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
+        if drawn_before is not None:
+            drawn_before()
         for _ in range(count):
             z = MultivariateNormal(torch.zeros(dim), torch.eye(dim)).sample()
             points.append(MultivariateNormal(z + loc, torch.diag(scale**2)).sample([N_POINTS]))
@@ -70,8 +75,8 @@ def statistics(points: Sequence[Tensor]) -> Statistics:
     return Statistics(len(points[0]), torch.stack([m for _, m in moments]), torch.stack([v for v, _ in moments]))
 
 
-def data_sets(dim: int, count: int, seed: int) -> DataSets:
-    """``count`` data sets of dimension ``dim``, as their statistics."""
-    points = sample_points(dim, count, seed)
+def data_sets(dim: int, count: int, seed: int, drawn_before: Callable[[], object] | None = None) -> DataSets:
+    """The data sets of :func:`sample_points`, as their statistics."""
+    points = sample_points(dim, count, seed, drawn_before)
     batches = zip(*(x.split(BATCH_SIZE) for x in points), strict=True)
     return DataSets(truth(dim), statistics(points), tuple(statistics(batch) for batch in batches))

@@ -1,61 +1,128 @@
-"""The study's pictures: bound and errors against epochs, methods compared."""
+"""The study's pictures: errors over dimensions, then bound and errors against epochs."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hvae.gaussian import published
-from hvae.gaussian.study import ERRORS, FLOORS, Job, method_label
+from hvae.gaussian.study import ERRORS, FLOORS, METHODS, SETTINGS, Job, method_label
 from hvae.gaussian.train import State
 
+Jobs = Sequence[tuple[Job, State]]
 
-def draw(directory: Path, jobs: Sequence[tuple[Job, State]]) -> list[Path]:
-    """One picture a setting and dimension, as ``{setting}-d{dim}.png`` in ``directory``; returns their paths."""
-    from matplotlib.figure import Figure
+#: Figures 1 to 4: title, error and methods.
+COMPARISONS = (
+    ("Theta error of all methods", "theta_error", tuple(m for m in METHODS if m != "hvae-untempered")),
+    ("Theta error with and without tempering", "theta_error", ("hvae", "hvae-untempered")),
+    ("Delta error", "delta_error", METHODS),
+    ("Sigma error", "sigma_error", METHODS),
+)
+#: Figures 5 to 8: title and what :func:`~hvae.gaussian.study.measure` calls it.
+CURVES = (("Bound", "objective"), *((title, name) for name, title in ERRORS.items()))
 
-    pictures = defaultdict(list)
-    for job, state in jobs:
-        pictures[job.setting, job.dim].append((job, state))
+
+def draw(directory: Path, jobs: Jobs) -> list[tuple[str, Path]]:
+    """Draw ``figure1.png`` to ``figure8.png`` in ``directory``; returns titles and paths, those with nothing left out.
+
+    All are means over the data sets.
+    """
+    pictures = [
+        *((title, lambda i=i: _compare(*COMPARISONS[i][1:], jobs)) for i, (title, *_) in enumerate(COMPARISONS)),
+        *((f"{title} against epochs", lambda name=name: _curves(name, jobs)) for title, name in CURVES),
+    ]
     drawn = []
-    for (setting, dim), group in pictures.items():
-        figure = Figure(figsize=(11, 8), layout="constrained")
-        figure.suptitle(f"d = {dim}, {setting} setting, mean of the data sets")
-        first, *others = figure.subplots(2, 2, sharex=True).flat
-        _draw_bound(first, group)
-        for axes, name in zip(others, ERRORS, strict=True):
-            _draw_error(axes, name, group)
-        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=len(group) + 1)
-        drawn.append(directory / f"{setting}-d{dim}.png")
-        figure.savefig(drawn[-1], dpi=120)
+    for number, (title, picture) in enumerate(pictures, 1):
+        figure = picture()
+        if figure is None:
+            continue
+        figure.suptitle(f"Figure {number}. {title}")
+        path = directory / f"figure{number}.png"
+        figure.savefig(path, dpi=90)
+        drawn.append((title, path))
     return drawn
 
 
-def _draw_bound(axes, jobs: Sequence[tuple[Job, State]]) -> None:
-    """The bound of what a step trains on, as its distance from the largest evidence: a log scale needs a zero."""
+def _compare(name: str, methods: Sequence[str], jobs: Jobs):
+    """An error over d, a panel a setting: ours as lines, printed figures as crosses, the floor dotted."""
+    shown = [(job, state) for job, state in jobs if job.method in methods]
+    settings = [setting for setting in SETTINGS if any(job.setting == setting for job, _ in shown)]
+    if not settings:
+        return None
+    figure, panels = _panels(1, len(settings), 6.5, 5.5)
+    for axes, setting in zip(panels[0], settings, strict=True):
+        own = [(job, state) for job, state in shown if job.setting == setting]
+        for (method, n_steps), group in _by(own, lambda job: (job.method, job.n_steps)).items():
+            dims = [job.dim for job, _ in group]
+            values = [_mean(state.history[-1][name]) for _, state in group]
+            (line,) = axes.plot(dims, values, "o-", markersize=4, label=method_label(method, n_steps))
+            printed = [published.figure(name, method, n_steps, dim) for dim in dims]
+            known = [(dim, value) for dim, value in zip(dims, printed, strict=True) if value is not None]
+            axes.plot(*zip(*known, strict=True) if known else ([], []), "x", color=line.get_color(), markersize=8)
+        floors = {job.dim: _floor(name, state) for job, state in own if not job.doubles_variance}
+        axes.plot(list(floors), list(floors.values()), "k:", label="floor")
+        axes.set(xscale="log", yscale="log", xlabel="d", title=f"{setting} (crosses: printed)")
+        axes.set_xticks(sorted({job.dim for job, _ in own}), [str(d) for d in sorted({job.dim for job, _ in own})])
+        axes.minorticks_off()
+    _legend(figure, panels[0])
+    return figure
+
+
+def _curves(name: str, jobs: Jobs):
+    """A figure against epochs, a row a setting, a column a dimension.
+
+    The bound is that of what a step trains on, as its distance from the largest evidence: a log scale needs a zero.
+    """
+    if not jobs:
+        return None
+    settings = [setting for setting in SETTINGS if any(job.setting == setting for job, _ in jobs)]
+    dims = sorted({job.dim for job, _ in jobs})
+    figure, panels = _panels(len(settings), len(dims), 3.6, 3.6)
+    for row, setting in zip(panels, settings, strict=True):
+        for axes, dim in zip(row, dims, strict=True):
+            group = [(job, state) for job, state in jobs if (job.setting, job.dim) == (setting, dim)]
+            for job, state in group:
+                records = state.history[1:]
+                values = [_mean(record[name]) for record in records]
+                if name == "objective":
+                    values = [_mean(state.oracles["objective_ceiling"]) - value for value in values]
+                epochs = [record["epoch"] for record in records]
+                axes.plot(epochs, values, label=method_label(job.method, job.n_steps), linewidth=1)
+            if name in FLOORS and group:
+                axes.axhline(_floor(name, group[0][1]), color="black", linestyle=":", label="floor")
+            axes.set(xscale="log", yscale="log", title=f"{setting}, d = {dim}")
+    for axes in panels[-1]:
+        axes.set_xlabel("epochs")
+    if name == "objective":
+        for row in panels:
+            row[0].set_ylabel("nats below the ceiling")
+    _legend(figure, panels.flat)
+    return figure
+
+
+def _panels(rows: int, columns: int, width: float, height: float):
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width * columns, height * rows + 0.8), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def _legend(figure, panels) -> None:
+    handles = {}
+    for axes in panels:
+        handles |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(len(handles), 5))
+
+
+def _by(jobs: Jobs, key: Callable[[Job], tuple]) -> dict[tuple, Jobs]:
+    groups: dict[tuple, list[tuple[Job, State]]] = {}
     for job, state in jobs:
-        ceiling = _mean(state.oracles["objective_ceiling"])
-        _draw_line(axes, job, state, [ceiling - _mean(record["objective"]) for record in state.history])
-    axes.set(xscale="log", yscale="log", xlabel="epochs", title="Bound of a step's data, nats below its ceiling")
+        groups.setdefault(key(job), []).append((job, state))
+    return groups
 
 
-def _draw_error(axes, name: str, jobs: Sequence[tuple[Job, State]]) -> None:
-    for job, state in jobs:
-        line = _draw_line(axes, job, state, [_mean(record[name]) for record in state.history])
-        printed = published.figure(name, job.method, job.n_steps, job.dim)
-        if printed is not None:
-            axes.axhline(printed, color=line.get_color(), linestyle="--", linewidth=0.8)
-    # the floors belong to the data, so any job's will do
-    floor = sum(_mean(jobs[0][1].oracles[part]) for part in FLOORS[name])
-    axes.axhline(floor, color="black", linestyle=":", label="floor")
-    axes.set(xscale="log", yscale="log", xlabel="epochs", title=f"{ERRORS[name]} (printed figures dashed)")
-
-
-def _draw_line(axes, job: Job, state: State, values: list[float]):
-    epochs = [record["epoch"] for record in state.history[1:]]
-    (line,) = axes.plot(epochs, values[1:], label=method_label(job.method, job.n_steps))
-    return line
+def _floor(name: str, state: State) -> float:
+    return sum(_mean(state.oracles[part]) for part in FLOORS[name])
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -2,31 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
-from hvae.gaussian import figures, published
+from hvae.gaussian import figures, published, texts
 from hvae.gaussian.data import BATCHES_PER_EPOCH
-from hvae.gaussian.study import ERRORS, FLOORS, METHODS, Job, method_label
+from hvae.gaussian.study import FLOORS, METHODS, SETTINGS, Job, method_label
 from hvae.gaussian.train import State
 from hvae.runs import Row, finite, read_results, table, unreadable
-
-NOTES = """Every figure is a mean over the data sets. Errors are sums of squares, Sigma's on standard deviations, and
-Theta's is the sum of the two.
-
-- *printed*: the figure in the documents that the project implements.
-- *published*: ours, trained as the documents did (each mini-batch a data set of its own, gradients clipped).
-- *corrected*: ours, trained on the bound of all 10,000 points.
-- *floor*: the error of the maximum-likelihood estimate. Only z + Delta is identified, so Delta's floor, about |z|^2,
-  belongs to the data set, not to a method; a smaller error means that Delta has not arrived.
-- *optimum*: the error where the job's own expected bound is largest, known for K = 1; in the published setting for
-  mini-batches of 256.
-- *no flow*: the error where the flow leaves z at its prior.
-
-Bounds are those of all points, with all constants, in both settings: a flow trained for mini-batches has steps too
-long for the narrower posterior of all points, and its bound there can be far below anything useful.
-"""
 
 
 def rows_of(job: Job, state: State) -> list[Row]:
@@ -48,13 +33,14 @@ def write_report(directory: Path) -> str:
     """Write ``report.md`` and the figures of a run's directory; returns the report's text."""
     config, rows = read_results(directory)
     versions = ", ".join(f"{name} {version}" for name, version in config["versions"].items())
-    parts = ["# The Gaussian study", f"Seed {config['seed']}, {config['datasets']} data sets; {versions}.", NOTES]
-    for name, title in ERRORS.items():
-        parts += [f"## {title}", error_table(name, rows)]
-    parts += ["## Bounds", bound_table(rows)]
-    drawn = figures.draw(directory, finished_jobs(directory))
-    if drawn:
-        parts += ["## Against epochs", *(f"![{path.stem}]({path.name})" for path in drawn)]
+    parts = ["# The Gaussian study", f"Seed {config['seed']}, {config['datasets']} data sets; {versions}.", texts.NOTES]
+    for heading, name, methods, text in texts.TABLES:
+        some = [row for row in rows if row["method"] in methods]
+        if some:
+            parts += [f"## {heading}", text, error_table(name, some)]
+    parts += ["## Bounds", texts.BOUNDS, bound_table(rows), "## Time", texts.TIME, time_table(rows)]
+    for title, path in figures.draw(directory, finished_jobs(directory)):
+        parts += [f"## Figure {path.stem.removeprefix('figure')}. {title}", f"![{title}]({path.name})"]
     text = "\n\n".join(part.strip() for part in parts) + "\n"
     (directory / "report.md").write_text(text)
     return text
@@ -62,23 +48,40 @@ def write_report(directory: Path) -> str:
 
 def error_table(name: str, rows: list[Row]) -> str:
     """Printed, ours and exact figures side by side, one line a method and dimension."""
-    exact: dict[str, Callable[[list[Row]], float | None]] = {
-        "floor": lambda group: sum(_mean(floor, group) for floor in FLOORS[name])
-    }
+    exact: dict[str, Callable[[list[Row]], float | None]] = {"floor": lambda group: _floor(name, group)}
     if name == "sigma_error":
-        for setting in ("published", "corrected"):
-            exact[f"optimum, {setting}"] = lambda group, setting=setting: _mean("sigma_optimum", _of(group, setting))
-        exact["no flow"] = lambda group: _mean("sigma_no_flow", group)
+        exact |= {
+            "optimum": functools.partial(_mean, "sigma_optimum"),
+            "no flow": functools.partial(_mean, "sigma_no_flow"),
+        }
     lines = []
     for (dim, method, n_steps), group in _groups(rows):
-        ours = [_mean(name, _of(group, setting)) for setting in ("published", "corrected")]
-        printed = published.figure(name, method, n_steps, dim)
-        lines.append([dim, method_label(method, n_steps), printed, *ours, *(value(group) for value in exact.values())])
-    return table(["d", "method", "printed", "published", "corrected", *exact], lines)
+        line = [dim, method_label(method, n_steps), *_printed(name, group)]
+        for setting in ("published", "corrected"):
+            own = _of(group, setting)
+            line += [_mean(name, own), *(value(own) for value in exact.values())]
+        lines.append(line)
+    columns = ["d", "method", "printed", "off"]
+    for setting in ("published", "corrected"):
+        columns += [setting, *(f"{setting} {column}" for column in exact)]
+    return table(columns, lines)
+
+
+def _printed(name: str, group: list[Row]) -> tuple[float | str | None, str | None]:
+    """The printed figure, and how far our published one is from it (or from what it would have been)."""
+    case = group[0]["method"], group[0]["leapfrog_steps"], group[0]["dim"]
+    printed, expected = published.figure(name, *case), published.expected(name, *case)
+    ours = _mean(name, _of(group, "published"))
+    off = f"{100 * (ours / expected - 1):+.2f} %" if ours is not None and expected is not None else None
+    return printed if printed == expected else f"{printed} (NaN: {expected})", off
+
+
+def _floor(name: str, group: list[Row]) -> float | None:
+    return sum(_mean(floor, group) for floor in FLOORS[name]) if group else None
 
 
 def bound_table(rows: list[Row]) -> str:
-    """Bounds of all points with all constants, against evidence and its maximum, and what they cost."""
+    """Bounds of all points with all constants, against evidence and its maximum."""
     lines = []
     for (dim, method, n_steps), group in _groups(rows):
         for setting in ("published", "corrected"):
@@ -86,15 +89,26 @@ def bound_table(rows: list[Row]) -> str:
             if not some:
                 continue
             elbo, evidence, ceiling = (_mean(name, some) for name in ("elbo", "log_evidence", "elbo_ceiling"))
-            seconds, steps = _mean("seconds", some), some[0]["steps"]
-            cost = [steps, seconds * len(some), seconds / steps * 1e6]
-            gaps = [None, None] if elbo is None else [evidence - elbo, ceiling - elbo]
-            lines.append([dim, method_label(method, n_steps), setting, elbo, *gaps, *cost])
-    headers = [
-        "d", "method", "setting", "bound", "evidence - bound", "ceiling - bound",
-        "steps", "seconds in all", "us a step and data set",
-    ]  # fmt: skip
+            gap = None if elbo is None else evidence - elbo
+            lines.append([dim, method_label(method, n_steps), setting, elbo, evidence, gap, ceiling - evidence])
+    headers = ["d", "method", "setting", "bound", "log p(D)", "log p(D) - bound", "ceiling - log p(D)"]
     return table(headers, lines)
+
+
+def time_table(rows: list[Row]) -> str:
+    """Seconds of training, all data sets of a row together, a column a dimension."""
+    dims = sorted({row["dim"] for row in rows})
+    seconds: dict[tuple, dict[int, float]] = defaultdict(lambda: defaultdict(float))
+    for setting in SETTINGS:
+        for row in sorted(_of(rows, setting), key=lambda row: _order(*_case(row))):
+            label = method_label(row["method"], row["leapfrog_steps"])
+            for line in ((setting, label), (setting, "all")):
+                seconds[line][row["dim"]] += row["seconds"]
+    lines = [
+        [*line, *(own.get(dim) for dim in dims), sum(own.values())]
+        for line, own in sorted(seconds.items(), key=lambda item: (item[0][0], item[0][1] == "all"))
+    ]
+    return table(["setting", "method", *(f"d = {dim}" for dim in dims), "seconds"], lines)
 
 
 def finished_jobs(directory: Path) -> list[tuple[Job, State]]:
@@ -121,10 +135,14 @@ def _order(dim: int, method: str, n_steps: int) -> tuple[int, int, int]:
     return dim, METHODS.index(method), n_steps
 
 
+def _case(row: Row) -> tuple[int, str, int]:
+    return row["dim"], row["method"], row["leapfrog_steps"]
+
+
 def _groups(rows: list[Row]) -> list[tuple[tuple[int, str, int], list[Row]]]:
     groups = defaultdict(list)
     for row in rows:
-        groups[row["dim"], row["method"], row["leapfrog_steps"]].append(row)
+        groups[_case(row)].append(row)
     return sorted(groups.items(), key=lambda item: _order(*item[0]))
 
 
@@ -134,8 +152,4 @@ def _of(rows: list[Row], setting: str) -> list[Row]:
 
 def _mean(name: str, rows: list[Row]) -> float | None:
     values = [row[name] for row in rows if row[name] is not None]
-    return _average(values) if values else None
-
-
-def _average(values: list[float]) -> float:
-    return sum(values) / len(values)
+    return sum(values) / len(values) if values else None

@@ -8,9 +8,11 @@ gradients are clipped where they were. ``corrected`` trains the true bound of al
 =============== ============================================== =====================================
 an epoch        40 mini-batches in data order, the last of 16  40 steps on all 10,000 points
 epochs          2,000; VB 4,000 above d = 100, 5,000 from 400  2,000
-clipping        1e-4: hvae up to d = 300, vb up to d = 100     none
+clipping        1e-4: hvae, planar to d = 300, vb to d = 100   none
 learning rate   1e-3                                           1e-3, from half-way a cosine to 0
-VB              q on z; above d = 100 with HVAE's start values q on y = z + Delta
+planar          q on z, one layer K times, objective less 1/2  q on y = z + Delta, K layers and a shift
+IAF             q on z, objective less 1/2, own data sets      q on y, data sets of all others
+VB              q on z; above d = 100 with HVAE's start values q on y
 =============== ============================================== =====================================
 """
 
@@ -23,11 +25,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hvae.gaussian import exact
+from hvae.gaussian import data, exact
 from hvae.gaussian.data import BATCHES_PER_EPOCH, DataSets, Statistics
-from hvae.gaussian.models import HamiltonianVAE, MeanField, Model, PublishedMeanField
+from hvae.gaussian.models import (
+    AutoregressiveVAE,
+    HamiltonianVAE,
+    MeanField,
+    Model,
+    PlanarVAE,
+    PublishedMeanField,
+    draw_network,
+)
 
-METHODS = ("hvae", "hvae-untempered", "vb")
+METHODS = ("hvae", "hvae-untempered", "planar", "iaf", "vb")
 SETTINGS = ("corrected", "published")
 DIMS = (25, 50, 100, 200, 300, 400)
 LEARNING_RATE = 1e-3
@@ -45,7 +55,7 @@ FLOORS = {
 
 @dataclass(frozen=True)
 class Job:
-    """One method at one dimension in one setting; ``n_steps`` is K, 0 for methods without a flow."""
+    """One method at one dimension in one setting; ``n_steps`` is K: leapfrog steps or layers, 0 without a flow."""
 
     setting: str
     dim: int
@@ -74,23 +84,42 @@ class Job:
     @property
     def default_epochs(self) -> int:
         """The setting's number of epochs."""
-        if self.published and self.method == "vb" and self.dim > 100:
+        if self.restarted:
             return 4000 if self.dim < 400 else 5000
         return 2000
 
     @property
-    def clip_norm(self) -> float | None:
+    def clip_norm(self) -> float:
         """Largest norm of one data set's gradient."""
-        largest_dim = {"hvae": 300, "hvae-untempered": 0, "vb": 100}[self.method]
-        return CLIP_NORM if self.published and self.dim <= largest_dim else None
+        largest_dim = {"hvae": 300, "planar": 300, "vb": 100}.get(self.method, 0)
+        return CLIP_NORM if self.published and self.dim <= largest_dim else math.inf
 
-    def model(self, replicas: int) -> Model:
+    @property
+    def doubles_variance(self) -> bool:
+        """Whether the objective is the printed one without the 1/2: in sigma that of data with twice the variance."""
+        return self.published and self.method in ("planar", "iaf")
+
+    def data_sets(self, count: int, seed: int) -> DataSets:
+        """What it trains on; the published IAF runs drew their networks from the stream of the data, before these."""
+        own = self.published and self.method == "iaf"
+        return data.data_sets(self.dim, count, seed, (lambda: draw_network(self.dim)) if own else None)
+
+    def model(self, replicas: int, seed: int) -> Model:
         """The model at its initial values."""
+        if self.method == "planar":
+            return PlanarVAE(self.dim, self.n_steps, published=self.published, seed=seed, replicas=replicas)
+        if self.method == "iaf":
+            return AutoregressiveVAE(self.dim, published=self.published, seed=seed, replicas=replicas)
         if self.method != "vb":
             return HamiltonianVAE(self.dim, self.n_steps, tempered=self.method == "hvae", replicas=replicas)
         if self.published:
-            return PublishedMeanField(self.dim, restarted=self.dim > 100, replicas=replicas)
+            return PublishedMeanField(self.dim, restarted=self.restarted, replicas=replicas)
         return MeanField(self.dim, replicas=replicas)
+
+    @property
+    def restarted(self) -> bool:
+        """Whether VB began with the Hamiltonian model's values."""
+        return self.published and self.method == "vb" and self.dim > 100
 
     def batches(self, data: DataSets) -> tuple[Statistics, ...]:
         """The statistics that the 40 steps of an epoch train on."""
@@ -124,48 +153,44 @@ class Job:
 
         ``delta_floor`` and ``sigma_floor`` are the errors of the maximum-likelihood estimate, ``elbo_ceiling`` its
         log evidence, ``objective_ceiling`` the same for :meth:`objective`. ``sigma_optimum`` is the error at the
-        optimum of the job's own bound (in the published setting for mini-batches of 256 and no sampling error in the
-        data), known for K = 1; ``sigma_no_flow`` the error where the flow does nothing.
+        optimum of the job's own objective, in the published setting for mini-batches of 256, where it is known;
+        ``sigma_no_flow`` the error where a flow from N(0, I) does nothing.
         """
         loc, scale = exact.maximum_likelihood(data.full)
         objective = self.objective(data)
         objective_loc, objective_scale = exact.maximum_likelihood(objective)
+        optimum, no_flow = self._optimum(data)
         unknown = [None] * len(data.full.mean)
-        result = {
+        return {
             "delta_floor": error(loc, data.truth.loc),
             "sigma_floor": error(scale, data.truth.scale),
             "elbo_ceiling": exact.log_evidence(data.full, loc, scale.log()).tolist(),
             "objective_ceiling": exact.log_evidence(objective, objective_loc, objective_scale.log()).tolist(),
-            "sigma_optimum": unknown,
-            "sigma_no_flow": unknown,
+            "sigma_optimum": unknown if optimum is None else error(optimum, data.truth.scale),
+            "sigma_no_flow": unknown if no_flow is None else error(no_flow, data.truth.scale),
         }
-        if self.method == "vb":
-            return result
-        bound_of = data.full
-        if self.published:
-            variance = data.truth.scale.square().expand_as(data.full.variance)
-            bound_of = Statistics(BATCH_SIZE_TAKEN_FOR_N, data.full.mean, variance)
-        if self.n_steps == 1:
-            optimum, _ = exact.one_step_optimum(bound_of, tempered=self.method == "hvae")
-            result["sigma_optimum"] = error(optimum, data.truth.scale)
-        if self.method == "hvae-untempered":
-            result["sigma_no_flow"] = error(exact.no_flow_scale(bound_of), data.truth.scale)
-        return result
+
+    def _optimum(self, data: DataSets) -> tuple[Tensor | None, Tensor | None]:
+        """Sigma at the optimum of the objective, and where the flow does nothing; None where unknown or senseless."""
+        count = BATCH_SIZE_TAKEN_FOR_N if self.published else data.full.count
+        variance = data.full.variance * (2 if self.doubles_variance else 1)
+        trained = Statistics(count, data.full.mean, variance)
+        if self.method in ("vb", "iaf"):  # q contains the posterior, unless VB has one scale for all dimensions
+            return None if self.restarted else exact.maximum_likelihood(trained)[1], None
+        optimum = None
+        if self.method != "planar" and self.n_steps == 1:
+            optimum, _ = exact.one_step_optimum(trained, tempered=self.method == "hvae")
+        return optimum, exact.no_flow_scale(trained)
 
 
-def plan(setting: str, dims: list[int], methods: list[str], leapfrog_steps: list[int]) -> list[Job]:
-    """The jobs of a command, dimension by dimension."""
-    return [
-        Job(setting, dim, method, n_steps)
-        for dim in dims
-        for method in methods
-        for n_steps in ((0,) if method == "vb" else leapfrog_steps)
-    ]
+def plan(setting: str, dims: list[int], methods: list[str], steps: dict[str, list[int]]) -> list[Job]:
+    """The jobs of a command, dimension by dimension; ``steps`` holds the K to run of each method."""
+    return [Job(setting, dim, method, k) for dim in dims for method in methods for k in steps[method]]
 
 
 def method_label(method: str, n_steps: int) -> str:
     """A method's name in tables and figures."""
-    return f"{method}, K = {n_steps}" if n_steps else method
+    return f"{method}, K = {n_steps}" if method not in ("iaf", "vb") else method
 
 
 def error(estimate: Tensor, target: Tensor) -> list[float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,8 +17,8 @@ from hvae.gaussian.data import BATCHES_PER_EPOCH, DataSets
 from hvae.gaussian.models import Model
 from hvae.gaussian.study import Job, measure
 from hvae.runs import StudyError
+from hvae_kernels.ops.rmsprop import rmsprop_step_
 
-RMSPROP_ALPHA, RMSPROP_EPS = 0.99, 1e-8
 SECONDS_BETWEEN_CHECKPOINTS = 20.0
 N_RECORDS = 200
 
@@ -61,26 +60,13 @@ class State:
         return runs.load(cls, path)
 
 
-def rmsprop_(flat: Tensor, gradient: Tensor, square_average: Tensor, learning_rate: float) -> None:
-    """One step of ``torch.optim.RMSprop`` with its default alpha and eps, in place."""
-    square_average.mul_(RMSPROP_ALPHA).addcmul_(gradient, gradient, value=1 - RMSPROP_ALPHA)
-    flat.addcdiv_(gradient, square_average.sqrt().add_(RMSPROP_EPS), value=-learning_rate)
-
-
-def clip_(gradient: Tensor, max_norm: float) -> None:
-    """``torch.nn.utils.clip_grad_norm_`` of each row of ``gradient (R, P)`` by itself, in place."""
-    norm = torch.linalg.vector_norm(gradient, dim=1, keepdim=True)
-    gradient.mul_((max_norm / (norm + 1e-6)).clamp_(max=1.0))
-
-
-def check_finite(model: Model, step: int, key: str) -> None:
-    """Stop before a gradient that is not finite reaches the parameters, and name the step and the parameter."""
-    if math.isfinite(model.gradient.sum().item()) or bool(model.gradient.isfinite().all()):
-        return
+def not_finite(model: Model, step: int, key: str) -> StudyError:
+    """The error for a gradient that is not finite, naming step, parameter and data set; the parameters are whole."""
     for name, gradient in model.gradients.items():
         for data_set, row in enumerate(gradient):
             if not bool(row.isfinite().all()):
-                raise StudyError(f"{key}: step {step}: the gradient of {name} is not finite, data set {data_set}")
+                return StudyError(f"{key}: step {step}: the gradient of {name} is not finite, data set {data_set}")
+    return StudyError(f"{key}: step {step}: the gradient's norm is not finite")
 
 
 @torch.no_grad()
@@ -89,7 +75,7 @@ def train(
 ) -> None:
     """Bring ``state`` to its end; ``progress`` is called after each epoch, and with each new record of history."""
     replicas = len(data.full.mean)
-    model = job.model(replicas)
+    model = job.model(replicas, seed)
     model.flat.copy_(state.flat)
     state.flat = model.flat
     batches = [model.prepare(batch) for batch in job.batches(data)]
@@ -100,10 +86,9 @@ def train(
         for k, batch in enumerate(batches):
             step = epoch * BATCHES_PER_EPOCH + k
             model.write_gradient(batch, None if noise is None else noise[k])
-            check_finite(model, step, job.key)
-            if clip_norm is not None:
-                clip_(model.gradient, clip_norm)
-            rmsprop_(model.flat, model.gradient, state.square_average, job.learning_rate(step, total))
+            rate = job.learning_rate(step, total)
+            if not rmsprop_step_(model.flat, model.gradient, state.square_average, rate, max_norm=clip_norm):
+                raise not_finite(model, step, job.key)
         state.epoch = epoch + 1
         state.seconds = time.perf_counter() - start
         if state.epoch % every == 0 or state.finished:
@@ -126,9 +111,9 @@ def epochs_with_noise(
             yield epoch, noise
 
 
-def initial_state(job: Job, data: DataSets, epochs: int) -> State:
+def initial_state(job: Job, data: DataSets, epochs: int, seed: int) -> State:
     """A job that has not begun, with its oracles and one record of history."""
-    model = job.model(len(data.full.mean))
+    model = job.model(len(data.full.mean), seed)
     state = State(epochs, 0, model.flat, torch.zeros_like(model.flat), oracles=job.oracles(data))
     state.history.append({"epoch": 0, **measure(job, model, data)})
     return state
