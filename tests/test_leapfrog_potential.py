@@ -438,12 +438,15 @@ def test_func_grad_and_jvp():
 
 @pytest.mark.parametrize("name", POTENTIALS)
 def test_inside_a_compiled_function(name):
-    """fullgraph: the formula is unrolled; batch norm in evaluation mode."""
+    """fullgraph: the formula is unrolled; running statistics are updated once here too."""
     torch._dynamo.reset()
-    potential, leaves = to(torch.float64, POTENTIALS[name]().eval(), inputs(step=(FEATURES,)))
+    potential, leaves = to(torch.float64, POTENTIALS[name](), inputs(step=(FEATURES,)))
+    once = copy.deepcopy(potential)
+    once(leaves[0])
+    exact = results_and_gradients(reference.leapfrog, copy.deepcopy(potential), leaves)
     compiled = torch.compile(lambda *a: leapfrog(*a), backend="aot_eager", fullgraph=True)
-    exact = results_and_gradients(reference.leapfrog, potential, leaves)
     torch.testing.assert_close(results_and_gradients(compiled, potential, leaves), exact)
+    torch.testing.assert_close(dict(potential.named_buffers()), dict(once.named_buffers()))
 
 
 @each_memory

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hvae_kernels import _checks, _dispatch, _library
 from hvae_kernels.ops.leapfrog_potential.autograd import ReversibleLeapfrog
-from hvae_kernels.ops.leapfrog_potential.field import NAME, Field, functional_gradient
+from hvae_kernels.ops.leapfrog_potential.field import NAME, Field, functional_gradient, untracked
 from hvae_kernels.ops.leapfrog_potential.reference import Potential
 from hvae_kernels.ops.leapfrog_update.trajectory import Update, coefficients, transport, update_of
 
@@ -129,16 +129,24 @@ def _stored(
 def _unrolled(
     z: Tensor, rho: Tensor, potential: Potential, step_size: Tensor, tempering: Tensor, full: bool
 ) -> tuple[Tensor, Tensor]:
-    """The formula as ``torch.func`` and ``torch.compile`` take it."""
+    """The formula as ``torch.func`` and ``torch.compile`` take it.
+
+    They let no module change its buffers while it is differentiated, so running statistics take one evaluation more.
+    """
+    modules = list(potential.modules()) if isinstance(potential, nn.Module) else []
 
     def gradient(position: Tensor) -> tuple[Tensor, Tensor]:
         grad, energy = functional_gradient(potential, position.reshape(z.shape))
         return grad if full else grad.detach(), energy
 
-    grad, energy = gradient(z)
-    update, state, steps = _flat(energy.shape, z, rho, grad, step_size, tempering)
-    flat = state[0].shape
-    end = transport(update, *state, lambda position: gradient(position)[0].reshape(flat), *steps)
+    with untracked(modules) as tracking:
+        grad, energy = gradient(z)
+        update, state, steps = _flat(energy.shape, z, rho, grad, step_size, tempering)
+        flat = state[0].shape
+        end = transport(update, *state, lambda position: gradient(position)[0].reshape(flat), *steps)
+    if tracking:
+        with torch.no_grad():
+            potential(z)
     return end[0].reshape(z.shape), end[1].reshape(z.shape)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -74,15 +74,21 @@ class Field:
         """
         if any(module.training != training for module, training in self.modes.items()):
             raise RuntimeError(f"{NAME}: a module of potential changed its mode before the trajectory was rebuilt")
-        tracking = [m for m in self.modes if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
+        with untracked(self.modes), self.autocast():
+            yield
+
+
+@contextlib.contextmanager
+def untracked(modules: Iterable[nn.Module]) -> Iterator[bool]:
+    """Batch norm that leaves its running statistics alone; says whether there is any that would not."""
+    tracking = [m for m in modules if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
+    for module in tracking:
+        module.track_running_stats = False
+    try:
+        yield bool(tracking)
+    finally:
         for module in tracking:
-            module.track_running_stats = False
-        try:
-            with self.autocast():
-                yield
-        finally:
-            for module in tracking:
-                module.track_running_stats = True
+            module.track_running_stats = True
 
 
 def functional_gradient(potential: Potential, z: Tensor) -> tuple[Tensor, Tensor]:
