@@ -31,7 +31,8 @@ $(VENV)/test: $(VENV)/study $(VENV)/peers
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[test]"
 	touch $@
 
-$(VENV)/bench: $(VENV)/study $(VENV)/peers
+$(VENV)/bench: $(VENV)/study $(VENV)/peers benchmarks/peers.txt
+	$(BIN)/python -m pip install --quiet --no-deps --requirement benchmarks/peers.txt
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[bench]"
 	touch $@
 
@@ -52,6 +53,7 @@ bench: $(VENV)/bench
 	$(BIN)/python benchmarks/training_step.py
 	$(BIN)/python benchmarks/autoregressive.py
 	$(BIN)/python benchmarks/accelerate.py
+	$(BIN)/python benchmarks/hamiltonian.py --out benchmarks/results/flows
 
 lint: $(VENV)/lint
 	$(BIN)/ruff check .

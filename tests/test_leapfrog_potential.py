@@ -239,9 +239,9 @@ def kept(memory, n_steps):
 
 
 def test_memory_does_not_grow_with_steps():
-    """Kept are the end and the K + 1 rows of coefficients, without a batch; a stored trajectory keeps every graph."""
-    coefficients = {n: 4 * (n + 1) * (2 * FEATURES + 1) for n in (1, 50)}
-    ends = 2 * 4 * ROWS * FEATURES
+    """Kept in double are the end and K + 1 rows of coefficients, without a batch; stored trajectories keep graphs."""
+    coefficients = {n: 8 * (n + 1) * (2 * FEATURES + 2) for n in (1, 50)}
+    ends = 2 * 8 * ROWS * FEATURES
     assert {n: kept("reversible", n) for n in (1, 50)} == {n: ends + size for n, size in coefficients.items()}
     assert kept("store", 50) > 20 * kept("store", 1)
 
@@ -258,7 +258,7 @@ def test_bitwise_repeatable():
 def test_second_derivative_raises():
     potential, leaves = mlp(), inputs(torch.float32)
     z, _ = leapfrog(*leaves[:2], potential, *leaves[2:])
-    (grad,) = torch.autograd.grad(z.sin().sum(), leaves[0], create_graph=True)
+    (grad,) = torch.autograd.grad(z.sum(), leaves[0], create_graph=True)
     for wanted in (leaves[0], leaves[2], potential.network[0].weight):
         with pytest.raises(RuntimeError, match="leapfrog: memory='reversible' is differentiable once"):
             torch.autograd.grad((grad * leaves[0]).sum() + wanted.sum(), wanted, retain_graph=True)
@@ -387,16 +387,16 @@ def test_autocast_is_the_same_in_the_backward_pass():
         assert leapfrog(*half[:2], potential, *half[2:])[0].dtype is torch.float32
 
 
-@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-4), (torch.float64, 1e-12)])
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-10), (torch.float64, 1e-12)])
 def test_drift_is_reported(dtype, bound):
-    """What rounding does to the rebuilt start; more than it, where the potential has changed."""
+    """Double's rounding, whatever the potential computes in; more than that where the potential has changed."""
     potential, leaves = to(dtype, mlp(), inputs(n_steps=60))
     drifts = []
     for change in (0, 1e-2):
         z, _ = leapfrog(*leaves[:2], potential, *leaves[2:], on_drift=drifts.append)
         potential.x.data += change  # data are not watched
         z.sum().backward()
-    assert 0 < drifts[0] < bound < drifts[1]
+    assert drifts[0] < bound < drifts[1]
 
 
 # ---- Transforms and compilers ----

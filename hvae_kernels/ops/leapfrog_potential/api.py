@@ -65,10 +65,11 @@ def leapfrog(
         ``(z_K, rho_K)``, new tensors of ``z``'s shape. The Jacobian determinant of the map is ``prod_k alpha_k^d``,
         with d the size of a position.
 
-    All tensors have one dtype and device. Differentiable once in every argument and in ``params``; as often as the
-    potential is with ``memory="store"``. Inside ``torch.func`` transforms and under ``torch.compile(fullgraph=True)``
-    the formula is unrolled, whatever ``memory`` and ``compile`` say. Under autocast the steps stay in float32, the
-    potential does as it is told.
+    All tensors have one dtype and device; a reversible trajectory carries its state in double. Differentiable once in
+    every argument and in ``params``; as often as the potential is with ``memory="store"``. Inside ``torch.func``
+    transforms and under ``torch.compile(fullgraph=True)`` the formula is unrolled, whatever ``memory`` and ``compile``
+    say; running statistics then take one evaluation more. Under autocast the steps stay in float32, the potential does
+    as it is told.
 
     Raises:
         TypeError: an argument is not a floating-point tensor, or dtypes differ.
@@ -110,9 +111,9 @@ def leapfrog(
     _check_tempering(tempering)
     watched = tuple(_parameters(potential) if params is None else params) if full else ()
     grad, batch = field.first(z, rebuilt=True, params=watched if full else None)
-    update, state, steps = _flat(batch, z, rho, grad, step_size, tempering)
+    update, state, steps = _flat(batch, *(x.double() for x in (z, rho, grad, step_size, tempering)))
     end = ReversibleLeapfrog.apply(field, update, full, on_drift, *state, *steps, *watched)
-    return end[0].reshape(z.shape), end[1].reshape(z.shape)
+    return end[0].to(z.dtype).reshape(z.shape), end[1].to(z.dtype).reshape(z.shape)
 
 
 def _stored(

@@ -1,4 +1,8 @@
-"""The reversible trajectory: nothing is kept of it, and the backward pass rebuilds it from its end."""
+"""The reversible trajectory: nothing is kept of it, and the backward pass rebuilds it from its end.
+
+All tensors here but ``params`` are double, whatever the potential computes in: a step that is undone in float32 leaves
+its rounding behind, and that of ``1 / tempering`` adds up.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +24,11 @@ class ReversibleLeapfrog(torch.autograd.Function):
     @staticmethod
     def forward(ctx, field: Field, update: Update, full, on_drift, z, rho, grad, decay, kick, drift, *params):
         with field.held():
-            z_end, rho_end = transport(update, z, rho, grad, field, decay, kick, drift)
+            end = transport(update, z, rho, grad, field, decay, kick, drift)
         ctx.field, ctx.update, ctx.full, ctx.on_drift = field, update, full, on_drift
         ctx.params = params  # the potential's own tensors; those saved only watch for changes in place
-        ctx.save_for_backward(z_end, rho_end, decay, kick, drift, z if on_drift else None, *params)
-        return z_end, rho_end
+        ctx.save_for_backward(*end, decay, kick, drift, z if on_drift else None, *params)
+        return end
 
     @staticmethod
     def backward(ctx, *cotangents):
@@ -52,16 +56,18 @@ def _backward(
     for k in reversed(range(decay.shape[0])):
         z.requires_grad_(ctx.full)
         grad = ctx.field(z, record=ctx.full)
-        z_before, rho_before = ctx.update(z, rho, grad, 1 / decay[k], -kick[k] / decay[k], -arrivals[k])
+        before = ctx.update(z, rho, grad, 1 / decay[k], -kick[k] / decay[k], -arrivals[k])
         step = decay[k], kick[k], drift[k]
-        grad_rho, grad_grad, *of_step = leapfrog_update_vjp(grad_z, grad_rho, rho_before, grad.detach(), *step)
+        grad_rho, grad_grad, *of_step = leapfrog_update_vjp(grad_z, grad_rho, before[1], grad.detach(), *step)
         of_coefficients.append(of_step)
         if ctx.full:
-            products = torch.autograd.grad(grad, (z, *ctx.params), grad_grad, materialize_grads=True)
+            with torch.enable_grad():  # as a scalar: for grad_outputs torch imports sympy, a second and 36 MB
+                pairing = (grad * grad_grad).sum()
+            products = torch.autograd.grad(pairing, (z, *ctx.params), materialize_grads=True)
             grad_z = grad_z + products[0]
             for total, product in zip(totals, products[1:], strict=True):
                 total += product
-        z, rho = z_before, rho_before
+        z, rho = before
     stacked = (torch.stack(column[::-1]) for column in zip(*of_coefficients, strict=True))
     return [grad_z, grad_rho, *stacked, *totals], z
 

@@ -31,6 +31,7 @@ class Field:
         self.modes: dict[nn.Module, bool] = {}
         self.autocast: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext
         self.shape: torch.Size
+        self.dtype: torch.dtype
 
     def first(
         self, z: Tensor, record: bool = False, rebuilt: bool = False, params: Sequence[Tensor] | None = None
@@ -41,7 +42,7 @@ class Field:
         gradients of other tensors.
         """
         device = z.device.type
-        self.shape = z.shape
+        self.shape, self.dtype = z.shape, z.dtype
         enabled, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
         self.autocast = functools.partial(torch.autocast, device, dtype, enabled)
         before = _random_state(z.device) if rebuilt else ()
@@ -56,14 +57,14 @@ class Field:
         return grad, energy.shape
 
     def __call__(self, z: Tensor, record: bool = False) -> Tensor:
-        """The gradient at ``z`` (event dimensions flattened, like the result)."""
+        """The gradient at ``z``, event dimensions flattened, in ``z``'s dtype; the potential computes in its own."""
         with torch.set_grad_enabled(record):
-            position = (z if record else z.detach()).reshape(self.shape)
+            position = (z if record else z.detach()).to(self.dtype).reshape(self.shape)
             if self.compile:
                 grad = _compiled_gradient()(self.potential, position)
             else:
                 grad, _ = gradient_of(self.potential, position, record)
-            return grad.reshape(z.shape)
+            return grad.reshape(z.shape).to(z.dtype)
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
