@@ -6,6 +6,7 @@ The overloads are raw kernels without autograd; the differentiable op is the ``a
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -33,11 +34,29 @@ def implement(name: str, implementation: str, function: Callable) -> None:
     LIBRARY.impl(f"{name}.{implementation}", function, "CompositeExplicitAutograd")
 
 
+def _outside_autocast(backward: Callable) -> Callable:
+    @functools.wraps(backward)
+    def guarded(ctx, *grads):
+        device = next((grad.device.type for grad in grads if grad is not None), None)
+        if device is None or not torch.is_autocast_enabled(device):
+            return backward(ctx, *grads)
+        with torch.autocast(device, enabled=False):
+            return backward(ctx, *grads)
+
+    return guarded
+
+
 class OpFunction(torch.autograd.Function):
     """An ``autograd.Function`` in ``setup_context`` style without the price of that style.
 
     The stock ``apply`` re-binds the signature with ``inspect`` at every call (15 us), which only functorch needs.
+    Backward passes run outside autocast, which would make their products half-precision ones.
     """
+
+    def __init_subclass__(cls, **options):
+        super().__init_subclass__(**options)
+        if "backward" in vars(cls):
+            cls.backward = staticmethod(_outside_autocast(cls.backward))
 
     @classmethod
     def apply(cls, *args):

@@ -402,6 +402,24 @@ def test_autocast(spec, implementation, device):
 
 
 @each_row
+def test_backward_inside_autocast(spec, implementation, device):
+    """Taken inside the block, gradients are those taken outside it: in full precision.
+
+    But for those of torch's own products, which the references and ``dense_gaussian_leapfrog`` are made of.
+    """
+    plain = implementation == "reference" or spec.name == "dense_gaussian_leapfrog"
+    inputs = [x.requires_grad_(x.is_floating_point()) for x in spec.make(torch.float32, device, **spec.cases["plain"])]
+    chosen = [x for x in inputs if x.requires_grad]
+    with hk.use_impl(implementation):
+        results = spec.op(*inputs)
+        upstream = [torch.randn_like(y) for y in results]
+        outside = torch.autograd.grad(results, chosen, upstream, retain_graph=True, materialize_grads=True)
+        with torch.autocast(device, torch.bfloat16):
+            inside = torch.autograd.grad(results, chosen, upstream, materialize_grads=True)
+    assert_equal(inside, outside, 0.1 if plain else 1e-6)
+
+
+@each_row
 def test_no_gradients_recorded(spec, implementation, device):
     inputs = small(spec, device)
     expected = spec.reference(*inputs)

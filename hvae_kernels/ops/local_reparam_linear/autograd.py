@@ -89,10 +89,6 @@ class LocalReparamLinear(OpFunction):
     def backward(ctx, grad, grad_std):
         if grad is None and grad_std is None:
             return (None,) * 7
-        device = (grad_std if grad is None else grad).device.type
-        if torch.is_autocast_enabled(device):  # its products would be half-precision ones
-            with torch.autocast(device, enabled=False):
-                return LocalReparamLinear.backward(ctx, grad, grad_std)
         x, weight_loc, weight_log_scale, bias_log_scale, noise, std = ctx.saved_tensors
         _, wants_x, wants_loc, wants_log_scale, wants_bias, wants_bias_log_scale, wants_noise = ctx.needs_input_grad
         tensors = (x, weight_loc, weight_log_scale, noise, std)
