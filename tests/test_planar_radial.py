@@ -225,6 +225,57 @@ def test_radial_at_a_centre(implementation):
 
 
 @each_implementation
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("exponent", [0, 5, 10, 15, 20])
+def test_radial_near_a_centre_is_as_precise_as_at_the_origin(implementation, dtype, exponent):
+    """Where ``z - c`` is exact only it matters: |z| is up to a million times larger."""
+    y = torch.randint(-8, 9, (37, 11)).to(dtype) * 2.0**-exponent
+    center = torch.randint(-3, 4, (1, 11)).to(dtype)
+    alpha, beta = torch.tensor([[0.7], [0.9]], dtype=dtype)
+    seed, seed_log = torch.randn(37, 11, dtype=dtype), torch.randn(37, dtype=dtype)
+
+    def derivatives(*arguments):
+        arguments = [x.detach().requires_grad_() for x in arguments]
+        output, log_abs_det = F.radial_flow(*arguments)
+        return log_abs_det, *torch.autograd.grad((output, log_abs_det), arguments, (seed, seed_log))
+
+    with hk.use_impl(implementation):
+        results = derivatives(center + y, center, alpha, beta)
+        expected = derivatives(y, 0 * center, alpha, beta)
+    torch.testing.assert_close(results, expected)
+
+
+@each_implementation
+@pytest.mark.parametrize("distance", [1.0, 1e-1, 1e-2, 1e-3, 1e-4])
+def test_radial_near_a_later_centre_is_within_budget(implementation, distance):
+    """The second layer's centre is where the first one takes a point that all rows surround; many such points.
+
+    Closer than this the rounding of z alone is a share of the radius, and both errors are chance.
+    """
+
+    def draw():
+        base, center, alpha, beta = radial(1, 11, n_layers=2)
+        center[1:] = radial_reference.radial_flow(base, center[:1], alpha[:1], beta[:1])[0]
+        z = base + distance * torch.randn(5, 11, dtype=torch.float64)
+        return [x.float() for x in (z, center, alpha, beta)], [torch.randn(5, 11), torch.randn(5)]
+
+    draws = [draw() for _ in range(50)]
+
+    def run(function, dtype):
+        results = []
+        for inputs, seeds in draws:
+            leaves = [x.to(dtype).requires_grad_() for x in inputs]
+            outputs = function(*leaves)
+            results.append((*outputs, *torch.autograd.grad(outputs, leaves, [seed.to(dtype) for seed in seeds])))
+        return [torch.stack(result) for result in zip(*results, strict=True)]
+
+    with hk.use_impl(implementation):
+        results = run(F.radial_flow, torch.float32)
+    plain, oracle = (run(radial_reference.radial_flow, dtype) for dtype in (torch.float32, torch.float64))
+    testing.assert_within_budget(results, plain, oracle)
+
+
+@each_implementation
 def test_radial_many_layers_stay_in_range(implementation):
     """The product of the stretches leaves float64's range; the sum of their logarithms does not."""
     n_layers = 400

@@ -11,14 +11,16 @@ using namespace radial;
 // ---- Instruction-set clones of the kernels: thin, not templates ----
 
 #define HK_RADIAL_CLONES(T)                                                                                           \
-  HK_CLONES double forward_clone(int64_t layers, int64_t d, const T* centers, const T* alpha, const T* beta, T* z,    \
-                                 T* y) {                                                                              \
-    return forward_row(layers, d, centers, alpha, beta, z, y);                                                        \
+  HK_CLONES void forward_clone(const Layers<T>& layers, int64_t rows, Vector<T>* z, T* log_abs_det) {                 \
+    if (rows == kRows) return forward_rows<T, kRows>(layers, z, log_abs_det);                                         \
+    for (int64_t r = 0; r < rows; ++r) forward_rows<T, 1>(layers, z + r * layers.vectors, log_abs_det + r);           \
   }                                                                                                                   \
-  HK_CLONES void backward_clone(int64_t layers, int64_t d, const T* centers, const T* alpha, const T* beta, T* z,     \
-                                double grad_log, T* g, T* ys, Layer* stack, T* d_centers, double* d_alpha,            \
-                                double* d_beta) {                                                                     \
-    backward_row(layers, d, centers, alpha, beta, z, grad_log, g, ys, stack, d_centers, d_alpha, d_beta);             \
+  HK_CLONES void backward_clone(const Layers<T>& layers, int64_t rows, Vector<T>* z, const T* grad_log, Vector<T>* g, \
+                                Vector<T>* ys, Layer* stack, Vector<T>* d_centers, double* d_alpha, double* d_beta) { \
+    if (rows == kRows)                                                                                                \
+      return backward_rows<T, kRows>(layers, z, grad_log, g, ys, stack, d_centers, d_alpha, d_beta);                  \
+    for (int64_t r = 0; r < rows; ++r, z += layers.vectors, g += layers.vectors)                                      \
+      backward_rows<T, 1>(layers, z, grad_log ? grad_log + r : nullptr, g, ys, stack, d_centers, d_alpha, d_beta);    \
   }
 
 HK_RADIAL_CLONES(float)
@@ -36,12 +38,10 @@ struct Sizes {
     layers = center.size(0), d = center.size(1);
     // Borders of chunks, each with sums of its own, depend on sizes alone.
     constexpr int64_t kChunk = 64, kMostChunks = 32, kGrain = 16384;
-    chunk = std::max(kChunk, (rows + kMostChunks - 1) / kMostChunks);
+    chunk = std::max(kChunk, (rows + kMostChunks * kRows - 1) / (kMostChunks * kRows) * kRows);
     chunks = (rows + chunk - 1) / chunk;
     grain = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, chunk * d * layers));
   }
-
-  int64_t sums() const { return layers * (d + 2); }
 
   // Runs f(chunk, first row, end) over the chunks, in parallel.
   template <class F>
@@ -52,19 +52,54 @@ struct Sizes {
   }
 };
 
+// ---- Rows in whole vectors ----
+
+// `rows` rows of `d` numbers to rows of `width`, or back; the rest of a row is left as it is. Zeros without `from`.
+template <class T>
+void copy_rows(int64_t rows, int64_t d, const T* from, int64_t from_width, T* to, int64_t to_width) {
+  for (int64_t r = 0; r < rows; ++r)
+    if (from)
+      std::copy_n(from + r * from_width, d, to + r * to_width);
+    else
+      std::fill_n(to + r * to_width, d, T(0));
+}
+
+template <class T>
+Vector<T>* vectors(Buffer<T>& buffer) {
+  return reinterpret_cast<Vector<T>*>(buffer.data());
+}
+
+// The layers, their centres in whole vectors.
+template <class T>
+struct PaddedLayers {
+  int64_t width;
+  Buffer<T> centers;
+  Layers<T> layers;
+
+  PaddedLayers(const Sizes& sizes, const Tensor& center, const Tensor& alpha, const Tensor& beta)
+      : width((sizes.d + kVectorLanes<T> - 1) / kVectorLanes<T> * kVectorLanes<T>),
+        centers(sizes.layers * width),
+        layers{sizes.layers, sizes.d, width / kVectorLanes<T>, vectors(centers), data<T>(alpha), data<T>(beta)} {
+    copy_rows(sizes.layers, sizes.d, data<T>(center), sizes.d, centers.data(), width);
+  }
+};
+
 // ---- The two operators, in one dtype ----
 
 template <class T>
 void forward(const Sizes& sizes, const Tensor& z, const Tensor& center, const Tensor& alpha, const Tensor& beta,
              const Tensor& output, const Tensor& log_abs_det) {
-  const T *from = data<T>(z), *centers = data<T>(center), *alphas = data<T>(alpha), *betas = data<T>(beta);
+  const PaddedLayers<T> padded(sizes, center, alpha, beta);
+  const int64_t d = sizes.d, width = padded.width;
+  const T* from = data<T>(z);
   T *to = written<T>(output), *logs = written<T>(log_abs_det);
   sizes.run([&](int64_t, int64_t first, int64_t last) {
-    Buffer<T> y(sizes.d);
-    for (int64_t row = first; row < last; ++row) {
-      T* at = to + row * sizes.d;
-      std::copy_n(from + row * sizes.d, sizes.d, at);
-      logs[row] = static_cast<T>(forward_clone(sizes.layers, sizes.d, centers, alphas, betas, at, y.data()));
+    Buffer<T> here(kRows * width);
+    for (int64_t row = first; row < last; row += kRows) {
+      const int64_t rows = std::min(kRows, last - row);
+      copy_rows(rows, d, from + row * d, d, here.data(), width);
+      forward_clone(padded.layers, rows, vectors(here), logs + row);
+      copy_rows(rows, d, here.data(), width, to + row * d, d);
     }
   });
 }
@@ -72,34 +107,34 @@ void forward(const Sizes& sizes, const Tensor& z, const Tensor& center, const Te
 template <class T>
 void backward(const Sizes& sizes, const MaybeTensor& grad, const MaybeTensor& grad_log, const Tensor& z,
               const Tensor& center, const Tensor& alpha, const Tensor& beta, const Tensor* results) {
-  const T *gs = data<T>(grad), *ls = data<T>(grad_log), *from = data<T>(z), *centers = data<T>(center);
-  const T *alphas = data<T>(alpha), *betas = data<T>(beta);
-  const int64_t d = sizes.d, layers = sizes.layers;
+  const PaddedLayers<T> padded(sizes, center, alpha, beta);
+  const int64_t d = sizes.d, width = padded.width, layers = sizes.layers, n_sums = layers * (width + 2);
+  const T *gs = data<T>(grad), *ls = data<T>(grad_log), *from = data<T>(z);
   T* to = written<T>(results[0]);
-  Buffer<double> partial(sizes.chunks * sizes.sums());
+  Buffer<double> partial(sizes.chunks * n_sums);
   sizes.run([&](int64_t chunk, int64_t first, int64_t last) {
-    Buffer<T> here(d), ys(layers * d), run(layers * d);
-    Buffer<double> room(layers * (sizeof(Layer) / sizeof(double)));
-    Layer* stack = reinterpret_cast<Layer*>(room.data());
-    double* sums = partial.data() + chunk * sizes.sums();
-    for (int64_t row = first; row < last; ++row) {
-      T* g = to + row * d;
-      std::copy_n(from + row * d, d, here.data());
-      if (gs)
-        std::copy_n(gs + row * d, d, g);
-      else
-        std::fill(g, g + d, T(0));
-      backward_clone(layers, d, centers, alphas, betas, here.data(), ls ? ls[row] : 0, g, ys.data(), stack,
-                     run.data(), sums + layers * d, sums + layers * (d + 1));
-      if ((row - first) % kRun == kRun - 1 || row == last - 1) flush(sums, run.data(), layers * d);
+    Buffer<T> here(kRows * width), g(kRows * width), ys(kRows * layers * width), run(layers * width);
+    Buffer<double> room(kRows * layers * (sizeof(Layer) / sizeof(double)));
+    double *sums = partial.data() + chunk * n_sums, *d_alpha = sums + layers * width, *d_beta = d_alpha + layers;
+    for (int64_t row = first; row < last; row += kRows) {
+      const int64_t rows = std::min(kRows, last - row);
+      copy_rows(rows, d, from + row * d, d, here.data(), width);
+      copy_rows(rows, d, gs ? gs + row * d : nullptr, d, g.data(), width);
+      backward_clone(padded.layers, rows, vectors(here), ls ? ls + row : nullptr, vectors(g), vectors(ys),
+                     reinterpret_cast<Layer*>(room.data()), vectors(run), d_alpha, d_beta);
+      copy_rows(rows, d, g.data(), width, to + row * d, d);
+      if ((row - first + kRows) % kRun == 0 || row + kRows >= last) flush(sums, run.data(), layers * width);
     }
   });
-  Buffer<double> total(sizes.sums());
+  Buffer<double> total(n_sums);
   for (int64_t chunk = 0; chunk < sizes.chunks; ++chunk)
-    for (int64_t i = 0; i < sizes.sums(); ++i) total[i] += partial[chunk * sizes.sums() + i];
-  const double* sum = total.data();
-  for (int64_t n = 1; n < 4; ++n)
-    for (int64_t i = 0; i < results[n].numel(); ++i) written<T>(results[n])[i] = static_cast<T>(*sum++);
+    for (int64_t i = 0; i < n_sums; ++i) total[i] += partial[chunk * n_sums + i];
+  T *d_center = written<T>(results[1]), *d_alpha = written<T>(results[2]), *d_beta = written<T>(results[3]);
+  for (int64_t k = 0; k < layers; ++k) {
+    for (int64_t j = 0; j < d; ++j) d_center[k * d + j] = static_cast<T>(total[k * width + j]);
+    d_alpha[k] = static_cast<T>(total[layers * width + k]);
+    d_beta[k] = static_cast<T>(total[layers * (width + 1) + k]);
+  }
 }
 
 }  // namespace
