@@ -260,7 +260,7 @@ MUTATIONS = (
     Mutation(_LEAP, "if torch.is_grad_enabled():", "if False:", f"{_LEAP_TESTS} second_derivative"),
     Mutation(_LEAP, "z if on_drift else None, *params)", "z if on_drift else None)", f"{_LEAP_TESTS} changes_before"),
     Mutation(_FIELD, "module.track_running_stats = False", "pass", f"{_LEAP_TESTS} updated_once"),
-    Mutation(_FIELD, "with self.autocast():", "with contextlib.nullcontext():", f"{_LEAP_TESTS} autocast"),
+    Mutation(_FIELD, "with untracked(self.modes), self.autocast():", "with untracked(self.modes):", f"{_LEAP_TESTS} autocast"),
     Mutation(_FIELD, "if not all(map(torch.equal, before, after)):", "if False:", f"{_LEAP_TESTS} random"),
     Mutation(_FIELD, 'if hasattr(edge[0], "variable"):', "if False:", f"{_LEAP_TESTS} params"),
     Mutation("hvae_kernels/_library.py", "not torch.is_grad_enabled()", "not torch.is_inference_mode_enabled()", _CPP),
