@@ -32,6 +32,9 @@ STABLE_TORCH_LIBRARY_IMPL(hvae_kernels, CPU, m) {
   m.impl("radial_flow.cpp", TORCH_BOX(&hk::radial_flow));
   m.impl("radial_flow_backward.cpp", TORCH_BOX(&hk::radial_flow_backward));
   m.impl("rmsprop_step_.cpp", TORCH_BOX(&hk::rmsprop_step_));
+  m.impl("gaussian_mixture.cpp", TORCH_BOX(&hk::gaussian_mixture));
+  m.impl("gaussian_mixture_backward.cpp", TORCH_BOX(&hk::gaussian_mixture_backward));
+  m.impl("gaussian_mixture_double_backward.cpp", TORCH_BOX(&hk::gaussian_mixture_double_backward));
 }
 
 PyMODINIT_FUNC PyInit__C(void) {

@@ -2,6 +2,7 @@
 
 from hvae_kernels.ops.autoregressive import Gate, affine_autoregressive
 from hvae_kernels.ops.bernoulli import bernoulli_log_prob
+from hvae_kernels.ops.gaussian_mixture import gaussian_mixture_log_prob, gaussian_mixture_responsibilities
 from hvae_kernels.ops.leapfrog import dense_gaussian_leapfrog, gaussian_leapfrog, gaussian_leapfrog_vjp
 from hvae_kernels.ops.leapfrog_potential import leapfrog
 from hvae_kernels.ops.local_reparam_linear import local_reparam_linear
@@ -17,6 +18,8 @@ __all__ = [
     "dense_gaussian_leapfrog",
     "gaussian_leapfrog",
     "gaussian_leapfrog_vjp",
+    "gaussian_mixture_log_prob",
+    "gaussian_mixture_responsibilities",
     "leapfrog",
     "local_reparam_linear",
     "masked_linear",

@@ -84,6 +84,12 @@ _REPARAM_TRITON = "hvae_kernels/ops/local_reparam_linear/triton.py"
 _REPARAM_TRITON_TESTS = "tests/test_contract.py -k local_reparam_linear/triton and (budget or poisoned)"
 _REPARAM_AUTOGRAD = "hvae_kernels/ops/local_reparam_linear/autograd.py"
 _REPARAM_TESTS = "tests/test_local_reparam_linear.py"
+_MIXTURE = "csrc/kernels/gaussian_mixture.h"
+_MIXTURE_CPU = "csrc/cpu/gaussian_mixture.cpp"
+_MIXTURE_CPP = "tests/test_contract.py -k gaussian_mixture and cpp and (budget or extremes)"
+_MIXTURE_TESTS = "tests/test_gaussian_mixture.py -k cpp"
+_MIXTURE_TRITON = "hvae_kernels/ops/gaussian_mixture/triton.py"
+_MIXTURE_TRITON_TESTS = "tests/test_gaussian_mixture.py -k triton"
 _ELEMENTARY = "csrc/kernels/elementary.h"
 _ELEMENTARY_TESTS = "tests/test_elementary.py"
 _COMPAT = "hvae_kernels/compat/_network.py"
@@ -212,6 +218,21 @@ MUTATIONS = (
     Mutation("hvae_kernels/ops/local_reparam_linear/reference.py", "torch.where(certain, 1, variance).sqrt()", "variance.sqrt()", _REPARAM_TESTS + " -k reference"),
     Mutation("hvae_kernels/nn/local_reparam.py", "- log_ratio.sum()", "+ log_ratio.sum()", _REPARAM_TESTS + " -k kl"),
     Mutation("hvae_kernels/nn/local_reparam.py", "noise = torch.randn(*x.shape[:-1], self.out_features,", "noise = torch.randn(self.out_features,", _REPARAM_TESTS),
+    Mutation(_MIXTURE, "c.base[k] - T(0.5) * total[r];", "c.base[k] - T(0.51) * total[r];", _MIXTURE_CPP),
+    Mutation(_MIXTURE, "if (top == -std::numeric_limits<T>::infinity()) top = 0;", "", _MIXTURE_TESTS),
+    Mutation(_MIXTURE, "c.shift + normalise<T>", "normalise<T>", _MIXTURE_CPP),
+    Mutation(_MIXTURE, "values[k] -= top;", "values[k] -= T(0) * top;", _MIXTURE_TESTS),
+    Mutation(_MIXTURE, "across[j] = -weight;", "across[j] = {};", _MIXTURE_CPP),
+    Mutation(_MIXTURE, "if (j0 == 0) sums.base[k] += weight;", "sums.base[k] += weight;", _MIXTURE_CPP),
+    Mutation(_MIXTURE, "slopes[k] = row[k] * (slopes[k] * g[k] - covariance);", "slopes[k] = row[k] * (slopes[k] * g[k]);", _MIXTURE_CPP),
+    Mutation(_MIXTURE, "across[j] += T(2) * weighted * t;", "across[j] += weighted * t;", _MIXTURE_CPP),
+    Mutation(_MIXTURE, "pull += weighted - v[", "pull += weighted + v[", _MIXTURE_CPP),
+    Mutation(_MIXTURE_CPU, "from[std::min(r, n - 1) * d + j]", "r < n ? from[r * d + j] : T(0)", _MIXTURE_TESTS),
+    Mutation(_MIXTURE_CPU, "chunk < sizes.chunks; ++chunk)", "chunk < 1; ++chunk)", _MIXTURE_CPP),
+    Mutation(_MIXTURE_TRITON, "total *= exponential(top - finite)", "total *= 1.0", _MIXTURE_TRITON_TESTS),
+    Mutation(_MIXTURE_TRITON, "weight * (t * t - 1.0)", "weight * t * t", _MIXTURE_TRITON_TESTS),
+    Mutation(_MIXTURE_TRITON, "pull += slope_weight * (turned - widened)", "pull += slope_weight * turned", _MIXTURE_TRITON_TESTS),
+    Mutation(_MIXTURE_TRITON, "d_weight += weights.sum(1", "d_weight = weights.sum(1", _MIXTURE_TRITON_TESTS),
     Mutation(_ELEMENTARY, "p = p * r + 8.3332841058e-3f;", "p = p * r + 8.3e-3f;", _ELEMENTARY_TESTS),
     Mutation(_ELEMENTARY, "p = p * q + 1.4296405296e-1f;", "p = p * q + 1.44e-1f;", _ELEMENTARY_TESTS),
     Mutation(_ELEMENTARY, "return x < std::numeric_limits<float>::infinity() ? result : x;", "return result;", _ELEMENTARY_TESTS),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +24,8 @@ from hvae_kernels.ops.autoregressive_network import reference as network_referen
 from hvae_kernels.ops.autoregressive_network.network import flattened
 from hvae_kernels.ops.bernoulli import autograd as bernoulli_autograd
 from hvae_kernels.ops.bernoulli import reference as bernoulli_reference
+from hvae_kernels.ops.gaussian_mixture import autograd as mixture_autograd
+from hvae_kernels.ops.gaussian_mixture import reference as mixture_reference
 from hvae_kernels.ops.leapfrog import autograd as leapfrog_autograd
 from hvae_kernels.ops.leapfrog import reference as leapfrog_reference
 from hvae_kernels.ops.leapfrog_update import autograd as update_autograd
@@ -322,6 +325,27 @@ def bernoulli_op(function: Callable[..., Tensor]) -> Callable[..., tuple[Tensor]
         return (function(logits, value if bits is None else (value > 0.5).to(bits), event_ndims),)
 
     return log_prob
+
+
+def mixture_inputs(
+    dtype: torch.dtype,
+    device: str,
+    *,
+    shape: tuple[int, ...],
+    components: int = 4,
+    layout: str = "contiguous",
+    scale: float = 1.0,
+    spread: float = 1.0,
+) -> tuple[Tensor, ...]:
+    """Inputs of Gaussian mixtures whose components overlap, however many features; ``spread`` takes them apart."""
+    kind = {"dtype": dtype, "device": device}
+    typical = shape[-1] ** -0.5
+    loc = spread * typical * torch.randn(components, shape[-1], **kind)
+    log_scale = math.log(scale) + typical * _uniform(-0.5, 0.5, components, shape[-1], **kind)
+    nearest = torch.randint(components, shape[:-1], device=device)
+    value = loc[nearest] + scale * torch.randn(shape, **kind)
+    value, log_scale = (_in_layout(x, layout) for x in (value, log_scale))
+    return value, torch.randn(components, **kind), loc if layout == "expanded" else _in_layout(loc, layout), log_scale
 
 
 #: One gate with a straight-through gradient, one with a logarithm, one that blends; every gate has a case of its own.
@@ -646,6 +670,43 @@ BERNOULLI_EXTREMES = {
 }
 
 
+MIXTURE_CASES = {name: case for name, case in RADIAL_CASES.items() if "n_layers" not in case}
+MIXTURE_CASES |= {
+    "wide": {"shape": (2, 257)},
+    "expanded": {"shape": (9, 5), "layout": "expanded"},
+    "one_component": {"shape": (33, 6), "components": 1},
+    "several_vectors": {"shape": (37, 5), "components": 67},
+    "many_rows": {"shape": (2100, 3), "components": 18},
+}
+MIXTURE_EXTREMES = {
+    "narrow": {"shape": (7, 5), "scale": 1e-3},
+    "far": {"shape": (7, 5), "spread": 1e3},
+    "narrow_and_far": {"shape": (7, 5), "scale": 1e-3, "spread": 1e3},
+    "wide": {"shape": (7, 5), "scale": 1e18, "spread": 1e18},
+    "tiny": {"shape": (7, 5), "scale": 1e-18, "spread": 1e-18},
+}
+
+
+def _single(op: Callable[..., Tensor]) -> Callable[..., tuple[Tensor]]:
+    """An op with one result as one with a tuple of them."""
+    return lambda *inputs: (op(*inputs),)
+
+
+def _mixture_raw(responsibilities: bool) -> tuple[RawOp, ...]:
+    def output(x: tuple[Tensor, ...]) -> Tensor:
+        return torch.randn_like(mixture_autograd._forward_fake(*x, responsibilities))
+
+    return (
+        RawOp(mixture_autograd.RAW_FORWARD, lambda x: (*x, responsibilities)),
+        RawOp(mixture_autograd.RAW_BACKWARD, lambda x: (output(x), *x, responsibilities)),
+        RawOp(
+            mixture_autograd.RAW_DOUBLE_BACKWARD,
+            lambda x: (*(torch.randn_like(t) for t in x), output(x), *x, responsibilities),
+        ),
+        RawOp(mixture_autograd.RAW_DOUBLE_BACKWARD, lambda x: (*(None,) * 4, output(x), *x, responsibilities)),
+    )
+
+
 EXTREMES = {"large": {"shape": (7, 5), "scale": 1e18}, "tiny": {"shape": (7, 5), "scale": 1e-18}}
 
 OPSPECS = (
@@ -839,5 +900,27 @@ OPSPECS = (
             RawOp(radial_autograd.RAW_BACKWARD, lambda x: (x[0].cos(), x[0][..., 0].cos(), *x)),
             RawOp(radial_autograd.RAW_BACKWARD, lambda x: (None, x[0][..., 0].cos(), *x)),
         ),
+    ),
+    OpSpec(
+        name="gaussian_mixture_log_prob",
+        op=_single(F.gaussian_mixture_log_prob),
+        reference=_single(mixture_reference.gaussian_mixture_log_prob),
+        make=mixture_inputs,
+        cases=MIXTURE_CASES,
+        small={"shape": (2, 3), "components": 2},
+        extremes=MIXTURE_EXTREMES,
+        same=(2, 3),
+        raw=_mixture_raw(responsibilities=False),
+    ),
+    OpSpec(
+        name="gaussian_mixture_responsibilities",
+        op=_single(F.gaussian_mixture_responsibilities),
+        reference=_single(mixture_reference.gaussian_mixture_responsibilities),
+        make=mixture_inputs,
+        cases=MIXTURE_CASES,
+        small={"shape": (2, 3), "components": 2},
+        extremes=MIXTURE_EXTREMES,
+        same=(2, 3),
+        raw=_mixture_raw(responsibilities=True),
     ),
 )

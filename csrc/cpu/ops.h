@@ -89,4 +89,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> radial_flow_backward(MaybeTensor grad
 bool rmsprop_step_(Tensor parameter, Tensor gradient, Tensor square_average, double learning_rate, double alpha,
                    double eps, double max_norm);
 
+Tensor gaussian_mixture(Tensor value, Tensor log_weight, Tensor loc, Tensor log_scale, bool responsibilities);
+std::tuple<Tensor, Tensor, Tensor, Tensor> gaussian_mixture_backward(Tensor grad, Tensor value, Tensor log_weight,
+                                                                     Tensor loc, Tensor log_scale,
+                                                                     bool responsibilities);
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> gaussian_mixture_double_backward(
+    MaybeTensor h_value, MaybeTensor h_log_weight, MaybeTensor h_loc, MaybeTensor h_log_scale, Tensor grad,
+    Tensor value, Tensor log_weight, Tensor loc, Tensor log_scale, bool responsibilities);
+
 }  // namespace hk
