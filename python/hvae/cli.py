@@ -8,10 +8,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from hvae import gaussian, runs
+from hvae import gaussian, mnist, runs
 
 EXTRA = ("matplotlib", "tabulate", "tqdm")
-EXPERIMENTS = {"gaussian": gaussian}
+EXPERIMENTS = {"gaussian": gaussian, "mnist": mnist}
 
 
 def parser() -> argparse.ArgumentParser:

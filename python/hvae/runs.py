@@ -39,22 +39,17 @@ def integer(minimum: int = 1, maximum: float = math.inf) -> Callable[[str], int]
     return integer
 
 
-#: The type of ``--seed``.
-seed = integer(0, 2**63 - 1)
-
-
 def open_directory(args: argparse.Namespace, **fixed: Any) -> dict[str, Any]:
-    """Make ``args.out``; returns its config, with ``fixed``, in which runs in one directory must agree.
+    """Make ``args.out``; returns its config, with ``fixed``, the seed among it, in which all its runs must agree.
 
     A directory that holds other results is refused.
     """
-    arguments = {name: value for name, value in vars(args).items() if name not in ("run", "command")}
+    plain = {name: value if isinstance(value, int | list | None) else str(value) for name, value in vars(args).items()}
     config = {
         "experiment": args.command,
-        "seed": args.seed,
         **fixed,
         "versions": {"hvae_kernels": hvae_kernels.__version__, "torch": torch.__version__},
-        "arguments": arguments | {"out": str(args.out)},
+        "arguments": {name: value for name, value in plain.items() if name not in ("run", "command")},
     }
     if args.out.exists() and not args.out.is_dir():
         raise StudyError(f"{args.out} is a file, not a directory: choose another --out")
@@ -64,7 +59,7 @@ def open_directory(args: argparse.Namespace, **fixed: Any) -> dict[str, Any]:
                 f"{args.out} holds results already: add --resume to go on with them, or choose another --out"
             )
         before, _ = read_results(args.out)
-        for name in ("experiment", "seed", *fixed):
+        for name in ("experiment", *fixed):
             if before.get(name) != config[name]:
                 raise StudyError(f"{args.out} was made with {name} {before.get(name)}, not {config[name]}")
     (args.out / "jobs").mkdir(parents=True, exist_ok=True)

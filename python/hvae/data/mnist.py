@@ -90,7 +90,7 @@ def pack(digits: Digits) -> bytes:
 def _torchvision() -> Digits:
     try:
         from torchvision.datasets import MNIST
-    except ImportError as error:
+    except (ImportError, RuntimeError) as error:  # RuntimeError beside a torch that it was not built for
         raise StudyError(f"--data torchvision: torchvision cannot be imported: {error}") from error
     parts = [MNIST(torch.hub.get_dir(), train=train, download=True).data for train in (True, False)]
     return Digits(*(part.flatten(1) for part in parts))

@@ -1,0 +1,65 @@
+"""Log-likelihoods by importance sampling: samples and images in batches, samples spread over all processes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from hvae.mnist import distributed
+from hvae.mnist.models import Model
+
+
+class LogMeanExp:
+    """``log 1/N sum exp`` of each of B columns, from rows that come a few at a time, in float64."""
+
+    def __init__(self, columns: int):
+        self.count = torch.zeros((), dtype=torch.float64)
+        self.maximum = torch.full((columns,), -math.inf, dtype=torch.float64)
+        self.sum = torch.zeros(columns, dtype=torch.float64)
+
+    def add(self, rows: Tensor) -> None:
+        """Take in rows ``(N, B)``."""
+        rows = rows.double().cpu()
+        self._rescale(torch.maximum(self.maximum, rows.amax(0)))
+        self.sum += torch.exp(rows - self.maximum).sum(0)
+        self.count += len(rows)
+
+    def all_reduce(self) -> None:
+        """Join what all processes have taken in."""
+        self._rescale(distributed.all_reduce(self.maximum.clone(), dist.ReduceOp.MAX))
+        distributed.all_reduce(self.sum)
+        distributed.all_reduce(self.count)
+
+    def _rescale(self, maximum: Tensor) -> None:
+        self.sum *= torch.exp(self.maximum - maximum)
+        self.maximum = maximum
+
+    def value(self) -> Tensor:
+        """The result ``(B,)``."""
+        return self.maximum + torch.log(self.sum) - torch.log(self.count)
+
+
+@torch.no_grad()
+def log_likelihood(
+    model: Model, pixels: Tensor, n_samples: int, noise: Callable[[int, int], Tensor], sample_batch: int
+) -> Tensor:
+    """``log p(x)`` of images ``(B, 784)``, estimated from ``n_samples`` samples each, ``(B,)`` in float64.
+
+    Args:
+        model: in evaluation; its encoder runs once.
+        pixels: the images.
+        n_samples: how many samples an image.
+        noise: standard normals ``(S, B, noise_features)`` for the number of a batch of samples and its size S.
+        sample_batch: how many samples of an image at a time.
+    """
+    posterior = model.encode(pixels)
+    result = LogMeanExp(len(pixels))
+    for number in range(distributed.rank(), -(-n_samples // sample_batch), distributed.size()):
+        rows = min(sample_batch, n_samples - number * sample_batch)
+        result.add(model.log_weights(pixels, posterior, noise(number, rows)))
+    result.all_reduce()
+    return result.value()

@@ -1,0 +1,94 @@
+"""Rows of ``results.json`` from the state files of finished jobs; ``report.md`` and the figures from both."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hvae import runs
+from hvae.mnist import figures
+from hvae.mnist.study import LAST_EPOCHS, LATENT, PUBLISHED, Job, Setting
+from hvae.mnist.train import State
+from hvae.runs import Row
+
+NOTES = f"""Figures are means over images, in nats an image, with every constant.
+
+- *train*: the training bound, averaged over the last epoch's steps, with each batch's own batch-norm statistics.
+- *validation*: the same bound of the validation images after the last epoch, with running statistics.
+- *validation, last {LAST_EPOCHS}*: its mean over the last {LAST_EPOCHS} epochs.
+- *one sample*: the validation bound of one sample, by which all models compare like for like.
+- *log-likelihood*: of the first validation images, by importance sampling.
+- *printed*: what the documents print. The printed figure of hvae is no bound: the momentum was overwritten by zeros.
+"""
+
+
+def row_of(job: Job, state: State, setting: Setting) -> Row:
+    """A finished job's row."""
+    last = state.history[-1]
+    recent = [record["validation"] for record in state.history[-LAST_EPOCHS:]]
+    bounds = {
+        "train_bound": last["train"],
+        "validation_bound": last["validation"],
+        "validation_bound_last_epochs": sum(recent) / len(recent),
+        "elbo": last["elbo"],
+        "log_likelihood": state.log_likelihoods.mean().item(),
+    }
+    return {
+        **{"method": job.model, "dim": LATENT, "leapfrog_steps": job.n_steps, "importance_samples": job.samples},
+        **{"setting": setting.binarisation, "network": setting.network},
+        **{name: runs.finite(value) for name, value in bounds.items()},
+        **{"likelihood_images": len(state.log_likelihoods), "likelihood_samples": setting.likelihood_samples},
+        **{"epochs": state.epoch, "steps": state.epoch * setting.steps_per_epoch, "seconds": state.seconds},
+    }
+
+
+def write_report(directory: Path) -> str:
+    """Write ``report.md`` and the figures of a run's directory; returns the report's text."""
+    config, rows = runs.read_results(directory)
+    versions = ", ".join(f"{name} {version}" for name, version in config["versions"].items())
+    about = (
+        f"Seed {config['seed']}; data {config['data']}: {config['n_train']:,} digits for training, "
+        f"{config['n_validation']:,} for validation, binarisation {config['binarisation']!r}; network "
+        f"{config['network']!r}, batches of {config['batch_size']}; {versions}."
+    )
+    parts = ["# MNIST", about, NOTES, bound_table(rows)]
+    for title, paths in figures.draw(directory, finished_jobs(directory)).items():
+        parts += [f"## {title}", *(f"![{path.stem}]({path.name})" for path in paths)]
+    text = "\n\n".join(part.strip() for part in parts) + "\n"
+    (directory / "report.md").write_text(text)
+    return text
+
+
+def bound_table(rows: list[Row]) -> str:
+    """Ours beside the printed figures, one line a model."""
+    lines = []
+    for row in rows:
+        job = Job(row["method"], row["leapfrog_steps"], row["importance_samples"])
+        ours = [row[name] for name in ("train_bound", "validation_bound", "validation_bound_last_epochs", "elbo")]
+        printed = PUBLISHED.get(job.model, (None, None))
+        likelihood = [row["log_likelihood"], row["likelihood_images"], row["likelihood_samples"]]
+        cost = [row["epochs"], row["seconds"] / row["epochs"]]
+        lines.append([job.label, *ours, *printed, *likelihood, *cost])
+    headers = [
+        *("model", "train", "validation", f"validation, last {LAST_EPOCHS}", "one sample"),
+        *("printed, train", "printed, validation", "log-likelihood", "images", "samples", "epochs", "seconds an epoch"),
+    ]
+    return runs.table(headers, lines)
+
+
+def finished_jobs(directory: Path) -> list[tuple[Job, State]]:
+    """The finished jobs whose state the directory keeps, in the tables' order."""
+    states = [(_job_of(path), runs.load(State, path)) for path in (directory / "jobs").glob("*.pt")]
+    return sorted(((job, state) for job, state in states if state.finished), key=lambda item: item[0].order)
+
+
+def state_path(directory: Path, job: Job) -> Path:
+    """Where a job's state is kept."""
+    return directory / "jobs" / f"{job.key}.pt"
+
+
+def _job_of(path: Path) -> Job:
+    """The job whose :func:`state_path` this is."""
+    try:
+        return Job.from_key(path.stem)
+    except (ValueError, IndexError) as error:
+        raise runs.unreadable(path) from error

@@ -1,0 +1,178 @@
+"""The training loop, with checkpoints from which a killed run goes on to the same numbers."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hvae import runs
+from hvae.data.mnist import Digits
+from hvae.mnist import distributed, figures
+from hvae.mnist.likelihood import log_likelihood
+from hvae.mnist.models import iwae_bound
+from hvae.mnist.study import LEARNING_RATE, Job, Setting
+from hvae.runs import StudyError
+
+SECONDS_BETWEEN_CHECKPOINTS = 20.0
+EVALUATION_BATCH = 250
+LIKELIHOOD_IMAGES, LIKELIHOOD_SAMPLES = 20, 50  # at a time
+
+
+@dataclass
+class State:
+    """Everything a job needs to go on; noise is a function of where it is used, so no generator is among it.
+
+    Attributes:
+        epoch: how many epochs are done.
+        model: the model's state dict.
+        optimizer: the optimiser's.
+        seconds: of training so far.
+        history: a record an epoch: ``epoch``, ``train`` and ``validation`` bounds and the one-sample ``elbo`` of the
+            validation images, each a mean over images.
+        log_likelihoods: of the validation images that are done, float64.
+        pictures: what :func:`figures.pictures` shows; empty before the end.
+    """
+
+    epoch: int
+    model: dict[str, Tensor] = field(default_factory=dict)
+    optimizer: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+    history: list[dict[str, float]] = field(default_factory=list)
+    log_likelihoods: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
+    pictures: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to do."""
+        return bool(self.pictures)
+
+    def save(self, path: Path) -> None:
+        """Write to ``path``, whole or not at all; of several processes the first does."""
+        if distributed.rank() == 0:
+            runs.save(vars(self), path)
+
+
+@dataclass
+class Trainer:
+    """A job on its way.
+
+    Args:
+        job: what to train.
+        setting: and how.
+        state: where it stands, brought to its end by :meth:`run`.
+        path: of the checkpoints.
+        device: to compute on.
+        watchers: called with the trainer after every step, epoch and batch of log-likelihoods.
+    """
+
+    job: Job
+    setting: Setting
+    state: State
+    path: Path
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    watchers: list[Callable[[Trainer], None]] = field(default_factory=list)
+
+    def run(self, digits: Digits) -> None:
+        """Train, estimate log-likelihoods, and keep what the figures show."""
+        state, device = self.state, self.device
+        self.model = self.job.build(self.setting).to(device)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), LEARNING_RATE)
+        if state.epoch:
+            self.model.load_state_dict(state.model)
+            self.optimizer.load_state_dict(state.optimizer)
+        self.parallel = distributed.parallel(self.model)
+        self.saved, self.step = time.perf_counter(), state.epoch * self.setting.steps_per_epoch
+        validation = self.setting.validation_pixels(digits.validation).to(device)
+        while state.epoch < self.setting.epochs:
+            start = time.perf_counter()
+            pixels = self.setting.training_pixels(digits.train, state.epoch).to(device)
+            train = self.train_epoch(pixels)
+            bound, elbo = self.evaluate(validation)
+            state.epoch += 1
+            state.history.append({"epoch": state.epoch, "train": train, "validation": bound, "elbo": elbo})
+            state.seconds += time.perf_counter() - start
+            self.checkpoint(force=state.epoch == self.setting.epochs)
+        self.model.eval()
+        self.estimate_log_likelihoods(validation)
+        state.pictures = figures.pictures(self.model, validation, self.setting.generator("pictures"))
+        self.checkpoint(force=True)
+
+    def checkpoint(self, force: bool) -> None:
+        """Save now, or if the last time is long ago."""
+        if force or time.perf_counter() - self.saved > SECONDS_BETWEEN_CHECKPOINTS:
+            self.state.model, self.state.optimizer = self.model.state_dict(), self.optimizer.state_dict()
+            self.state.save(self.path)
+            self.saved = time.perf_counter()
+        self.report()
+
+    def report(self) -> None:
+        """Tell the watchers."""
+        for watcher in self.watchers:
+            watcher(self)
+
+    def train_epoch(self, pixels: Tensor) -> float:
+        """One pass over the images ``(N, 784)``; returns the mean of the bounds on the way."""
+        self.model.train()
+        total = torch.zeros((), dtype=torch.float64)
+        for step, batch in enumerate(pixels.split(self.setting.batch_size)):
+            noise = self.noise((self.job.samples, len(batch)), "train", self.state.epoch, step)
+            log_weights = self.parallel(distributed.share(batch), distributed.share(noise, 1))
+            bounds = iwae_bound(log_weights)
+            # DistributedDataParallel averages over the processes, of which some may have an image more
+            loss = -bounds.sum() * (distributed.size() / len(batch))
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.check_finite(step)
+            self.optimizer.step()
+            total += bounds.detach().double().sum().cpu()
+            self.step += 1
+            self.report()
+        return distributed.all_reduce(total).item() / len(pixels)
+
+    def check_finite(self, step: int) -> None:
+        """Stop before a gradient that is not finite reaches the parameters, and name the step and the parameter."""
+        gradients = {name: parameter.grad for name, parameter in self.model.named_parameters()}
+        if bool(torch.nn.utils.get_total_norm(gradients.values()).isfinite()):
+            return
+        for name, gradient in gradients.items():
+            if not bool(gradient.isfinite().all()):
+                where = f"{self.job.key}: epoch {self.state.epoch + 1}, step {step}"
+                raise StudyError(f"{where}: the gradient of {name} is not finite")
+
+    @torch.no_grad()
+    def evaluate(self, pixels: Tensor) -> tuple[float, float]:
+        """Mean bound and mean one-sample bound of the images, with running statistics and the training's samples."""
+        self.model.eval()
+        total = torch.zeros(2, dtype=torch.float64)
+        for number, batch in enumerate(pixels.split(EVALUATION_BATCH)):
+            noise = self.noise((self.job.samples, len(batch)), "validation", self.state.epoch, number)
+            log_weights = self.model(distributed.share(batch), distributed.share(noise, 1)).double().cpu()
+            total += torch.stack([iwae_bound(log_weights).sum(), log_weights.mean(0).sum()])
+        bound, elbo = (distributed.all_reduce(total) / len(pixels)).tolist()
+        return bound, elbo
+
+    def estimate_log_likelihoods(self, pixels: Tensor) -> None:
+        """Of the images that :attr:`State.log_likelihoods` lacks."""
+        pixels = pixels[: self.setting.likelihood_images]
+        for start in range(len(self.state.log_likelihoods), len(pixels), LIKELIHOOD_IMAGES):
+            batch = pixels[start : start + LIKELIHOOD_IMAGES]
+            noise = functools.partial(self.likelihood_noise, start, len(batch))
+            done = log_likelihood(self.model, batch, self.setting.likelihood_samples, noise, LIKELIHOOD_SAMPLES)
+            self.state.log_likelihoods = torch.cat([self.state.log_likelihoods, done])
+            self.checkpoint(force=False)
+
+    def likelihood_noise(self, start: int, images: int, number: int, samples: int) -> Tensor:
+        """For the ``number``-th batch of samples of the images from ``start`` on."""
+        return self.noise((samples, images), "likelihood", start, number)
+
+    def noise(self, shape: tuple[int, ...], *purpose: object) -> Tensor:
+        """Standard normals, the same however many processes there are."""
+        shape = (*shape, self.model.noise_features)
+        return self.job.noise(self.setting, shape, *purpose).to(self.device)

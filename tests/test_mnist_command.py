@@ -1,0 +1,261 @@
+"""``hvae mnist`` from end to end on a few digits: results, report, resumption to the same bits, faults named."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from hvae import cli, runs
+from hvae.data import mnist
+from hvae.mnist import report, study, train
+from hvae.mnist.study import Job, Setting
+
+SMALL = ["--train-size", "40", "--validation-size", "24", "--batch-size", "16", "--epochs", "2", "--network", "mlp"]
+SHORT = ["--leapfrog-steps", "2", "--importance-samples", "3", "--likelihood-samples", "7"]
+COMMAND = ["mnist", *SMALL, *SHORT]
+KEYS = ["vae-K0-S1", "iwae-K0-S3", "hvae-K2-S1", "vae-iaf-K0-S1", "hvae-iaf-K2-S1"]
+
+
+def hvae(out, *more):
+    return cli.main([*COMMAND, "--out", str(out), *more])
+
+
+def strict_json(path):
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    return json.loads(path.read_text(), parse_constant=refuse)
+
+
+def without_times(rows):
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "mnist"
+    assert hvae(out) == 0
+    return out
+
+
+def test_results(finished):
+    results = strict_json(finished / "results.json")
+    config, rows = results["config"], results["rows"]
+    assert (config["experiment"], config["seed"], config["n_train"], config["data"]) == ("mnist", 12345, 40, "sample")
+    assert [row["method"] for row in rows] == list(study.MODELS)
+    for row in rows:
+        assert (row["epochs"], row["steps"], row["likelihood_images"], row["likelihood_samples"]) == (2, 6, 24, 7)
+        assert row["leapfrog_steps"] == (2 if row["method"].startswith("hvae") else 0)
+        assert -784 < row["elbo"] <= row["validation_bound"] < 0
+        assert row["elbo"] < row["log_likelihood"] < 0
+        assert row["seconds"] > 0
+
+
+def test_report_and_figures(finished, capsys):
+    text = (finished / "report.md").read_text()
+    capsys.readouterr()
+    assert cli.main(["report", str(finished)]) == 0
+    assert text in capsys.readouterr().out
+    names = ["curves", *(f"samples-{key}" for key in KEYS), *(f"reconstructions-{key}" for key in KEYS)]
+    for name in [*names, "trajectories-hvae-K2-S1", "trajectories-hvae-iaf-K2-S1"]:
+        assert f"({name}.png)" in text
+        assert (finished / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
+    lines = {line[0]: dict(zip(table[0], line, strict=True)) for line in table[2:]}
+    assert lines["hvae, K = 2"]["printed, validation"] == "-84"
+    assert lines["iwae, 3 samples"]["printed, train"] == "-77.57"
+
+
+def test_pictures_are_of_the_digits(finished):
+    state = runs.load(train.State, report.state_path(finished, Job("hvae", 2, 1)))
+    originals, reconstructions = state.pictures["reconstructions"]
+    assert torch.equal(originals, mnist.load().validation[:16])
+    assert 0 < reconstructions.float().mean() < 255
+    assert state.pictures["trajectories"].shape == (8, 3, 784)
+    assert state.pictures["samples"].shape == (8, 8, 784)
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("saves", [1, 3], ids=["training", "log-likelihoods"])
+def test_a_killed_run_goes_on_to_the_same_bits(saves, finished, tmp_path, monkeypatch):
+    save, saved = train.State.save, []
+
+    def killed(self, path):
+        if len(saved) == saves:
+            raise Killed
+        saved.append(path)
+        save(self, path)
+
+    for job in study.plan(list(study.MODELS), 2, 3):
+        saved.clear()
+        monkeypatch.setattr(train, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+        monkeypatch.setattr(train.State, "save", killed)
+        with pytest.raises(Killed):
+            hvae(tmp_path, "--model", job.model, "--resume")
+        monkeypatch.undo()
+        state = runs.load(train.State, report.state_path(tmp_path, job))
+        assert (state.epoch, len(state.log_likelihoods)) == {1: (1, 0), 3: (2, 20)}[saves]
+    assert strict_json(tmp_path / "results.json")["rows"] == []
+    assert hvae(tmp_path, "--resume") == 0
+    for job in study.plan(list(study.MODELS), 2, 3):
+        whole, resumed = (runs.load(train.State, report.state_path(out, job)) for out in (finished, tmp_path))
+        assert resumed.history == whole.history
+        assert torch.equal(resumed.log_likelihoods, whole.log_likelihoods)
+        assert all(torch.equal(resumed.model[name], value) for name, value in whole.model.items())
+        assert all(torch.equal(resumed.pictures[name], value) for name, value in whole.pictures.items())
+    assert without_times(strict_json(tmp_path / "results.json")["rows"]) == without_times(
+        strict_json(finished / "results.json")["rows"]
+    )
+
+
+def test_batch_norm_state_is_resumed(tmp_path, monkeypatch):
+    command = ["mnist", "--train-size", "8", "--validation-size", "4", "--batch-size", "4", "--epochs", "2"]
+    command += ["--model", "hvae", "--leapfrog-steps", "1", "--likelihood-images", "0", "--out"]
+    assert cli.main([*command, str(tmp_path / "whole")]) == 0
+    epoch = train.Trainer.train_epoch
+
+    def killed(self, pixels):
+        if self.state.epoch == 1:
+            raise KeyboardInterrupt
+        return epoch(self, pixels)
+
+    monkeypatch.setattr(train, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    monkeypatch.setattr(train.Trainer, "train_epoch", killed)
+    assert cli.main([*command, str(tmp_path / "killed")]) == 130
+    monkeypatch.undo()
+    assert cli.main([*command, str(tmp_path / "killed"), "--resume"]) == 0
+    rows = [strict_json(tmp_path / name / "results.json")["rows"] for name in ("whole", "killed")]
+    assert without_times(rows[0]) == without_times(rows[1])
+    assert rows[0][0]["log_likelihood"] is None
+
+
+def test_a_nan_stops_the_run_and_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(train, "LEARNING_RATE", 1e20)
+    assert hvae(tmp_path, "--model", "vae") == 1
+    assert "vae-K0-S1: epoch 1, step 1: the gradient of encoder.layers" in capsys.readouterr().err
+
+
+def test_the_same_start_and_order_for_every_model():
+    setting = Setting(3, "sample", 40, 8, "round", "conv", 16, 1, 0, 1)
+    models = [job.build(setting) for job in study.plan(list(study.MODELS), None, 40)]
+    for model in models[1:]:
+        for network in ("encoder", "decoder"):
+            pairs = zip(getattr(model, network).parameters(), getattr(models[0], network).parameters(), strict=True)
+            assert all(torch.equal(*pair) for pair in pairs)
+    assert [model.noise_features for model in models] == [64, 64, 128, 64, 128]
+
+
+def test_binarisation_and_order():
+    intensities = torch.randint(0, 256, (40, 784), dtype=torch.uint8)
+
+    def epochs(binarisation):
+        setting = Setting(3, "folder", 40, 8, binarisation, "mlp", 16, 1, 0, 1)
+        validation = [setting.validation_pixels(intensities) for _ in range(2)]
+        assert torch.equal(*validation)
+        return [setting.training_pixels(intensities, epoch) for epoch in (0, 0, 1)]
+
+    def in_any_order(pixels):
+        return sorted(map(tuple, pixels.tolist()))
+
+    for binarisation in mnist.BINARISATIONS:
+        first, again, second = epochs(binarisation)
+        assert torch.equal(first, again)
+        assert not torch.equal(first, second)
+        assert (in_any_order(first) == in_any_order(second)) == (binarisation != "dynamic")
+    assert in_any_order(epochs("round")[0]) == in_any_order(mnist.binarise(intensities))
+
+
+def test_tensorboard(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert hvae(tmp_path, "--model", "vae", "--tensorboard") == 0
+    events = EventAccumulator(str(tmp_path / "tensorboard" / "vae-K0-S1")).Reload()
+    history = runs.load(train.State, report.state_path(tmp_path, Job("vae", 0, 1))).history
+    for name in ("train", "validation", "elbo"):
+        points = [(scalar.step, scalar.value) for scalar in events.Scalars(f"bound/{name}")]
+        assert points == [(record["epoch"], pytest.approx(record[name])) for record in history]
+
+
+def test_tensorboard_is_not_needed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    assert hvae(tmp_path, "--model", "vae", "--tensorboard") == 1
+    assert "pip install tensorboard" in capsys.readouterr().err
+
+
+REFUSED = [
+    (["--likelihood-images", "25"], "more than --validation-size"),
+    (["--binarisation", "dynamic"], "needs --data DIR"),
+    (["--data", "nowhere"], "nowhere has no train-images"),
+    (["--train-size", "10001"], "sample has 10000 digits, not 10001"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "said"), REFUSED)
+def test_what_the_data_do_not_hold_is_refused(wrong, said, tmp_path, capsys):
+    assert hvae(tmp_path / "out", *wrong) == 1
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("changed", [["--seed", "1"], ["--batch-size", "8"], ["--epochs", "3"], ["--network", "conv"]])
+def test_resume_refuses_another_setting(changed, finished, capsys):
+    before = (finished / "results.json").read_bytes()
+    assert hvae(finished, "--resume", *changed) == 1
+    assert changed[0].strip("-").replace("-", "_") in capsys.readouterr().err
+    assert hvae(finished) == 1
+    assert "--resume" in capsys.readouterr().err
+    assert (finished / "results.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("wrong", [["--epochs", "0"], ["--leapfrog-steps", "-1"], ["--model", "x"], ["--device", "x"]])
+def test_wrong_arguments(wrong, tmp_path):
+    with pytest.raises(SystemExit):
+        hvae(tmp_path, *wrong)
+
+
+@pytest.mark.parametrize("name", ["vae-K0-S1", "model", "chess-K0-S1", "vae-K00-S1"])
+def test_a_foreign_state_file_is_named(name, tmp_path, capsys):
+    (tmp_path / "jobs").mkdir()
+    torch.save({"model": torch.zeros(2)}, tmp_path / "jobs" / f"{name}.pt")
+    assert hvae(tmp_path, "--model", "vae", "--resume") == 1
+    assert str(tmp_path / "jobs" / f"{name}.pt") in capsys.readouterr().err
+
+
+IN_FLOAT64 = """
+import sys, torch
+torch.set_default_dtype(torch.float64)
+from hvae.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_two_processes_give_the_numbers_of_one(tmp_path):
+    """Batch norm over both, gradients averaged, log-likelihoods joined; the last batch cannot be halved."""
+    script = tmp_path / "script.py"
+    script.write_text(IN_FLOAT64)  # Adam makes steps of float32's rounding of gradients that are zero
+    command = ["mnist", "--train-size", "13", "--validation-size", "5", "--batch-size", "8", "--epochs", "2"]
+    command += ["--model", "iwae", "hvae", *SHORT, "--likelihood-samples", "120", "--threads", "1"]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    for name, prefix in (("one", []), ("two", launcher)):
+        arguments = [sys.executable, *prefix, str(script), *command, "--out", str(tmp_path / name)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        result = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=300, check=False)
+        assert result.returncode == 0, result.stderr
+    for key in ("iwae-K0-S3", "hvae-K2-S1"):
+        one, two = (torch.load(tmp_path / name / "jobs" / f"{key}.pt") for name in ("one", "two"))
+        for name in ("model", "history", "log_likelihoods"):
+            torch.testing.assert_close(two[name], one[name], rtol=1e-9, atol=1e-9)
+    assert len(one["log_likelihoods"]) == 5
