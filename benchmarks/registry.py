@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -420,6 +421,41 @@ BERNOULLI_LOG_PROB = Row(
     peers={"torch.distributions": bernoulli_distribution},
 )
 
+
+def iwae_inputs(
+    dtype: torch.dtype, device: torch.device | str, seed: int, samples: int, batch: int
+) -> tuple[Tensor, ...]:
+    """Random log-weights of ``iwae_bound``."""
+    generator = torch.Generator().manual_seed(seed)
+    return (5 * torch.randn(samples, batch, generator=generator, dtype=dtype).to(device),)
+
+
+def iwae_bound(log_weights: Tensor) -> tuple[Tensor]:
+    """The op."""
+    return (functional.iwae_bound(log_weights),)
+
+
+def printed_iwae(log_weights: Tensor) -> tuple[Tensor]:
+    """As one writes it."""
+    return (log_weights.logsumexp(0) - math.log(log_weights.shape[0]),)
+
+
+def _iwae_case(samples: int, batch: int, **options) -> Case:
+    return Case(f"({samples}, {batch})", {"samples": samples, "batch": batch}, **options)
+
+
+IWAE_BOUND = Row(
+    name="iwae_bound",
+    op=iwae_bound,
+    formula=printed_iwae,
+    inputs=iwae_inputs,
+    forward_bytes=lambda element_size, samples, batch: element_size * samples * batch,  # read the weights
+    # read them again, write their gradient
+    backward_bytes=lambda element_size, samples, batch: 2 * element_size * samples * batch,
+    flops=lambda direction, samples, batch: {"forward": 20, "backward": 22}[direction] * samples * batch,
+    cases=(_iwae_case(40, 256), _iwae_case(5000, 1000)),
+)
+
 PLANAR_FLOW = Row(
     name="planar_flow",
     op=functional.planar_flow,
@@ -511,6 +547,7 @@ ROWS: tuple[Row, ...] = (
     LOCAL_REPARAM_LINEAR,
     AFFINE_AUTOREGRESSIVE,
     BERNOULLI_LOG_PROB,
+    IWAE_BOUND,
     PLANAR_FLOW,
     RADIAL_FLOW,
     GAUSSIAN_MIXTURE,

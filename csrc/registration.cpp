@@ -14,6 +14,8 @@ STABLE_TORCH_LIBRARY_IMPL(hvae_kernels, CPU, m) {
   m.impl("gaussian_leapfrog.cpp", TORCH_BOX(&hk::gaussian_leapfrog));
   m.impl("gaussian_leapfrog_backward.cpp", TORCH_BOX(&hk::gaussian_leapfrog_backward));
   m.impl("gaussian_leapfrog_double_backward.cpp", TORCH_BOX(&hk::gaussian_leapfrog_double_backward));
+  m.impl("iwae.cpp", TORCH_BOX(&hk::iwae));
+  m.impl("iwae_backward.cpp", TORCH_BOX(&hk::iwae_backward));
   m.impl("leapfrog_update.cpp", TORCH_BOX(&hk::leapfrog_update));
   m.impl("leapfrog_update_backward.cpp", TORCH_BOX(&hk::leapfrog_update_backward));
   m.impl("leapfrog_update_double_backward.cpp", TORCH_BOX(&hk::leapfrog_update_double_backward));

@@ -3,6 +3,7 @@
 from hvae_kernels.ops.autoregressive import Gate, affine_autoregressive
 from hvae_kernels.ops.bernoulli import bernoulli_log_prob
 from hvae_kernels.ops.gaussian_mixture import gaussian_mixture_log_prob, gaussian_mixture_responsibilities
+from hvae_kernels.ops.iwae import dreg_surrogate, iwae_bound, stl_surrogate
 from hvae_kernels.ops.leapfrog import dense_gaussian_leapfrog, gaussian_leapfrog, gaussian_leapfrog_vjp
 from hvae_kernels.ops.leapfrog_potential import leapfrog
 from hvae_kernels.ops.local_reparam_linear import local_reparam_linear
@@ -16,14 +17,17 @@ __all__ = [
     "bernoulli_log_prob",
     "constrain_planar",
     "dense_gaussian_leapfrog",
+    "dreg_surrogate",
     "gaussian_leapfrog",
     "gaussian_leapfrog_vjp",
     "gaussian_mixture_log_prob",
     "gaussian_mixture_responsibilities",
+    "iwae_bound",
     "leapfrog",
     "local_reparam_linear",
     "masked_linear",
     "planar_flow",
     "planar_flow_with_vjp",
     "radial_flow",
+    "stl_surrogate",
 ]

@@ -90,6 +90,11 @@ _MIXTURE_CPP = "tests/test_contract.py -k gaussian_mixture and cpp and (budget o
 _MIXTURE_TESTS = "tests/test_gaussian_mixture.py -k cpp"
 _MIXTURE_TRITON = "hvae_kernels/ops/gaussian_mixture/triton.py"
 _MIXTURE_TRITON_TESTS = "tests/test_gaussian_mixture.py -k triton"
+_IWAE = "csrc/kernels/iwae.h"
+_IWAE_CPP = "tests/test_contract.py -k (iwae_bound or stl_surrogate or dreg_surrogate) and cpp"
+_IWAE_TESTS = "tests/test_iwae.py"
+_IWAE_TRITON = "hvae_kernels/ops/iwae/triton.py"
+_IWAE_TRITON_TESTS = "tests/test_contract.py -k (iwae_bound or stl_surrogate or dreg_surrogate) and triton"
 _ELEMENTARY = "csrc/kernels/elementary.h"
 _ELEMENTARY_TESTS = "tests/test_elementary.py"
 _COMPAT = "hvae_kernels/compat/_network.py"
@@ -196,6 +201,18 @@ MUTATIONS = (
     Mutation(_BERNOULLI_TRITON, "tl.where(mask, linear + log1p_unit(decay(logit)), 0.0)", "linear + log1p_unit(decay(logit))", _BERNOULLI_TRITON_TESTS),
     Mutation(_BERNOULLI_TRITON, "small - wrong, wrong - small)", "small - wrong, small - wrong)", _BERNOULLI_TRITON_TESTS),
     Mutation(_BERNOULLI_TRITON, "-g * direction * (small * large)", "-g * direction * small", _BERNOULLI_TRITON_TESTS),
+    Mutation(_IWAE, "shift[j] = std::abs(shift[j]) < kInfinity ? shift[j] : T(0);", "shift[j] = shift[j];", _IWAE_TESTS),
+    Mutation(_IWAE, "powered == 0 ? 0 : powered * row[j]", "powered * row[j]", _IWAE_TESTS),
+    Mutation(_IWAE, "weighted[j] / (divisor * divisor)", "weighted[j] / divisor", _IWAE_CPP),
+    Mutation(_IWAE, "total[j] += at[j] =", "total[j] = at[j] =", _IWAE_CPP),
+    Mutation(_IWAE, "total[j] == 0 ? 1 : 1 / total[j]", "1 / total[j]", _IWAE_TESTS),
+    Mutation("csrc/cpu/iwae.cpp", "std::min(kColumns, n - first)", "std::min(kColumns, n)", _IWAE_CPP),
+    Mutation("hvae_kernels/ops/iwae/reference.py", "weights = normalized(log_weights.detach(), dim) ** power", "weights = normalized(log_weights, dim) ** power", _IWAE_CPP),
+    Mutation("hvae_kernels/ops/iwae/autograd.py", "return reference.normalized(log_weights.detach(), 0) ** power", "return reference.normalized(log_weights.detach(), 0)", _IWAE_CPP),
+    Mutation(_IWAE_TRITON, "tl.where(mask, load(log_weights, at, mask, DTYPE), float(\"-inf\"))", "load(log_weights, at, mask, DTYPE)", _IWAE_TRITON_TESTS),
+    Mutation(_IWAE_TRITON, "tl.where(tl.abs(shift) == float(\"inf\"), 0.0, shift)", "shift", _IWAE_TESTS),
+    Mutation(_IWAE_TRITON, "(tl.log(total) - log_samples)", "tl.log(total)", _IWAE_TRITON_TESTS),
+    Mutation(_IWAE_TRITON, "tl.where(weight == 0, 0.0, weight * values)", "weight * values", _IWAE_TESTS),
     Mutation(_ELEMENTARY, "two_to(n + 64) * 0x1p-64f", "two_to(n)", _ELEMENTARY_TESTS),
     Mutation(_ELEMENTARY, "log_of_normal(sum) + lost / sum;\n  return x", "log_of_normal(sum);\n  return x", _ELEMENTARY_TESTS),
     Mutation(_REPARAM, "to[i] = x[i] * x[i];", "to[i] = x[i];", _REPARAM_CPP),
@@ -308,31 +325,34 @@ MUTATIONS = (
 
 
 def survives(mutation: Mutation, tree: Path) -> bool:
-    """Apply one mutation to the copy, build, test, and put the line back."""
+    """Apply one mutation to the copy, build, test, and put the line and the sound extension back."""
     file = tree / mutation.path
     text = file.read_text()
     if text.count(mutation.before) != 1:
         sys.exit(
             f"{mutation.path} must hold this line once, it stands {text.count(mutation.before)} times: {mutation.before}"
         )
+    compiled = mutation.path.startswith("csrc")
+    (extension,) = (tree / "hvae_kernels").glob("_C*.so")
+    sound = extension.read_bytes()
     file.write_text(text.replace(mutation.before, mutation.after))
     try:
-        if mutation.path.startswith("csrc"):
+        if compiled:
             build(tree)
         command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *mutation.tests.split(" ", 2)]
         result = subprocess.run(command, cwd=tree, env=environment(tree), capture_output=True, text=True)
     finally:
         file.write_text(text)
-        if mutation.path.startswith("csrc"):
-            shutil.rmtree(tree / "build", ignore_errors=True)
+        if compiled:
+            extension.write_bytes(sound)
     if result.returncode > 1:  # a negative one is a crash, as red as any
         sys.exit(f"pytest could not run:\n{result.stdout[-2000:]}{result.stderr[-2000:]}")
     return result.returncode == 0
 
 
 def build(tree: Path) -> None:
-    """Build the extension inside the copy."""
-    command = [sys.executable, "setup.py", "build_ext", "--inplace"]
+    """Build the extension inside the copy; by force, because only ninja knows which sources a header is in."""
+    command = [sys.executable, "setup.py", "build_ext", "--inplace", "--force"]
     result = subprocess.run(command, cwd=tree, env=environment(tree), capture_output=True, text=True)
     if result.returncode:
         sys.exit(f"the mutated tree does not build:\n{result.stdout[-2000:]}{result.stderr[-2000:]}")

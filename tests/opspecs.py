@@ -26,6 +26,8 @@ from hvae_kernels.ops.bernoulli import autograd as bernoulli_autograd
 from hvae_kernels.ops.bernoulli import reference as bernoulli_reference
 from hvae_kernels.ops.gaussian_mixture import autograd as mixture_autograd
 from hvae_kernels.ops.gaussian_mixture import reference as mixture_reference
+from hvae_kernels.ops.iwae import autograd as iwae_autograd
+from hvae_kernels.ops.iwae import reference as iwae_reference
 from hvae_kernels.ops.leapfrog import autograd as leapfrog_autograd
 from hvae_kernels.ops.leapfrog import reference as leapfrog_reference
 from hvae_kernels.ops.leapfrog_update import autograd as update_autograd
@@ -56,7 +58,8 @@ class OpSpec:
     ``make(dtype, device, **case)`` makes inputs; ``cases`` are its sizes, ``small`` the one for finite differences;
     ``extremes`` are cases at the edge of the number range; ``same`` are pairs of arguments that may be one tensor.
     ``options`` names what in a case belongs to the op and its reference, not to the inputs, ``shared`` what belongs to
-    both: see :meth:`at`.
+    both: see :meth:`at`. Of an op that differentiates part of its value as a constant, ``held(point)`` is the op with
+    that part held at ``point``, for finite differences.
     """
 
     name: str
@@ -70,6 +73,7 @@ class OpSpec:
     raw: tuple[RawOp, ...] = field(default=())
     options: tuple[str, ...] = ()
     shared: tuple[str, ...] = ()
+    held: Callable[[tuple[Tensor, ...]], Callable[..., tuple[Tensor, ...]]] | None = None
 
     def at(self, case: dict[str, Any]) -> OpSpec:
         """The spec of one case: its options bound to the op and the reference, and kept from ``make``."""
@@ -346,6 +350,37 @@ def mixture_inputs(
     value = loc[nearest] + scale * torch.randn(shape, **kind)
     value, log_scale = (_in_layout(x, layout) for x in (value, log_scale))
     return value, torch.randn(components, **kind), loc if layout == "expanded" else _in_layout(loc, layout), log_scale
+
+
+def iwae_inputs(
+    dtype: torch.dtype, device: str, *, shape: tuple[int, ...], layout: str = "contiguous", scale: float = 1.0
+) -> tuple[Tensor, ...]:
+    """The two log-densities whose difference are the log-weights."""
+    kind = {"dtype": dtype, "device": device}
+    return tuple(_in_layout(scale * torch.randn(shape, **kind), layout) for _ in range(2))
+
+
+def iwae_op(function: Callable[..., Tensor], *arguments: int) -> Callable[..., tuple[Tensor]]:
+    """The bound or a surrogate, times a sine: a surrogate alone has no second derivative that could be wrong."""
+
+    def bound(*inputs: Tensor, dim: int = 0) -> tuple[Tensor]:
+        log_p, log_q = inputs
+        return (function(log_p - log_q, dim, *arguments) * log_q.select(dim, 0).sin(),)
+
+    return bound
+
+
+def held_surrogate(function: Callable[..., Tensor], power: int, point: tuple[Tensor, ...]) -> Callable:
+    """The surrogate with its weights held at ``point``: the value moves by the formula, the gradient is its own."""
+    log_p, log_q = point
+    held = (log_p - log_q).detach()
+    weights = iwae_reference.normalized(held, 0) ** power
+
+    def surrogate(log_weights: Tensor, dim: int) -> Tensor:
+        change = (weights * (log_weights - held)).sum(dim).detach()
+        return function(held + (log_weights - log_weights.detach()), dim) + change
+
+    return iwae_op(surrogate)
 
 
 #: One gate with a straight-through gradient, one with a logarithm, one that blends; every gate has a case of its own.
@@ -707,6 +742,36 @@ def _mixture_raw(responsibilities: bool) -> tuple[RawOp, ...]:
     )
 
 
+IWAE_CASES = {name: case for name, case in UPDATE_CASES.items() if 0 not in case["shape"]}
+IWAE_CASES |= {
+    "no_rows": {"shape": (5, 0)},
+    "many_samples": {"shape": (2000, 3), "scale": 3.0},
+    "last_dim": {"shape": (7, 5), "dim": -1},
+    "inner_dim": {"shape": (2, 3, 4), "dim": 1},
+    "spread": {"shape": (13, 70), "scale": 60.0},
+}
+
+
+def _iwae_spec(name: str, reference: Callable[..., tuple[Tensor]], power: int) -> OpSpec:
+    function = getattr(F, name)
+    return OpSpec(
+        name=name,
+        op=iwae_op(function),
+        reference=reference,
+        make=iwae_inputs,
+        cases=IWAE_CASES,
+        small={"shape": (3, 2)},
+        extremes=EXTREMES,
+        same=(0, 1),
+        raw=(
+            RawOp(iwae_autograd.RAW_FORWARD, lambda x: (x[0], power)),
+            RawOp(iwae_autograd.RAW_BACKWARD, lambda x: (x[1][0], x[0], max(1, power))),
+        ),
+        options=("dim",),
+        held=functools.partial(held_surrogate, function, power) if power else None,
+    )
+
+
 EXTREMES = {"large": {"shape": (7, 5), "scale": 1e18}, "tiny": {"shape": (7, 5), "scale": 1e-18}}
 
 OPSPECS = (
@@ -864,6 +929,9 @@ OPSPECS = (
         ),
         options=("event_ndims", "bits"),
     ),
+    _iwae_spec("iwae_bound", iwae_op(iwae_reference.iwae_bound), 0),
+    _iwae_spec("stl_surrogate", iwae_op(iwae_reference.surrogate, 1), 1),
+    _iwae_spec("dreg_surrogate", iwae_op(iwae_reference.surrogate, 2), 2),
     OpSpec(
         name="planar_flow",
         op=_planar(F.planar_flow),

@@ -77,6 +77,9 @@ Tensor bernoulli_log_prob(Tensor logits, Tensor value);
 Tensor bernoulli_log_prob_backward(Tensor grad, Tensor logits, Tensor value);
 std::tuple<Tensor, Tensor> bernoulli_log_prob_double_backward(Tensor h, Tensor grad, Tensor logits, Tensor value);
 
+Tensor iwae(Tensor log_weights, int64_t power);
+Tensor iwae_backward(Tensor grad, Tensor log_weights, int64_t power);
+
 std::tuple<Tensor, Tensor, Tensor> planar_recursion(Tensor projections, Tensor table, double offset);
 std::tuple<Tensor, Tensor> planar_recursion_backward(MaybeTensor grad_h, MaybeTensor grad_log_abs_det, Tensor h,
                                                      Tensor slope, Tensor table, double offset, bool needs_table);

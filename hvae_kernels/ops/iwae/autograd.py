@@ -1,0 +1,79 @@
+"""Schemas, fakes and the autograd Function of ``iwae_bound`` and its surrogates.
+
+Kernels take log-weights ``(K, ...)``, and ``power``: 0 is the bound, 1 and 2 are the surrogates with that power of the
+normalised weights. The gradient is ``grad w~^max(1, power)`` for all three; where it is itself differentiated it is
+plain PyTorch, of which the surrogates hold the weights constant.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hvae_kernels import _library
+from hvae_kernels._library import OpFunction
+from hvae_kernels._triton.launch import lazy
+from hvae_kernels.ops.iwae import reference
+
+IMPLEMENTATIONS = ("cpp", "triton")
+
+RAW_FORWARD = _library.define(
+    "iwae",
+    "(Tensor log_weights, int power) -> Tensor",
+    lambda log_weights, power: log_weights.new_empty(log_weights.shape[1:]),
+    IMPLEMENTATIONS,
+)
+RAW_BACKWARD = _library.define(
+    "iwae_backward",
+    "(Tensor grad, Tensor log_weights, int power) -> Tensor",
+    lambda grad, log_weights, power: torch.empty_like(log_weights, memory_format=torch.contiguous_format),
+    IMPLEMENTATIONS,
+)
+
+for _name in ("iwae", "iwae_backward"):
+    _library.implement(_name, "triton", lazy("hvae_kernels.ops.iwae.triton", _name))
+
+
+def _weights(log_weights: Tensor, power: int) -> Tensor:
+    """The derivative, differentiable as far as it is meant to be."""
+    if power == 0:
+        return reference.normalized(log_weights, 0)
+    return reference.normalized(log_weights.detach(), 0) ** power
+
+
+class Iwae(OpFunction):
+    """``log_weights (K, ...) -> (...)``; saves nothing but its input."""
+
+    @staticmethod
+    def forward(implementation, power, log_weights):
+        return RAW_FORWARD[implementation](log_weights, power)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.implementation, ctx.power, log_weights = inputs
+        ctx.save_for_backward(log_weights)
+        ctx.save_for_forward(log_weights)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (log_weights,) = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return None, None, grad * _weights(log_weights, ctx.power)
+        return None, None, RAW_BACKWARD[ctx.implementation](grad, log_weights, max(1, ctx.power))
+
+    @staticmethod
+    def jvp(ctx, _, __, tangent):
+        (log_weights,) = ctx.saved_tensors
+        return (_weights(log_weights, ctx.power) * tangent).sum(0)
+
+    @staticmethod
+    def vmap(info, in_dims, implementation, power, log_weights):
+        return Iwae.apply(implementation, power, log_weights.movedim(in_dims[2], 1)), 0
+
+
+@_library.in_graph
+def call(implementation: str, power: int, log_weights: Tensor) -> Tensor:
+    """The differentiable op. Dynamo must not look inside: it loses the second order of Functions it traces itself."""
+    if _library.nothing_differentiates():
+        return RAW_FORWARD[implementation](log_weights, power)
+    return Iwae.apply(implementation, power, log_weights)
