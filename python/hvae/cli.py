@@ -8,10 +8,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from hvae import gaussian, mnist, runs
+from hvae import gaussian, mnist, priors, runs
 
 EXTRA = ("matplotlib", "tabulate", "tqdm")
-EXPERIMENTS = {"gaussian": gaussian, "mnist": mnist}
+EXPERIMENTS = {"gaussian": gaussian, "mnist": mnist, "priors": priors}
 
 
 def parser() -> argparse.ArgumentParser:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import os
@@ -37,6 +38,16 @@ def integer(minimum: int = 1, maximum: float = math.inf) -> Callable[[str], int]
         return int(text)
 
     return integer
+
+
+#: The type of ``--seed``.
+seed = integer(0, 2**63 - 1)
+
+
+def generator(*purpose: object) -> torch.Generator:
+    """A stream of random numbers for each purpose (a seed, a job, an epoch...), so that a run can go on anywhere."""
+    digest = hashlib.blake2b(" ".join(map(str, purpose)).encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
 
 
 def open_directory(args: argparse.Namespace, **fixed: Any) -> dict[str, Any]:

@@ -18,13 +18,13 @@ VB              q on z; above d = 100 with HVAE's start values q on y
 
 from __future__ import annotations
 
-import hashlib
 import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from hvae import runs
 from hvae.gaussian import data, exact
 from hvae.gaussian.data import BATCHES_PER_EPOCH, DataSets, Statistics
 from hvae.gaussian.models import (
@@ -143,10 +143,8 @@ class Job:
         """
         if model.noise_rows is None:
             return None
-        digest = hashlib.blake2b(f"{seed} {self.key} {epoch}".encode(), digest_size=8).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest, "little"))
         shape = (data_sets, BATCHES_PER_EPOCH, *model.noise_rows, self.dim)
-        return torch.randn(shape, generator=generator).permute(1, 2, 0, 3, 4).contiguous()
+        return torch.randn(shape, generator=runs.generator(seed, self.key, epoch)).permute(1, 2, 0, 3, 4).contiguous()
 
     def oracles(self, data: DataSets) -> dict[str, list[float | None]]:
         """What the best possible result of this job would be, for each data set.

@@ -1,0 +1,10 @@
+"""The priors study: what a variational auto-encoder's prior is worth on points from two Gaussians.
+
+``data`` holds the problem, ``models`` the auto-encoder and its priors, ``likelihood`` two estimates of its
+log-likelihood, ``study`` what is run, ``train`` the loop, ``report`` the results, ``command`` the command line.
+"""
+
+from hvae.priors.command import register
+from hvae.priors.report import write_report
+
+__all__ = ["register", "write_report"]
