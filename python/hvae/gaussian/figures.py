@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def draw(directory: Path, jobs: Jobs) -> list[tuple[str, Path]]:
 
 
 def _compare(name: str, methods: Sequence[str], jobs: Jobs):
-    """An error over d, a panel a setting: ours as lines, printed figures as crosses, the floor dotted."""
+    """An error over d, a panel a setting: ours as lines, the floor dotted, printed figures as crosses."""
     shown = [(job, state) for job, state in jobs if job.method in methods]
     settings = [setting for setting in SETTINGS if any(job.setting == setting for job, _ in shown)]
     if not settings:
@@ -56,14 +57,14 @@ def _compare(name: str, methods: Sequence[str], jobs: Jobs):
             dims = [job.dim for job, _ in group]
             values = [_mean(state.history[-1][name]) for _, state in group]
             (line,) = axes.plot(dims, values, "o-", markersize=4, label=method_label(method, n_steps))
-            printed = [published.figure(name, method, n_steps, dim) for dim in dims]
-            known = [(dim, value) for dim, value in zip(dims, printed, strict=True) if value is not None]
-            axes.plot(*zip(*known, strict=True) if known else ([], []), "x", color=line.get_color(), markersize=8)
+            if setting == "published":
+                printed = [published.figure(name, method, n_steps, dim) or math.nan for dim in dims]
+                axes.plot(dims, printed, "x", color=line.get_color(), markersize=8)
         floors = {job.dim: _floor(name, state) for job, state in own if not job.doubles_variance}
         axes.plot(list(floors), list(floors.values()), "k:", label="floor")
-        axes.set(xscale="log", yscale="log", xlabel="d", title=f"{setting} (crosses: printed)")
+        axes.set(xscale="log", yscale="log", xlabel="d", title=setting + " (printed: x)" * (setting == "published"))
         axes.set_xticks(sorted({job.dim for job, _ in own}), [str(d) for d in sorted({job.dim for job, _ in own})])
-        axes.minorticks_off()
+        axes.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
     _legend(figure, panels[0])
     return figure
 
@@ -111,7 +112,12 @@ def _legend(figure, panels) -> None:
     handles = {}
     for axes in panels:
         handles |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(len(handles), 5))
+    figure.legend(
+        handles.values(),
+        handles.keys(),
+        loc="outside lower center",
+        ncols=min(len(handles), int(figure.get_figwidth() / 2)),
+    )
 
 
 def _by(jobs: Jobs, key: Callable[[Job], tuple]) -> dict[tuple, Jobs]:
