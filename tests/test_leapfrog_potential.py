@@ -8,6 +8,7 @@ from torch import nn
 
 import hvae_kernels as hk
 from hvae_kernels import testing
+from hvae_kernels.ops.leapfrog.reference import trajectory
 from hvae_kernels.ops.leapfrog_potential import field, reference
 
 leapfrog = hk.functional.leapfrog
@@ -561,3 +562,37 @@ def test_tempering_is_divided_by():
     with pytest.raises(ValueError, match="leapfrog: tempering must be nowhere zero with memory='reversible'"):
         leapfrog(z, rho, mlp().double(), step_size, tempering)
     leapfrog(z, rho, mlp().double(), step_size, tempering, memory="store")
+
+
+@each_memory
+def test_a_captured_tensor_may_depend_on_z(memory):
+    """An encoder's features in the potential: autograd goes that way once, outside the trajectory."""
+    weight, leaves = double(FEATURES).requires_grad_(), inputs()
+    z, rho, step_size, tempering = leaves
+
+    def gradients(op):
+        context = torch.tanh(z * weight)
+        z_K, rho_K = op(context)
+        return torch.autograd.grad((z_K * rho_K).sum() + context.sum(), (*leaves, weight))
+
+    def fused(context):
+        options = {"params": [context]} if memory == "reversible" else {}
+        potential = lambda position: ((position - context) ** 4).sum(-1)  # noqa: E731
+        return leapfrog(z, rho, potential, step_size, tempering, memory=memory, **options)
+
+    def by_hand(context):
+        return trajectory(z, rho, lambda position: 4 * (position - context) ** 3, step_size, tempering)
+
+    torch.testing.assert_close(gradients(fused), gradients(by_hand))
+
+
+def test_params_made_from_one_another_are_refused():
+    z, rho, step_size, tempering = inputs()
+    scale = double(FEATURES).requires_grad_()
+    square = scale**2
+
+    def potential(position):
+        return (position**2 * square + position * scale).sum(-1)
+
+    with pytest.raises(ValueError, match="params must be tensors of which none is made from another"):
+        leapfrog(z, rho, potential, step_size, tempering, params=[scale, square])

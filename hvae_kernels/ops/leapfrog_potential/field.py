@@ -54,6 +54,7 @@ class Field:
             _refuse_randomness(before, _random_state(z.device))
         if params is not None:
             _refuse_missing(energy, (position, *params))
+            _refuse_dependent(params)
         return grad, energy.shape
 
     def __call__(self, z: Tensor, record: bool = False) -> Tensor:
@@ -142,14 +143,40 @@ def _refuse_randomness(before: tuple[Tensor, ...], after: tuple[Tensor, ...]) ->
 
 def _refuse_missing(energy: Tensor, known: Sequence[Tensor]) -> None:
     """Follow the graph of ``energy`` to its leaves: each must be known, or it would silently get no gradient."""
-    edges = {tuple(torch.autograd.graph.get_gradient_edge(x))[:2] for x in known if x.requires_grad}
-    waiting, seen = [(energy.grad_fn, 0)], set()
+    edges = {_edge(x) for x in known if x.requires_grad}
+    for node in _nodes_above([(energy.grad_fn, 0)], edges):
+        if hasattr(node, "variable"):
+            expected = "all tensors that need gradients through potential (by default those of a module)"
+            raise _checks.fail(NAME, "params", expected, f"all but {_checks.describe(node.variable)}")
+
+
+def _refuse_dependent(params: Sequence[Tensor]) -> None:
+    """A tensor made from another one in the list: its way to that one would be gone twice."""
+    edges = {_edge(x): x for x in params if x.requires_grad}
+    for x in edges.values():
+        found: set[tuple] = set()
+        for _ in _nodes_above(x.grad_fn.next_functions if x.grad_fn else (), set(edges), found):
+            pass
+        if found:
+            expected = "tensors of which none is made from another"
+            raise _checks.fail(NAME, "params", expected, f"{_checks.describe(x)} that is")
+
+
+def _edge(x: Tensor) -> tuple:
+    return tuple(torch.autograd.graph.get_gradient_edge(x))[:2]
+
+
+def _nodes_above(
+    edges: Iterable[tuple], stops: set[tuple], met: set[tuple] | None = None
+) -> Iterator[torch.autograd.graph.Node]:
+    """The graph's nodes that ``edges`` lead to, as far as the ``stops``, which are collected in ``met``."""
+    waiting, seen = list(edges), set()
     while waiting:
         edge = waiting.pop()
-        if edge in seen or edge in edges or edge[0] is None:
+        if edge in stops and met is not None:
+            met.add(edge)
+        if edge in seen or edge in stops or edge[0] is None:
             continue
         seen.add(edge)
-        if hasattr(edge[0], "variable"):
-            expected = "all tensors that need gradients through potential (by default those of a module)"
-            raise _checks.fail(NAME, "params", expected, f"all but {_checks.describe(edge[0].variable)}")
+        yield edge[0]
         waiting.extend(edge[0].next_functions)

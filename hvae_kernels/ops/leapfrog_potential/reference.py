@@ -24,7 +24,8 @@ def leapfrog(
 def gradient_of(potential: Potential, z: Tensor, record: bool) -> tuple[Tensor, Tensor]:
     """``(grad U(z), U(z))``; with ``record`` the gradient is differentiable itself."""
     with torch.enable_grad():
-        position = z if z.requires_grad else z.detach().requires_grad_()
+        # by an alias: what the potential has captured may depend on z too, and that way is not U's
+        position = z.view_as(z) if z.requires_grad else z.detach().requires_grad_()
         energy = potential(position)
         if not isinstance(energy, Tensor) or not energy.requires_grad:
             raise _checks.fail("leapfrog", "potential", "a differentiable function of z", energy)
