@@ -20,6 +20,9 @@ from hvae.gaussian.study import Job
 from hvae.gaussian.train import State
 from hvae.runs import StudyError
 
+#: For each of some jobs a line to print, or its error.
+Outcome = list[str | StudyError]
+
 
 def register(commands: Any) -> None:
     """Add ``hvae gaussian`` to the command line's subcommands."""
@@ -53,28 +56,30 @@ def run(args: argparse.Namespace) -> None:
     steps = {"planar": args.planar_layers, "iaf": [1], "vb": [0]}
     steps |= dict.fromkeys(("hvae", "hvae-untempered"), args.leapfrog_steps)
     jobs = [job for setting in args.setting for job in study.plan(setting, args.dims, args.methods, steps)]
-    jobs = sorted(set(jobs), key=lambda job: (job.method != "iaf", -job.dim, job.key))  # the longest first
+    jobs = sorted(set(jobs), key=lambda job: (-job.dim, job.key))
     one = functools.partial(_run_job, out=args.out, datasets=args.datasets, epochs=args.epochs, seed=args.seed)
     errors = []
-    for line in _outcomes(one, jobs, args.workers):
-        if isinstance(line, StudyError):
-            errors.append(line)
-        else:
-            print(line, file=sys.stderr)
+    for outcome in _outcomes(one, jobs, args.workers):
+        for line in outcome:
+            if isinstance(line, StudyError):
+                errors.append(line)
+            else:
+                print(line, file=sys.stderr)
         _write_results(args.out, config)
     if errors:
         raise StudyError("; ".join(map(str, errors)))
     print(report.write_report(args.out))
 
 
-def _outcomes(one: Callable[[Job], str], jobs: list[Job], workers: int) -> Iterator[str | StudyError]:
-    """What ``one`` says of each job, or its StudyError, as they end; in processes of their own if there are several."""
-    workers = min(workers, len(jobs))
+def _outcomes(one: Callable[[Job], str], jobs: list[Job], workers: int) -> Iterator[Outcome]:
+    """What ``one`` says of jobs, or their StudyErrors, as they end; in processes of their own if there are several."""
+    tasks = _tasks(jobs)
+    workers = min(workers, len(tasks))
     if workers == 1:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # the tensors are too small to share
         try:
-            yield from (_attempt(functools.partial(one, job)) for job in jobs)
+            yield from (_attempt(one, (job,)) for job in jobs)
         finally:
             torch.set_num_threads(threads)
         return
@@ -83,18 +88,31 @@ def _outcomes(one: Callable[[Job], str], jobs: list[Job], workers: int) -> Itera
     for place in range(workers):
         places.put(place)
     with ProcessPoolExecutor(workers, context, _start_worker, (context.RLock(), places)) as pool:
-        futures = [pool.submit(one, job) for job in jobs]
+        futures = [pool.submit(_attempt, one, task) for task in tasks]
         try:
-            yield from (_attempt(future.result) for future in as_completed(futures))
+            yield from (future.result() for future in as_completed(futures))
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _attempt(call: Callable[[], str]) -> str | StudyError:
-    try:
-        return call()
-    except StudyError as error:
-        return error
+def _tasks(jobs: list[Job]) -> list[tuple[Job, ...]]:
+    """Jobs for one process each, the longest first.
+
+    Those of IAF follow one another: their weights fit no core's cache, and two at a time would wait for memory.
+    """
+    heavy = tuple(job for job in jobs if job.method == "iaf")
+    others = [(job,) for job in jobs if job.method != "iaf"]
+    return [heavy, *others] if heavy else others
+
+
+def _attempt(one: Callable[[Job], str], jobs: tuple[Job, ...]) -> Outcome:
+    outcome: Outcome = []
+    for job in jobs:
+        try:
+            outcome.append(one(job))
+        except StudyError as error:
+            outcome.append(error)
+    return outcome
 
 
 _PLACE = 0  # of this process's progress bar on the screen
