@@ -3,9 +3,12 @@
 import importlib.util
 import json
 import math
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -173,6 +176,59 @@ def test_a_job_that_fails_does_not_stop_the_others(workers, tmp_path, capsys):
     assert [row["dim"] for row in strict_json(tmp_path / "results.json")["rows"]] == [5, 5]
 
 
+def test_a_directory_without_states_keeps_its_rows_and_figures(finished, tmp_path):
+    """As the committed report's: its states stay at home."""
+    out = shutil.copytree(finished, tmp_path / "run")
+    shutil.rmtree(out / "jobs")
+    before = (out / "report.md").read_text(), (out / "figure4.png").read_bytes()
+    assert cli.main(["report", str(out)]) == 0
+    assert ((out / "report.md").read_text(), (out / "figure4.png").read_bytes()) == before
+    assert cli.main(["gaussian", "--dims", "7", "--methods", "vb", *SIZE, "--out", str(out), "--resume"]) == 0
+    rows = strict_json(out / "results.json")["rows"]
+    assert rows[:-2] == strict_json(finished / "results.json")["rows"]
+    assert [row["dim"] for row in rows[-2:]] == [7, 7]
+
+
+def test_other_errors_name_their_job_and_leave_a_report(tmp_path, monkeypatch, capsys):
+    def broken(self, *_):
+        raise ZeroDivisionError("no")
+
+    monkeypatch.setattr(Job, "data_sets", broken)
+    assert cli.main(["gaussian", "--dims", "5", "--methods", "vb", *SIZE, "--out", str(tmp_path)]) == 1
+    assert "hvae: corrected-d5-vb-K0: ZeroDivisionError: no" in capsys.readouterr().err
+    assert (tmp_path / "report.md").exists()
+
+
+@pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGINT])
+def test_processes_end_with_the_command(kind, tmp_path):
+    """Killed, or interrupted with its whole group as by Ctrl-C: no process goes on training."""
+    command = ["gaussian", "--dims", "5", "6", "--methods", "vb", "--epochs", "1000000", "--workers", "2"]
+    code = f"import sys; from hvae import cli; sys.exit(cli.main({[*command, '--out', str(tmp_path)]!r}))"
+    process = subprocess.Popen([sys.executable, "-c", code], start_new_session=True, stderr=subprocess.DEVNULL)
+    try:
+        wait_for(lambda: len(group_of(process.pid)) >= 3)
+        time.sleep(2)  # into their first epochs
+        os.killpg(process.pid, kind) if kind == signal.SIGINT else process.kill()
+        process.wait(60)
+        wait_for(lambda: not group_of(process.pid))
+    finally:
+        for pid in group_of(process.pid):
+            os.kill(pid, signal.SIGKILL)
+
+
+def group_of(leader):
+    """The living processes of a session."""
+    listed = subprocess.run(["ps", "-o", "pid=,stat=", "-s", str(leader)], capture_output=True, text=True).stdout
+    return [int(line.split()[0]) for line in listed.splitlines() if "Z" not in line.split()[1]]
+
+
+def wait_for(condition, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
 def test_both_settings_in_one_command(tmp_path):
     both = ["--setting", "published", "corrected", "--dims", "5", "--methods", "iaf"]
     assert hvae(tmp_path, *both) == 0
@@ -283,5 +339,5 @@ def test_a_missing_extra_is_one_sentence(monkeypatch, capsys, tmp_path):
 
 
 def test_help_and_import_need_no_extra():
-    code = "import sys; sys.modules.update(dict.fromkeys(('matplotlib', 'tabulate', 'tqdm'))); import hvae.cli"
+    code = "import sys; sys.modules.update(dict.fromkeys(('matplotlib', 'numpy', 'tabulate', 'tqdm'))); import hvae.cli"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -90,6 +90,24 @@ def test_a_data_set_does_not_depend_on_its_neighbours(sets, tmp_path):
     torch.testing.assert_close(alone.flat[0], together.flat[0])
 
 
+def test_an_epoch_is_torchs_clipping_and_rmsprop(sets, tmp_path):
+    """Of the published setting, where both matter: every step's gradient is clipped, every data set's by itself."""
+    job = Job("published", 5, "hvae", 1)
+    state = run(job, sets, 1, tmp_path / "state.pt")
+    model = job.model(2, SEED)
+    rows = [torch.nn.Parameter(row.clone()) for row in model.flat]
+    optimizer = torch.optim.RMSprop(rows, lr=1e-3)
+    with torch.no_grad():
+        for batch, noise in zip(job.batches(sets), job.noise(model, 2, SEED, 0), strict=True):
+            model.flat.copy_(torch.stack([*rows]))
+            model.write_gradient(model.prepare(batch), noise)
+            for row, gradient in zip(rows, model.gradient, strict=True):
+                row.grad = gradient.clone()
+                assert torch.nn.utils.clip_grad_norm_([row], 1e-4) > 1e-4
+            optimizer.step()
+    torch.testing.assert_close(state.flat, torch.stack([row.detach() for row in rows]), rtol=1e-5, atol=1e-6)
+
+
 def test_noise_is_standard_and_differs_between_epochs_jobs_and_seeds():
     job = JOBS[0]
     noise = [job.noise(job.model(2, SEED), 2, seed, epoch) for seed, epoch in ((1, 0), (1, 0), (1, 1), (2, 0))]

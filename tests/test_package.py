@@ -3,7 +3,9 @@
 import doctest
 import importlib
 import os
+import pathlib
 import pkgutil
+import re
 import subprocess
 import sys
 
@@ -172,3 +174,10 @@ def test_setup_explains_a_missing_torch_and_compiler(tmp_path):
     assert "no C++ compiler ('no-such-compiler' not found)" in missing.stderr
     skipped = run(HVAE_KERNELS_SKIP_BUILD="1")
     assert skipped.returncode == 0, skipped.stderr
+
+
+def test_readmes_links_lead_somewhere():
+    root = pathlib.Path(__file__).parents[1]
+    links = re.findall(r"\]\(([^)#:]+)\)", (root / "README.md").read_text())
+    assert links
+    assert [link for link in links if not (root / link).exists()] == []

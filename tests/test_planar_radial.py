@@ -66,6 +66,29 @@ def test_planar_vjp_is_the_backward_pass(implementation, constrain, case):
                 close(vjp(cotangents), pullback(cotangents))
 
 
+def test_planar_vjp_inside_autocast_and_cotangents_that_do_not_fit():
+    inputs = planar(6, 5, dtype=torch.float32)
+    with torch.no_grad():
+        _, vjp = F.planar_flow_with_vjp(*inputs, constrain=True)
+    z, grad = inputs[0], torch.randn(6)
+    outside = vjp((z, grad))
+    with torch.autocast("cpu", torch.bfloat16):
+        close([x.double() for x in vjp((z, grad))], [x.double() for x in outside])
+    for cotangents, argument in (((z.mT, grad), "grad_z"), ((z, z), "grad_log_abs_det")):
+        with pytest.raises(ValueError, match=f"planar_flow_with_vjp: {argument} must be of shape"):
+            vjp(cotangents)
+    for cotangents, argument in (((None, grad), "grad_z"), ((z, grad.double()), "grad_log_abs_det")):
+        with pytest.raises(TypeError, match=argument):
+            vjp(cotangents)
+
+
+@each_implementation
+def test_no_planar_replicas(implementation):
+    with hk.use_impl(implementation):
+        z, log_abs_det = F.planar_flow(*planar(0, 4, 3, replicas=True))
+    assert (z.shape, log_abs_det.shape) == ((0, 4, 3), (0, 4))
+
+
 @each_implementation
 @each_constraint
 def test_planar_layers_compose(implementation, constrain):

@@ -47,6 +47,26 @@ def test_a_gradient_that_is_not_finite_changes_nothing(implementation, value):
     assert torch.equal(square_average, before[1])
 
 
+@each_implementation
+def test_a_large_gradient_is_clipped_all_the_same(implementation):
+    parameter, gradient, square_average = torch.zeros(3, 1, 4)
+    gradient += 1e30
+    with hk.use_impl(implementation):
+        assert rmsprop_step_(parameter, gradient, square_average, 1e-3, max_norm=1.0)
+    torch.testing.assert_close(parameter, torch.full((1, 4), -0.01))  # learning rate / sqrt(1 - alpha)
+
+
+@each_implementation
+def test_autograd_sees_the_change(implementation):
+    parameter, gradient, square_average = torch.rand(3, 1, 4)
+    leaf = torch.ones(1, 4, requires_grad=True)
+    result = (leaf * parameter).sum()
+    with hk.use_impl(implementation):
+        rmsprop_step_(parameter, gradient, square_average, 1e-3)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        result.backward()
+
+
 def test_repeats_to_the_bit_on_any_number_of_threads():
     inputs = torch.rand(3, 2, 100_003)
     results, before = [], torch.get_num_threads()
@@ -72,5 +92,8 @@ def test_bad_input():
     ):
         with pytest.raises(ValueError, match=f"rmsprop_step_: {argument} must be contiguous, of shape"):
             rmsprop_step_(*arguments, 1e-3)
+    for max_norm in (0.0, -1.0, math.nan):
+        with pytest.raises(ValueError, match="max_norm must be above 0"):
+            rmsprop_step_(x, x, x, 1e-3, max_norm=max_norm)
     with pytest.raises(TypeError, match="gradient must have the dtype of parameter"):
         rmsprop_step_(x, x.double(), x, 1e-3)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from hvae import gaussian, mnist, priors, runs
 
-EXTRA = ("matplotlib", "tabulate", "tqdm")
+EXTRA = ("matplotlib", "numpy", "tabulate", "tqdm")
 EXPERIMENTS = {"gaussian": gaussian, "mnist": mnist, "priors": priors}
 
 

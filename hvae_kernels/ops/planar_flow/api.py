@@ -94,10 +94,10 @@ def planar_flow_with_vjp(
 
     Returns:
         ``((z_K, log_abs_det), vjp)`` where ``vjp((grad_z, grad_log_abs_det))`` are the gradients of z, u, w and b, in
-        their shapes.
+        their shapes; differentiable themselves if gradients were being recorded at this call.
 
     Raises:
-        TypeError, ValueError: as :func:`planar_flow`.
+        TypeError, ValueError: as :func:`planar_flow`; ``vjp`` too, for cotangents that do not fit.
 
     Equivalent to:
         >>> import torch, hvae_kernels as hk
@@ -118,12 +118,17 @@ def planar_flow_with_vjp(
     rows = z if z.dim() == u.dim() else z.reshape(-1, z.shape[-1])
     (output, log_abs_det), gradients = autograd.call_with_vjp(implementation, rows, layers, w, b, target)
 
+    @torch.no_grad()
     def vjp(cotangents: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         grad_z, grad_log_abs_det = cotangents
-        d_z, d_u, d_w, d_b, d_target = gradients(grad_z.reshape(rows.shape), grad_log_abs_det.reshape(rows.shape[:-1]))
-        if constrain:
-            d_u, more = reference.constrained_vjp(d_u, d_target, u, w)
-            d_w = d_w.add_(more)
+        _validate_cotangents(z, grad_z, grad_log_abs_det)
+        with torch.autocast(z.device.type, enabled=False):
+            d_z, d_u, d_w, d_b, d_target = gradients(
+                grad_z.reshape(rows.shape), grad_log_abs_det.reshape(rows.shape[:-1])
+            )
+            if constrain:
+                d_u, more = reference.constrained_vjp(d_u, d_target, u, w)
+                d_w = d_w.add_(more)
         return d_z.view(z.shape), d_u, d_w, d_b
 
     return (output.view(z.shape), log_abs_det.view(z.shape[:-1])), vjp
@@ -179,3 +184,11 @@ def _validate(z: Tensor, u: Tensor, w: Tensor, b: Tensor) -> None:
         raise _checks.fail(NAME, "w", f"of u's shape {tuple(u.shape)}", w)
     if b.shape != u.shape[:-1]:
         raise _checks.fail(NAME, "b", f"of shape {tuple(u.shape[:-1])}", b)
+
+
+def _validate_cotangents(z: Tensor, grad_z: Tensor, grad_log_abs_det: Tensor) -> None:
+    name = "planar_flow_with_vjp"
+    _checks.same_kind(name, z=z, grad_z=grad_z, grad_log_abs_det=grad_log_abs_det)
+    for argument, tensor, shape in (("grad_z", grad_z, z.shape), ("grad_log_abs_det", grad_log_abs_det, z.shape[:-1])):
+        if tensor.shape != shape:
+            raise _checks.fail(name, argument, f"of shape {tuple(shape)}", tensor)

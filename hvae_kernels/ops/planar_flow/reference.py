@@ -28,7 +28,7 @@ def constrained_vjp(grad_u: Tensor, grad_target: Tensor, u: Tensor, w: Tensor) -
 
 def planar_flow(z: Tensor, u: Tensor, w: Tensor, b: Tensor, constrain: bool = False) -> tuple[Tensor, Tensor]:
     """K planar layers; arguments as for the public function."""
-    if u.dim() == 3:
+    if u.dim() == 3 and len(u):
         return torch.func.vmap(functools.partial(planar_flow, constrain=constrain))(z, u, w, b)
     target = None
     if constrain:

@@ -49,11 +49,11 @@ def rmsprop_step_(
         max_norm: c, the largest norm of a row's gradient.
 
     Returns:
-        Whether the gradient is finite. Where it is not, nothing is changed.
+        Whether the norms of all rows, taken in float64, are finite. Where one is not, nothing is changed.
 
     Raises:
         TypeError: an argument is not a floating-point tensor, or dtypes differ.
-        ValueError: shapes or devices do not fit, or a tensor is not contiguous.
+        ValueError: shapes or devices do not fit, a tensor is not contiguous, or ``max_norm`` is not above 0.
 
     Source: Tieleman and Hinton, Lecture 6.5: RMSProp, 2012, as ``torch.optim.RMSprop`` has it.
 
@@ -74,7 +74,11 @@ def rmsprop_step_(
     for argument, tensor in (("gradient", gradient), ("square_average", square_average)):
         if tensor.shape != parameter.shape or not tensor.is_contiguous():
             raise _checks.fail(NAME, argument, f"contiguous, of shape {tuple(parameter.shape)}", tensor)
+    if not max_norm > 0:
+        raise _checks.fail(NAME, "max_norm", "above 0", max_norm)
     implementation = _dispatch.resolve(NAME, parameter)
     step = reference.rmsprop_step_ if implementation == "reference" else RAW[implementation]
     with torch.no_grad():
-        return step(parameter, gradient, square_average, learning_rate, alpha, eps, max_norm)
+        finite = step(parameter, gradient, square_average, learning_rate, alpha, eps, max_norm)
+    torch.autograd.graph.increment_version((parameter, square_average))  # a raw kernel does not
+    return finite

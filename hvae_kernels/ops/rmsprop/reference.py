@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -18,11 +16,10 @@ def rmsprop_step_(
     max_norm: float,
 ) -> bool:
     """Arguments as for the public function."""
-    if not gradient.isfinite().all():
+    norm = torch.linalg.vector_norm(gradient, dim=1, keepdim=True, dtype=torch.float64)
+    if not norm.isfinite().all():
         return False
-    if max_norm < math.inf:
-        norm = torch.linalg.vector_norm(gradient, dim=1, keepdim=True)
-        gradient = gradient * (max_norm / (norm + 1e-6)).clamp_(max=1.0)
+    gradient = gradient * (max_norm / (norm + 1e-6)).clamp_(max=1.0).to(gradient.dtype)
     square_average.mul_(alpha).addcmul_(gradient, gradient, value=1 - alpha)
     parameter.addcdiv_(gradient, square_average.sqrt().add_(eps), value=-learning_rate)
     return True

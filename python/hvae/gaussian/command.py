@@ -5,10 +5,15 @@ from __future__ import annotations
 import argparse
 import functools
 import multiprocessing
+import multiprocessing.connection
 import os
+import signal
 import sys
+import threading
+import traceback
+from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -59,40 +64,16 @@ def run(args: argparse.Namespace) -> None:
     jobs = sorted(set(jobs), key=lambda job: (-job.dim, job.key))
     one = functools.partial(_run_job, out=args.out, datasets=args.datasets, epochs=args.epochs, seed=args.seed)
     errors = []
-    for outcome in _outcomes(one, jobs, args.workers):
+    for outcome in _outcomes(one, _tasks(jobs), args.workers):
         for line in outcome:
             if isinstance(line, StudyError):
                 errors.append(line)
             else:
                 print(line, file=sys.stderr)
         _write_results(args.out, config)
+    print(report.write_report(args.out))
     if errors:
         raise StudyError("; ".join(map(str, errors)))
-    print(report.write_report(args.out))
-
-
-def _outcomes(one: Callable[[Job], str], jobs: list[Job], workers: int) -> Iterator[Outcome]:
-    """What ``one`` says of jobs, or their StudyErrors, as they end; in processes of their own if there are several."""
-    tasks = _tasks(jobs)
-    workers = min(workers, len(tasks))
-    if workers == 1:
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # the tensors are too small to share
-        try:
-            yield from (_attempt(one, (job,)) for job in jobs)
-        finally:
-            torch.set_num_threads(threads)
-        return
-    context = multiprocessing.get_context("spawn")
-    places = context.Queue()
-    for place in range(workers):
-        places.put(place)
-    with ProcessPoolExecutor(workers, context, _start_worker, (context.RLock(), places)) as pool:
-        futures = [pool.submit(_attempt, one, task) for task in tasks]
-        try:
-            yield from (future.result() for future in as_completed(futures))
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _tasks(jobs: list[Job]) -> list[tuple[Job, ...]]:
@@ -105,26 +86,82 @@ def _tasks(jobs: list[Job]) -> list[tuple[Job, ...]]:
     return [heavy, *others] if heavy else others
 
 
-def _attempt(one: Callable[[Job], str], jobs: tuple[Job, ...]) -> Outcome:
-    outcome: Outcome = []
-    for job in jobs:
-        try:
-            outcome.append(one(job))
-        except StudyError as error:
-            outcome.append(error)
-    return outcome
+def _outcomes(one: Callable[[Job], str], tasks: list[tuple[Job, ...]], workers: int) -> Iterator[Outcome]:
+    """What comes of the tasks, as they end; in processes of their own if there are to be several."""
+    if min(workers, len(tasks)) > 1:
+        yield from _outcomes_of_processes(one, tasks, min(workers, len(tasks)))
+        return
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the tensors are too small to share
+    try:
+        yield from (_attempt(one, (job,)) for task in tasks for job in task)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _outcomes_of_processes(one: Callable[[Job], str], tasks: list[tuple[Job, ...]], workers: int) -> Iterator[Outcome]:
+    """Processes that take one task after another; they end with the command, however it ends."""
+    context, waiting = multiprocessing.get_context("spawn"), deque(tasks)
+    lock, processes = context.RLock(), {}
+    try:
+        for place in range(workers):
+            pipe, theirs = context.Pipe()
+            processes[pipe] = context.Process(target=_work, args=(theirs, one, lock, place), daemon=True)
+            processes[pipe].start()
+            theirs.close()
+            pipe.send(waiting.popleft())
+        working = set(processes)
+        while working:
+            for pipe in multiprocessing.connection.wait(working):
+                try:
+                    yield pipe.recv()
+                except EOFError:
+                    yield [StudyError("a training process died; the same command with --resume goes on")]
+                    working.remove(pipe)
+                    continue
+                if waiting:
+                    pipe.send(waiting.popleft())
+                else:
+                    working.remove(pipe)
+    finally:
+        for process in processes.values():
+            process.terminate()
+            process.join()
+
+
+def _work(pipe: Connection, one: Callable[[Job], str], lock: Any, place: int) -> None:
+    """The life of a process: tasks in, outcomes out."""
+    global _PLACE
+    from tqdm import tqdm
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command's to handle
+    threading.Thread(target=_end_with_the_command, daemon=True).start()
+    torch.set_num_threads(1)
+    tqdm.set_lock(lock)
+    _PLACE = place
+    while True:
+        pipe.send(_attempt(one, pipe.recv()))
+
+
+def _end_with_the_command() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 _PLACE = 0  # of this process's progress bar on the screen
 
 
-def _start_worker(lock: Any, places: Any) -> None:
-    global _PLACE
-    from tqdm import tqdm
-
-    torch.set_num_threads(1)
-    tqdm.set_lock(lock)
-    _PLACE = places.get()
+def _attempt(one: Callable[[Job], str], task: tuple[Job, ...]) -> Outcome:
+    outcome: Outcome = []
+    for job in task:
+        try:
+            outcome.append(one(job))
+        except StudyError as error:
+            outcome.append(error)
+        except Exception as error:
+            traceback.print_exc()
+            outcome.append(StudyError(f"{job.key}: {type(error).__name__}: {error}"))
+    return outcome
 
 
 def _run_job(job: Job, *, out: Path, datasets: int, epochs: int | None, seed: int) -> str:
@@ -137,7 +174,6 @@ def _run_job(job: Job, *, out: Path, datasets: int, epochs: int | None, seed: in
         return f"{job.key}: finished before"
     data_sets = job.data_sets(datasets, seed)
     state = state or train.initial_state(job, data_sets, epochs, seed)
-    parent = os.getppid()
     from tqdm import tqdm
 
     with tqdm(
@@ -148,14 +184,16 @@ def _run_job(job: Job, *, out: Path, datasets: int, epochs: int | None, seed: in
             bound = state.history[-1]["objective"]
             bar.set_postfix(bound=f"{sum(bound) / len(bound):.1f}", refresh=False)
             bar.update()
-            if os.getppid() != parent:
-                raise SystemExit(f"{job.key}: the command that started this process is gone")
 
         train.train(job, data_sets, state, seed, path, progress)
     return f"{job.key}: {state.seconds:.1f} s"
 
 
 def _write_results(directory: Path, config: dict[str, Any]) -> None:
-    """Collect every finished job in the directory, of this and of earlier commands."""
-    rows = [row for job, state in report.finished_jobs(directory) for row in report.rows_of(job, state)]
-    runs.write_results(directory, config, rows)
+    """Collect every finished job in the directory; rows of jobs whose states are not there stay as they are."""
+    finished = report.finished_jobs(directory)
+    rows = [row for job, state in finished for row in report.rows_of(job, state)]
+    if (directory / "results.json").exists():
+        keys = {job.key for job, _ in finished}
+        rows += [row for row in runs.read_results(directory)[1] if report.job_of(row).key not in keys]
+    runs.write_results(directory, config, sorted(rows, key=report.order))

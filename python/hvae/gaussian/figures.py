@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,24 +24,27 @@ COMPARISONS = (
 CURVES = (("Bound", "objective"), *((title, name) for name, title in ERRORS.items()))
 
 
-def draw(directory: Path, jobs: Jobs) -> list[tuple[str, Path]]:
-    """Draw ``figure1.png`` to ``figure8.png`` in ``directory``; returns titles and paths, those with nothing left out.
+TITLES = (*(title for title, *_ in COMPARISONS), *(f"{title} against epochs" for title, _ in CURVES))
 
-    All are means over the data sets.
-    """
+
+def name(number: int) -> str:
+    """A figure's file."""
+    return f"figure{number}.png"
+
+
+def draw(directory: Path, jobs: Jobs) -> list[str | None]:
+    """Draw the figures in ``directory``, means over the data sets; returns titles, None where nothing is to show."""
     pictures = [
-        *((title, lambda i=i: _compare(*COMPARISONS[i][1:], jobs)) for i, (title, *_) in enumerate(COMPARISONS)),
-        *((f"{title} against epochs", lambda name=name: _curves(name, jobs)) for title, name in CURVES),
+        *(functools.partial(_compare, error, methods) for _, error, methods in COMPARISONS),
+        *(functools.partial(_curves, measured) for _, measured in CURVES),
     ]
-    drawn = []
-    for number, (title, picture) in enumerate(pictures, 1):
-        figure = picture()
-        if figure is None:
-            continue
-        figure.suptitle(f"Figure {number}. {title}")
-        path = directory / f"figure{number}.png"
-        figure.savefig(path, dpi=90)
-        drawn.append((title, path))
+    drawn: list[str | None] = []
+    for number, (title, picture) in enumerate(zip(TITLES, pictures, strict=True), 1):
+        figure = picture(jobs)
+        drawn.append(title if figure else None)
+        if figure:
+            figure.suptitle(f"Figure {number}. {title}")
+            figure.savefig(directory / name(number), dpi=90)
     return drawn
 
 
@@ -88,6 +92,8 @@ def _curves(name: str, jobs: Jobs):
                 if name == "objective":
                     values = [_mean(state.oracles["objective_ceiling"]) - value for value in values]
                 epochs = [record["epoch"] for record in records]
+                if not any(math.isfinite(value) and value > 0 for value in values):
+                    continue  # matplotlib refuses a log scale of nothing
                 axes.plot(epochs, values, label=method_label(job.method, job.n_steps), linewidth=1)
             if name in FLOORS and group:
                 axes.axhline(_floor(name, group[0][1]), color="black", linestyle=":", label="floor")

@@ -39,11 +39,29 @@ def write_report(directory: Path) -> str:
         if some:
             parts += [f"## {heading}", text, error_table(name, some)]
     parts += ["## Bounds", texts.BOUNDS, bound_table(rows), "## Time", texts.TIME, time_table(rows)]
-    for title, path in figures.draw(directory, finished_jobs(directory)):
-        parts += [f"## Figure {path.stem.removeprefix('figure')}. {title}", f"![{title}]({path.name})"]
+    for number, title in enumerate(_drawn(directory, rows), 1):
+        parts += [f"## Figure {number}. {title}", f"![{title}]({figures.name(number)})"] if title else []
     text = "\n\n".join(part.strip() for part in parts) + "\n"
     (directory / "report.md").write_text(text)
     return text
+
+
+def _drawn(directory: Path, rows: list[Row]) -> list[str | None]:
+    """Titles of the figures there are; drawn anew only from all states that the rows came from."""
+    jobs = finished_jobs(directory)
+    if {job.key for job, _ in jobs} >= {job_of(row).key for row in rows}:
+        return figures.draw(directory, jobs)
+    return [title if (directory / figures.name(i)).exists() else None for i, title in enumerate(figures.TITLES, 1)]
+
+
+def job_of(row: Row) -> Job:
+    """The job that a row is from."""
+    return Job(row["setting"], row["dim"], row["method"], row["leapfrog_steps"])
+
+
+def order(row: Row) -> tuple:
+    """Of rows in ``results.json``."""
+    return row["setting"], _order(*_case(row)), row["dataset"]
 
 
 def error_table(name: str, rows: list[Row]) -> str:
@@ -89,8 +107,9 @@ def bound_table(rows: list[Row]) -> str:
             if not some:
                 continue
             elbo, evidence, ceiling = (_mean(name, some) for name in ("elbo", "log_evidence", "elbo_ceiling"))
-            gap = None if elbo is None else evidence - elbo
-            lines.append([dim, method_label(method, n_steps), setting, elbo, evidence, gap, ceiling - evidence])
+            gap = None if elbo is None or evidence is None else evidence - elbo
+            lost = None if evidence is None else ceiling - evidence
+            lines.append([dim, method_label(method, n_steps), setting, elbo, evidence, gap, lost])
     headers = ["d", "method", "setting", "bound", "log p(D)", "log p(D) - bound", "ceiling - log p(D)"]
     return table(headers, lines)
 
@@ -151,5 +170,6 @@ def _of(rows: list[Row], setting: str) -> list[Row]:
 
 
 def _mean(name: str, rows: list[Row]) -> float | None:
-    values = [row[name] for row in rows if row[name] is not None]
-    return sum(values) / len(values) if values else None
+    """None where it is unknown of any row."""
+    values = [row[name] for row in rows]
+    return sum(values) / len(values) if values and None not in values else None

@@ -31,7 +31,7 @@ class AutoregressiveVAE(SampledModel):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             order, *linear = draw_network(dim)
-        self.flow = hk.nn.InverseAutoregressiveFlow(dim, dim + EXTRA_HIDDEN, order=order)
+            self.flow = hk.nn.InverseAutoregressiveFlow(dim, dim + EXTRA_HIDDEN, order=order)
         layers = self.flow.made.layers
         masks = [layer.out_degrees[:, None] >= layer.in_degrees for layer in layers]
         blocks = location_and_scale(dim)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import numpy as np
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from hvae.gaussian.models.model import N_SAMPLES, Batch, location_and_scale
 from hvae.gaussian.models.sampled import OnData, Printed, SampledModel
 from hvae_kernels.functional import planar_flow, planar_flow_with_vjp
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def truncated_normal(random: np.random.RandomState, size: int) -> Tensor:
@@ -37,6 +41,8 @@ class PlanarVAE(SampledModel):
         dtype: torch.dtype = torch.float32,
     ):
         self.n_layers, self.shape = n_layers, (1 if published else n_layers, dim)
+        import numpy as np
+
         random = np.random.RandomState(seed)
         drawn = [truncated_normal(random, dim) for _ in range(2 * self.shape[0])]
         blocks = location_and_scale(dim) | {"u": torch.cat(drawn[::2]), "w": torch.cat(drawn[1::2])}
