@@ -6,11 +6,13 @@ import math
 import pytest
 import torch
 from hvae.mnist import likelihood, networks, study
-from hvae.mnist.models import Model, iwae_bound, standard_normal_log_prob
+from hvae.mnist.models import Model, standard_normal_log_prob
 from hvae.mnist.networks import Network
 from hvae.mnist.study import Setting
 from torch import nn
 from torch.distributions import MultivariateNormal
+
+from hvae_kernels.functional import iwae_bound
 
 SETTING = Setting(1, "sample", 64, 32, "round", "conv", 8, 1, 0, 1)
 STEPS = 3

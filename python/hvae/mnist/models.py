@@ -27,11 +27,6 @@ def standard_normal_log_prob(z: Tensor) -> Tensor:
     return -(z.square().sum(-1) + z.shape[-1] * math.log(2 * math.pi)) / 2
 
 
-def iwae_bound(log_weights: Tensor) -> Tensor:
-    """``log 1/S sum_s exp(log_weights)``, ``(B,)`` of ``(S, B)``; its gradients are the normalised weights."""
-    return log_weights.logsumexp(0) - math.log(len(log_weights))
-
-
 class Model(nn.Module):
     """``z ~ N(0, I)``, pixels Bernoulli given ``z``, and ``q(z | x)`` a diagonal Gaussian, carried on by flows.
 

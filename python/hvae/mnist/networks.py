@@ -84,7 +84,9 @@ class UpConv2d(nn.Conv2d):
         super().__init__(in_channels, out_channels, 5)
         phase, tap = torch.arange(2)[:, None], torch.arange(5)
         falls_on = (phase + tap - 2) // 2 + 1  # which of three input rows the tap meets
-        self.register_buffer("sums", (falls_on[:, None] == torch.arange(3)[:, None]).float(), persistent=False)
+        self.register_buffer(
+            "sums", (falls_on[:, None] == torch.arange(3)[:, None]).to(self.weight.dtype), persistent=False
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, C, H, W)`` to ``(B, out, 2 H, 2 W)``."""

@@ -16,9 +16,9 @@ from hvae import runs
 from hvae.data.mnist import Digits
 from hvae.mnist import distributed, figures
 from hvae.mnist.likelihood import log_likelihood
-from hvae.mnist.models import iwae_bound
 from hvae.mnist.study import LEARNING_RATE, Job, Setting
 from hvae.runs import StudyError
+from hvae_kernels.functional import iwae_bound
 
 SECONDS_BETWEEN_CHECKPOINTS = 20.0
 EVALUATION_BATCH = 250
