@@ -256,6 +256,8 @@ def test_two_processes_give_the_numbers_of_one(tmp_path):
         assert result.returncode == 0, result.stderr
     for key in ("iwae-K0-S3", "hvae-K2-S1"):
         one, two = (torch.load(tmp_path / name / "jobs" / f"{key}.pt") for name in ("one", "two"))
+        for state in (one, two):  # batch norm takes this bias away again: Adam makes steps of its gradient's rounding
+            del state["model"]["encoder.layers.8.bias"]
         for name in ("model", "history", "log_likelihoods"):
             torch.testing.assert_close(two[name], one[name], rtol=1e-9, atol=1e-9)
     assert len(one["log_likelihoods"]) == 5

@@ -20,6 +20,7 @@ from hvae.mnist.train import State, Trainer
 from hvae.runs import StudyError
 
 Watcher = Callable[[Trainer], None]
+MEMORY = ("reversible", "store")
 
 
 def register(commands: Any) -> None:
@@ -50,6 +51,8 @@ def register(commands: Any) -> None:
     add("--resume", action="store_true", help="go on with what --out holds, and add to it")
     add("--tensorboard", action="store_true", help="write the curves for TensorBoard, too")
     add("--device", type=_device, default="cpu", help="to compute on")
+    add("--memory", choices=MEMORY, default="reversible", help="of leapfrog steps; stored ones are faster")
+    add("--compile", action="store_true", help="compile the gradient of leapfrog steps")
     add("--threads", type=runs.integer(), help="torch's; by default its own choice")
     command.set_defaults(run=run)
 
@@ -82,10 +85,12 @@ def run(args: argparse.Namespace) -> None:
     digits, jobs = setting.digits(), study.plan(args.model, args.leapfrog_steps, args.importance_samples)
     threads = torch.get_num_threads()
     torch.set_num_threads(args.threads or threads)
+    torch.set_flush_denormal(True)  # the gradients of samples that hardly count in iwae's bound: a step took twice as long
     try:
         with distributed.processes():
             _run_jobs(jobs, setting, digits, args)
     finally:
+        torch.set_flush_denormal(False)
         torch.set_num_threads(threads)
 
 
@@ -109,7 +114,7 @@ def _train(job: Job, setting: Setting, digits: mnist.Digits, args: argparse.Name
     if state.finished:
         print(f"{job.key}: finished before", file=sys.stderr)
         return
-    trainer = Trainer(job, setting, state, path, args.device)
+    trainer = Trainer(job, setting, state, path, args.device, {"memory": args.memory, "compile": args.compile})
     with ExitStack() as stack:
         if distributed.rank() == 0:
             trainer.watchers.append(_bars(stack, trainer))

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce as differentiable_all_reduce
 from torch.nn.parallel import DistributedDataParallel
 
 
@@ -47,6 +48,11 @@ def all_reduce(x: Tensor, op: dist.ReduceOp = dist.ReduceOp.SUM) -> Tensor:
     if dist.is_initialized():
         dist.all_reduce(x, op)
     return x
+
+
+def total(x: Tensor) -> Tensor:
+    """The sum over all processes; gradients flow through it."""
+    return differentiable_all_reduce(x) if dist.is_initialized() else x
 
 
 def parallel(model: nn.Module) -> nn.Module:

@@ -38,6 +38,7 @@ class Model(nn.Module):
         iaf_width: hidden width of five inverse autoregressive flows, on z, or on ``[z_K, rho_K]`` after leapfrog steps;
             0 for none.
         memory: of the leapfrog, ``"reversible"`` or ``"store"``.
+        compile: compile the potential's gradient.
     """
 
     def __init__(
@@ -48,13 +49,15 @@ class Model(nn.Module):
         n_steps: int = 0,
         iaf_width: int = 0,
         memory: str = "reversible",
+        compile: bool = False,
     ):
         super().__init__()
         self.encoder, self.decoder, self.latent = encoder, decoder, latent
         self.hamiltonian = None
         if n_steps:
-            temperature = INITIAL_TEMPERATURE
-            self.hamiltonian = HamiltonianFlow(latent, n_steps, "free", init_temperature=temperature, memory=memory)
+            self.hamiltonian = HamiltonianFlow(
+                latent, n_steps, "free", init_temperature=INITIAL_TEMPERATURE, memory=memory, compile=compile
+            )
         self.noise_features = 2 * latent if n_steps else latent
         self.iaf = None
         if iaf_width:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -100,8 +101,11 @@ class Job:
         parts = [self.model, f"K = {self.n_steps}" * (self.n_steps > 0), f"{self.samples} samples" * (self.samples > 1)]
         return ", ".join(filter(None, parts))
 
-    def build(self, setting: Setting) -> Model:
-        """The model at its first parameters, encoder and decoder being the same for all jobs of a setting."""
+    def build(self, setting: Setting, **leapfrog: Any) -> Model:
+        """The model at its first parameters, encoder and decoder being the same for all jobs of a setting.
+
+        ``leapfrog`` holds ``memory`` and ``compile``.
+        """
         with torch.random.fork_rng(devices=[]):
             torch.set_rng_state(setting.generator("parameters").get_state())
             return Model(
@@ -110,6 +114,7 @@ class Job:
                 LATENT,
                 self.n_steps,
                 IAF_WIDTH.get(self.model, 0),
+                **leapfrog,
             )
 
     def noise(self, setting: Setting, shape: tuple[int, ...], *purpose: object) -> Tensor:

@@ -69,6 +69,7 @@ class Trainer:
         state: where it stands, brought to its end by :meth:`run`.
         path: of the checkpoints.
         device: to compute on.
+        leapfrog: its ``memory`` and whether to ``compile``.
         watchers: called with the trainer after every step, epoch and batch of log-likelihoods.
     """
 
@@ -77,12 +78,13 @@ class Trainer:
     state: State
     path: Path
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    leapfrog: dict[str, Any] = field(default_factory=dict)
     watchers: list[Callable[[Trainer], None]] = field(default_factory=list)
 
     def run(self, digits: Digits) -> None:
         """Train, estimate log-likelihoods, and keep what the figures show."""
         state, device = self.state, self.device
-        self.model = self.job.build(self.setting).to(device)
+        self.model = self.job.build(self.setting, **self.leapfrog).to(device)
         self.optimizer = torch.optim.Adam(self.model.parameters(), LEARNING_RATE)
         if state.epoch:
             self.model.load_state_dict(state.model)
