@@ -76,6 +76,36 @@ def test_report_and_figures(finished, capsys):
     assert lines["iwae, 3 samples"]["printed, train"] == "-77.57"
 
 
+def test_more_models_and_priors(tmp_path):
+    """Beside the study's own; their pictures, and what cannot be."""
+    assert hvae(tmp_path, "--model", *study.STRUCTURED, *study.SURROGATES, "--gate-epochs", "1") == 0
+    assert hvae(tmp_path, "--model", "vae", "hvae", "--prior", "vamp", "--components", "9", "--resume") == 0
+    rows = strict_json(tmp_path / "results.json")["rows"]
+    assert [row["method"] for row in rows] == ["vae", "hvae", *study.STRUCTURED, *study.SURROGATES]
+    assert [row["components"] for row in rows] == [9, 9, 0, 0, 0, 0, 0]
+    assert [row["gate_epochs"] for row in rows] == [0, 0, 1, 1, 0, 0, 0]
+    assert [row["importance_samples"] for row in rows] == [1, 1, 1, 1, 1, 3, 3]
+    for row in rows:
+        assert -784 < row["elbo"] < row["log_likelihood"] < 0
+    text = (tmp_path / "report.md").read_text()
+    for name in ("graph-structured-K0-S1-G1", "graph-structured-iaf-K0-S1-G1", "pseudo-inputs-vae-K0-S1-C9"):
+        assert f"({name}.png)" in text
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (["--model", "structured", "--prior", "vamp", "--components", "9"], "--prior vamp: structured takes none"),
+        (["--prior", "vamp"], "--components 500 is more than --train-size"),
+        (["--model", "structured", "--gate-epochs", "3"], "--gate-epochs 3 is more than --epochs"),
+    ],
+)
+def test_priors_and_gates_that_cannot_be_are_refused(wrong, said, tmp_path, capsys):
+    assert hvae(tmp_path, *wrong) == 1
+    assert said in capsys.readouterr().err
+
+
 def test_pictures_are_of_the_digits(finished):
     state = runs.load(train.State, report.state_path(finished, Job("hvae", 2, 1)))
     originals, reconstructions = state.pictures["reconstructions"]
@@ -150,7 +180,7 @@ def test_a_nan_stops_the_run_and_is_named(tmp_path, monkeypatch, capsys):
 
 def test_the_same_start_and_order_for_every_model():
     setting = Setting(3, "sample", 40, 8, "round", "conv", 16, 1, 0, 1)
-    models = [job.build(setting) for job in study.plan(list(study.MODELS), None, 40)]
+    models = [job.build(setting, torch.zeros(0, 784)) for job in study.plan(list(study.MODELS), None, 40)]
     for model in models[1:]:
         for network in ("encoder", "decoder"):
             pairs = zip(getattr(model, network).parameters(), getattr(models[0], network).parameters(), strict=True)

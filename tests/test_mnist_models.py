@@ -5,24 +5,26 @@ import math
 
 import pytest
 import torch
+from hvae.autoencoder import Code
+from hvae.densities import standard_normal_log_prob
 from hvae.mnist import likelihood, networks, study
-from hvae.mnist.models import Model, standard_normal_log_prob
+from hvae.mnist.models import Model
 from hvae.mnist.networks import Network
 from hvae.mnist.study import Setting
 from torch import nn
 from torch.distributions import MultivariateNormal
 
-from hvae_kernels.functional import iwae_bound
+from hvae_kernels.functional import dreg_surrogate, iwae_bound, stl_surrogate
 
 SETTING = Setting(1, "sample", 64, 32, "round", "conv", 8, 1, 0, 1)
 STEPS = 3
 
 
-def build(name, network="conv", n_steps=STEPS):
+def build(name, network="conv", n_steps=STEPS, components=0):
     """A model in float64, its leapfrog steps long enough to matter."""
-    (job,) = study.plan([name], n_steps, 5)
-    model = job.build(Setting(**{**vars(SETTING), "network": network})).double()
-    if model.hamiltonian is not None:
+    (job,) = study.plan([name], n_steps, 5, components)
+    model = job.build(Setting(**{**vars(SETTING), "network": network}), images(8) * 255).double()
+    if getattr(model, "hamiltonian", None) is not None:
         nn.init.constant_(model.hamiltonian.step_size_logit, -1.5)
     return model
 
@@ -40,7 +42,7 @@ def n_parameters(module):
 
 
 def test_parameter_counts_of_the_tables():
-    assert n_parameters(networks.encoder("conv", 64)) == 328_520
+    assert n_parameters(networks.encoder("conv", 128)) == 328_520
     assert n_parameters(networks.decoder("conv", 64)) == 306_615
 
 
@@ -66,7 +68,8 @@ def table_6():
 
 
 @pytest.mark.parametrize(
-    ("make", "table", "width"), [(networks.encoder, table_5, 784), (networks.decoder, table_6, 64)]
+    ("make", "table", "width"),
+    [(lambda kind, latent: networks.encoder(kind, 2 * latent), table_5, 784), (networks.decoder, table_6, 64)],
 )
 def test_the_networks_are_the_tables(make, table, width):
     """Values, gradients and running statistics, in training and then in evaluation."""
@@ -87,7 +90,7 @@ def test_the_networks_are_the_tables(make, table, width):
 
 @pytest.mark.parametrize("kind", networks.NETWORKS)
 def test_shapes_and_batch_norms_of_every_kind(kind):
-    encoder, decoder = networks.encoder(kind, 7), networks.decoder(kind, 7)
+    encoder, decoder = networks.encoder(kind, 14), networks.decoder(kind, 7)
     assert encoder(torch.randn(2, 784)).shape == (2, 14)
     assert decoder(torch.randn(2, 7)).shape == (2, 784)
     assert sum(isinstance(layer, networks.BatchNorm) for layer in decoder.layers) == (5 if kind == "conv" else 0)
@@ -111,16 +114,21 @@ def test_a_training_step_takes_the_statistics_once_at_z_0():
     model.train()
     before = running.clone()
     encoded = [layer.running_mean.clone() for layer in model.encoder.layers if hasattr(layer, "running_mean")]
-    loc, log_scale = model.encode(pixels)
+    loc, log_scale, *_ = model.encode(pixels)
     z = loc + log_scale.exp() * eps[0, :, :64]
     assert encoded
     model(pixels, eps)
     torch.testing.assert_close(first.running_mean, 0.9 * before + 0.1 * z.mean(0))
 
 
-@pytest.mark.parametrize("name", study.MODELS)
-def test_a_bound_does_not_depend_on_the_other_images(name):
-    model, pixels = build(name), images(6)
+@pytest.mark.parametrize("components", [0, 7])
+@pytest.mark.parametrize("name", [*study.MODELS, *study.STRUCTURED])
+def test_a_bound_does_not_depend_on_the_other_images(name, components):
+    if components and name in study.STRUCTURED:
+        with pytest.raises(ValueError, match="--prior vamp: structured"):
+            build(name, components=components)
+        return
+    model, pixels = build(name, components=components), images(6)
     eps = noise(model, 3, 6)
     model(pixels, eps)  # running statistics that are not trivial
     model.eval()
@@ -151,8 +159,8 @@ def test_momentum_is_driven_uphill_of_the_log_joint():
         model.hamiltonian.tempering_logit.fill_(60)
         model.hamiltonian.step_size_logit.fill_(-18)
     start = torch.randn(64, dtype=torch.float64)
-    posterior = (start[None], torch.zeros(1, 64, dtype=torch.float64))
-    _, rho, *_ = model.transport(pixels, posterior, torch.zeros(1, 1, 128, dtype=torch.float64))
+    code = Code(start[None], torch.zeros(1, 64, dtype=torch.float64), start[None, :0])
+    _, rho, *_ = model.transport(pixels, code, torch.zeros(1, 1, 128, dtype=torch.float64))
 
     def log_joint(z):
         return model.log_joint(model.decoder(z), pixels, z)
@@ -163,11 +171,13 @@ def test_momentum_is_driven_uphill_of_the_log_joint():
     torch.testing.assert_close(rho.flatten() / model.hamiltonian.step_size, slope, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("components", [0, 7])
 @pytest.mark.parametrize("memory", ["reversible", "store"])
 @pytest.mark.parametrize("name", study.MODELS)
-def test_gradients_are_those_of_the_bound(name, memory):
-    """Of all parameters, along a random direction, in training: through potentials, batch norms and flows."""
-    model, pixels = build(name), images(4)
+def test_gradients_are_those_of_the_bound(name, memory, components):
+    """Of all parameters, along a random direction, in training: through potentials, batch norms, flows and priors."""
+    torch.manual_seed(1)  # seed 0 puts a kink of the ReLUs in the way
+    model, pixels = build(name, components=components), images(4)
     if model.hamiltonian is not None:
         model.hamiltonian.memory = memory
     eps, parameters = noise(model, 2, 4), list(model.parameters())
@@ -184,6 +194,61 @@ def test_gradients_are_those_of_the_bound(name, memory):
             torch._foreach_add_(parameters, direction, alpha=step)
             values.append(bound())
     torch.testing.assert_close(slope, (values[0] - values[1]) / (2 * h), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["stl", "dreg"])
+@pytest.mark.parametrize("network", ["conv-plain", "mlp"])
+def test_surrogates_take_over_the_encoder_alone(kind, network):
+    """Two objectives in one backward pass; numbers and the decoder's gradient stay the bound's."""
+    plain, model, pixels = build("iwae", network), build(f"iwae-{kind}", network), images(3)
+    eps = noise(model, 5, 3)
+    log_weights, expected = model(pixels, eps), plain(pixels, eps)
+    torch.testing.assert_close(log_weights, expected)
+    iwae_bound(log_weights).sum().backward()
+    iwae_bound(expected).sum().backward()
+    for ours, theirs in zip(model.decoder.parameters(), plain.decoder.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad)
+    loc, log_scale = plain.encoder(pixels.double()).chunk(2, -1)
+    z = loc + log_scale.exp() * eps
+    log_q = torch.distributions.Normal(loc.detach(), log_scale.detach().exp()).log_prob(z).sum(-1)
+    surrogate = {"stl": stl_surrogate, "dreg": dreg_surrogate}[kind]
+    objective = surrogate(plain.log_joint(plain.decoder(z.flatten(0, 1)), pixels, z) - log_q).sum()
+    grads = torch.autograd.grad(objective, list(plain.encoder.parameters()))
+    for ours, theirs in zip(model.encoder.parameters(), grads, strict=True):
+        torch.testing.assert_close(ours.grad, theirs)
+        assert theirs.abs().max() > 0
+    model.eval()
+    torch.testing.assert_close(model(pixels, eps), expected)
+
+
+def test_surrogates_are_for_models_without_flows():
+    for options in ({"n_steps": 2}, {"iaf_width": 8}):
+        with pytest.raises(ValueError, match="estimator: expected 'plain' where flows"):
+            Model(networks.encoder("mlp", 8), networks.decoder("mlp", 4), 4, **options, estimator="stl")
+    with pytest.raises(ValueError, match="estimator: expected one of plain, stl, dreg, got 'vimco'"):
+        Model(networks.encoder("mlp", 8), networks.decoder("mlp", 4), 4, estimator="vimco")
+
+
+def test_a_vamp_prior_is_the_mean_posterior_of_its_pseudo_inputs():
+    """With the batch norms of the images, which alone update the running statistics."""
+    model, plain, pixels = build("vae", components=7), build("vae"), images(6)
+    eps = noise(model, 2, 6)
+    found, expected = model(pixels, eps), plain(pixels, eps)
+    for ours, theirs in zip(model.encoder.buffers(), plain.encoder.buffers(), strict=True):
+        torch.testing.assert_close(ours, theirs)
+    code = model.encode(pixels)
+    z = code.loc + code.log_scale.exp() * eps
+    of_pseudo_inputs = model.encoder(model.prior.pseudo_inputs(), model.encoder.run(pixels.double())[1]).chunk(2, -1)
+    components = torch.distributions.Normal(of_pseudo_inputs[0], of_pseudo_inputs[1].exp())
+    log_prior = components.log_prob(z[..., None, :]).sum(-1).logsumexp(-1) - math.log(7)
+    torch.testing.assert_close(found - expected, log_prior - standard_normal_log_prob(z))
+
+
+def test_pseudo_inputs_start_from_training_digits():
+    digits = torch.randint(0, 256, (9, 784), dtype=torch.uint8)
+    (job,) = study.plan(["vae"], components=7)
+    model = job.build(SETTING, digits)
+    assert torch.equal(model.prior.pseudo_inputs() > 0.5, digits[:7] >= 128)
 
 
 def test_iwae_of_one_sample_is_the_elbo():
@@ -309,9 +374,3 @@ def test_a_trajectory_ends_where_the_flow_does():
     z, *_ = model.transport(pixels, model.encode(pixels), eps)
     torch.testing.assert_close(path[-1], model.decoder(z[0]))
     assert (path[0] - path[-1]).abs().max() > 1e-4
-
-
-def test_standard_normal():
-    z = torch.randn(4, 3, dtype=torch.float64)
-    expected = torch.distributions.Normal(0.0, 1.0).log_prob(z).sum(-1)
-    torch.testing.assert_close(standard_normal_log_prob(z), expected)

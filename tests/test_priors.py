@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from hvae import cli, runs
+from hvae import cli, densities, runs
 from hvae.priors import data, likelihood, models, study, train
 from hvae.priors.study import PRIORS, Job
 from torch import nn
@@ -129,13 +129,6 @@ def test_training_bound_is_the_mean_log_weight(prior, points, generator):
     assert (difference.mean(0).abs() < 4 * error + 1e-5).all()
 
 
-def test_divergence():
-    loc, log_scale, other_loc, other_log_scale = torch.randn(4, 6, 3, dtype=torch.float64)
-    pair = Normal(loc, log_scale.exp()), Normal(other_loc, other_log_scale.exp())
-    ours = models.gaussian_divergence(loc, log_scale, other_loc, other_log_scale)
-    torch.testing.assert_close(ours, kl_divergence(*pair).sum(-1))
-
-
 def test_vamp_prior_is_the_mean_of_the_posteriors_of_its_pseudo_inputs(points):
     model = job("vamp").model(points)
     pseudo_inputs = model.prior.pseudo_inputs
@@ -151,7 +144,7 @@ def test_vamp_prior_is_the_mean_of_the_posteriors_of_its_pseudo_inputs(points):
 
 def test_samples_of_a_mixture(generator):
     loc, scale = torch.tensor([[3.0, 0.0], [-3.0, 1.0]]), torch.tensor([[0.5, 1.0], [2.0, 0.1]])
-    z = models.Mixture(torch.tensor([0.2, 0.8]).log(), loc, scale.log()).sample(100_000, generator)
+    z = densities.Mixture(torch.tensor([0.2, 0.8]).log(), loc, scale.log()).sample(100_000, generator)
     exact = gaussians([0.2, 0.8], loc, scale)
     assert (z.mean(0) - exact.mean).abs().max() < 0.05
     torch.testing.assert_close(z.var(0), exact.variance, rtol=0.02, atol=0)

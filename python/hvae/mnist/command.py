@@ -32,7 +32,10 @@ def register(commands: Any) -> None:
         epilog="Under torchrun every process takes its part of each batch and of the importance samples.",
     )
     add = command.add_argument
-    add("--model", nargs="+", choices=study.MODELS, default=list(study.MODELS), help="models")
+    add("--model", nargs="+", choices=study.ALL_MODELS, default=list(study.MODELS), help="models")
+    add("--prior", choices=study.PRIORS, default="normal", help="a standard normal, or a VampPrior")
+    add("--components", type=runs.integer(), default=study.COMPONENTS, help="of a VampPrior")
+    add("--gate-epochs", type=runs.integer(), help="how long structured models learn their gates; by default a quarter")
     add("--data", default="sample", help="'sample' in the package, 'torchvision', or a folder of IDX files")
     add("--train-size", type=runs.integer(), default=mnist.N_TRAIN, help="how many of the training digits")
     add("--validation-size", type=runs.integer(), default=mnist.N_VALIDATION, help="how many of the test digits")
@@ -82,16 +85,31 @@ def run(args: argparse.Namespace) -> None:
         raise StudyError(f"the sample holds rounded pixels: --binarisation {args.binarisation} needs --data DIR")
     if setting.likelihood_images > setting.n_validation:
         raise StudyError(f"--likelihood-images {setting.likelihood_images} is more than --validation-size")
-    digits, jobs = setting.digits(), study.plan(args.model, args.leapfrog_steps, args.importance_samples)
+    digits, jobs = setting.digits(), _plan(args)
     threads = torch.get_num_threads()
     torch.set_num_threads(args.threads or threads)
-    torch.set_flush_denormal(True)  # the gradients of samples that hardly count in iwae's bound: a step took twice as long
+    torch.set_flush_denormal(
+        True
+    )  # the gradients of samples that hardly count in iwae's bound: a step took twice as long
     try:
         with distributed.processes():
             _run_jobs(jobs, setting, digits, args)
     finally:
         torch.set_flush_denormal(False)
         torch.set_num_threads(threads)
+
+
+def _plan(args: argparse.Namespace) -> list[Job]:
+    components = args.components if args.prior == "vamp" else 0
+    if components > args.train_size:
+        raise StudyError(f"--components {components} is more than --train-size, where pseudo-inputs start")
+    gate_epochs = max(args.epochs // 4, 1) if args.gate_epochs is None else args.gate_epochs
+    if gate_epochs > args.epochs:
+        raise StudyError(f"--gate-epochs {gate_epochs} is more than --epochs")
+    try:
+        return study.plan(args.model, args.leapfrog_steps, args.importance_samples, components, gate_epochs)
+    except ValueError as error:
+        raise StudyError(str(error)) from error
 
 
 def _run_jobs(jobs: list[Job], setting: Setting, digits: mnist.Digits, args: argparse.Namespace) -> None:

@@ -9,42 +9,37 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from hvae.autoencoder import AutoEncoder
 from hvae.data.mnist import SIDE
-from hvae.mnist.models import Model
 from hvae.mnist.study import Job
+from hvae.structured.figures import draw_graph
 
 if TYPE_CHECKING:
     from hvae.mnist.train import State
 
-N_SAMPLES, N_RECONSTRUCTIONS, N_TRAJECTORIES = 64, 16, 8
+N_SAMPLES, N_RECONSTRUCTIONS = 64, 16
 TITLES = {
     "samples": "Samples of the model",
     "reconstructions": "Validation digits, and below each its reconstruction",
+    "pseudo-inputs": "Pseudo-inputs",
+    "graph": "Learned dependencies",
     "trajectories": "Along the leapfrog steps, from left to right",
 }
 
 
 @torch.no_grad()
-def pictures(model: Model, pixels: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-    """Grids ``(rows, columns, 784)`` of intensities, uint8, from validation images ``(N, 784)``."""
-
-    def noise(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator).to(pixels.device)
-
-    logits = model.decoder(noise(N_SAMPLES, model.latent))
-    grids = {"samples": _intensities(logits).view(8, -1, SIDE**2)}
+def pictures(model: AutoEncoder, pixels: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+    """Grids ``(rows, columns, 784)`` of intensities, uint8, from validation images ``(N, 784)``; and the graph."""
+    samples = torch.sigmoid(model.decoder(model.sample_prior(N_SAMPLES, generator).to(pixels.device)))
+    grids = {"samples": samples.view(8, -1, SIDE**2)}
     shown = pixels[:N_RECONSTRUCTIONS]
-    z, *_, decode = model.transport(shown, model.encode(shown), noise(1, len(shown), model.noise_features))
-    grids["reconstructions"] = torch.stack([shown.cpu() * 255, _intensities(decode(z[0]))])
-    if model.hamiltonian is not None:
-        shown = shown[:N_TRAJECTORIES]
-        logits = model.trajectory(shown, noise(1, len(shown), model.noise_features))
-        grids["trajectories"] = _intensities(logits).transpose(0, 1)
-    return grids
-
-
-def _intensities(logits: Tensor) -> Tensor:
-    return (torch.sigmoid(logits) * 255).round().to(torch.uint8).cpu()
+    noise = torch.randn(1, len(shown), model.noise_features, generator=generator).to(pixels.device)
+    reconstructions = torch.sigmoid(model.reconstruct(shown, noise))
+    grids["reconstructions"] = torch.stack([shown.to(reconstructions.dtype), reconstructions])
+    grids |= model.pictures(pixels, generator)
+    intensities = {name: (grid * 255).round().to(torch.uint8).cpu() for name, grid in grids.items()}
+    graph = model.graph()
+    return intensities if graph is None else intensities | {"graph": graph.cpu()}
 
 
 def draw(directory: Path, jobs: Sequence[tuple[Job, State]]) -> dict[str, list[Path]]:
@@ -54,7 +49,8 @@ def draw(directory: Path, jobs: Sequence[tuple[Job, State]]) -> dict[str, list[P
         for job, state in jobs:
             if name in state.pictures:
                 path = directory / f"{name}-{job.key}.png"
-                draw_grid(path, state.pictures[name], f"{job.label}, {state.epoch} epochs")
+                draw_picture = draw_graph if name == "graph" else draw_grid
+                draw_picture(path, state.pictures[name], f"{job.label}, {state.epoch} epochs")
                 drawn.setdefault(title, []).append(path)
     return drawn
 

@@ -178,7 +178,7 @@ class Network(nn.Module):
 
     def forward(self, x: Tensor, held: Sequence[tuple[Tensor, ...]] | None = None) -> Tensor:
         """The output; ``held`` are the tensors to use for the :class:`Held` layers instead of those of this batch."""
-        return self._run(x, held)[0]
+        return self.run(x, held)[0]
 
     def hold(self, x: Tensor) -> tuple[Callable[[Tensor], Tensor], list[Tensor]]:
         """The network with its tensors for the batch ``x``, as a function, and these tensors.
@@ -186,13 +186,13 @@ class Network(nn.Module):
         These are views, of which none depends on another, as batch norms do on weights and earlier batch norms.
         """
         if self.training and any(isinstance(layer, BatchNorm) for layer in self.layers):
-            held = self._run(x)[1]
+            held = self.run(x)[1]
         else:
             held = [layer.tensors(x) for layer in self.layers if isinstance(layer, Held)]
         held = [tuple(tensor.view_as(tensor) for tensor in tensors) for tensors in held]
         return lambda x: self(x, held), list(chain.from_iterable(held))
 
-    def _run(
+    def run(
         self, x: Tensor, held: Sequence[tuple[Tensor, ...]] | None = None
     ) -> tuple[Tensor, list[tuple[Tensor, ...]]]:
         """The output, and the tensors of every :class:`Held` layer."""
@@ -206,10 +206,10 @@ class Network(nn.Module):
         return x, used
 
 
-def encoder(kind: str, latent: int) -> Network:
-    """Pixels ``(B, 784)`` to location and log scale, ``(B, 2 * latent)``."""
+def encoder(kind: str, outputs: int) -> Network:
+    """Pixels ``(B, 784)`` to ``(B, outputs)``: a location and a log scale for each latent, in Table 5."""
     if kind == "mlp":
-        return Network(nn.Linear(N_PIXELS, N_HIDDEN), nn.Softplus(), nn.Linear(N_HIDDEN, 2 * latent))
+        return Network(nn.Linear(N_PIXELS, N_HIDDEN), nn.Softplus(), nn.Linear(N_HIDDEN, outputs))
     norm = _norm(kind)
     return Network(
         nn.Unflatten(1, (1, 28, 28)),
@@ -217,7 +217,7 @@ def encoder(kind: str, latent: int) -> Network:
         *[norm(16), nn.Conv2d(16, 32, 5, 2, 2), nn.Softplus()],
         *[norm(32), nn.Conv2d(32, 32, 5, 2, 2), norm(32)],
         *[nn.Flatten(), nn.Linear(512, 450), nn.Softplus()],
-        *[norm(450), nn.Linear(450, 2 * latent)],
+        *[norm(450), nn.Linear(450, outputs)],
     )
 
 

@@ -3,28 +3,44 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from hvae.autoencoder import AutoEncoder
 from hvae.data import mnist
 from hvae.mnist import networks
-from hvae.mnist.models import Model
+from hvae.mnist.models import Model, VampPrior
+from hvae.structured.models import StructuredModel
 
 MODELS = ("vae", "iwae", "hvae", "vae-iaf", "hvae-iaf")
+STRUCTURED = ("structured", "structured-iaf")
+#: The encoder's gradient by a surrogate: the model, and the surrogate.
+SURROGATES = {"vae-stl": ("vae", "stl"), "iwae-stl": ("iwae", "stl"), "iwae-dreg": ("iwae", "dreg")}
+ALL_MODELS = (*MODELS, *STRUCTURED, *SURROGATES)
+PRIORS = ("normal", "vamp")
 LEAPFROG_STEPS = {"hvae": 15, "hvae-iaf": 20}
-IAF_WIDTH = {"vae-iaf": 640, "hvae-iaf": 1280}
+IAF_WIDTH = {"vae-iaf": 640, "hvae-iaf": 1280, "structured-iaf": 160}
 IMPORTANCE_SAMPLES = 40
+COMPONENTS = 500
+NODES, NODE_WIDTH, CONTEXT = 5, 16, 64
 LATENT = 64
 EPOCHS = 40
 BATCH_SIZE = 256
 LEARNING_RATE = 1e-3
 LAST_EPOCHS = 5
 
-#: The printed figures, bounds in nats an image: of training and of validation.
-PUBLISHED = {"hvae": (-75.0, -84.0), "iwae": (-77.57, -76.8)}
+#: The printed figures in nats an image: bounds of training and of validation, and log-likelihood.
+PUBLISHED = {
+    "hvae": (-75.0, -84.0, None),
+    "iwae": (-77.57, -76.8, None),
+    "vae-iaf": (None, -102.6, -95.3),
+    "structured": (None, -79.4, -73.7),
+    "structured-iaf": (None, -77.7, -71.87),
+}
 
 
 @dataclass(frozen=True)
@@ -70,64 +86,105 @@ class Setting:
 
 @dataclass(frozen=True)
 class Job:
-    """One model: ``n_steps`` leapfrog steps, and the number of importance samples in its training bound."""
+    """One model: ``n_steps`` leapfrog steps, and the number of importance samples in its training bound.
+
+    ``components`` are a VampPrior's, 0 for the normal one; ``gate_epochs`` for how long a structured model learns its
+    gates.
+    """
 
     model: str
     n_steps: int
     samples: int
+    components: int = 0
+    gate_epochs: int = 0
 
     @property
     def key(self) -> str:
         """The name of the job and of its files."""
-        return f"{self.model}-K{self.n_steps}-S{self.samples}"
+        rest = f"-C{self.components}" * bool(self.components) + f"-G{self.gate_epochs}" * bool(self.gate_epochs)
+        return f"{self.model}-K{self.n_steps}-S{self.samples}{rest}"
 
     @classmethod
     def from_key(cls, key: str) -> Job:
         """The job of that name; ValueError where no job has it."""
-        *model, n_steps, samples = key.split("-")
-        job = cls("-".join(model), int(n_steps[1:]), int(samples[1:]))
-        if job.key != key or job.model not in MODELS:
+        found = re.fullmatch(r"(.+)-K(\d+)-S(\d+)(?:-C(\d+))?(?:-G(\d+))?", key)
+        job = found and cls(found[1], *(int(number or 0) for number in found.groups()[1:]))
+        if not job or job.key != key or job.model not in ALL_MODELS:
             raise ValueError(f"no job is named {key}")
         return job
 
     @property
-    def order(self) -> tuple[int, int, int]:
+    def order(self) -> tuple[int, ...]:
         """Where the job stands in tables."""
-        return MODELS.index(self.model), self.n_steps, self.samples
+        return ALL_MODELS.index(self.model), self.components, self.n_steps, self.samples, self.gate_epochs
 
     @property
     def label(self) -> str:
         """The job's name in tables and figures."""
-        parts = [self.model, f"K = {self.n_steps}" * (self.n_steps > 0), f"{self.samples} samples" * (self.samples > 1)]
+        parts = [
+            self.model,
+            f"K = {self.n_steps}" * (self.n_steps > 0),
+            f"{self.samples} samples" * (self.samples > 1),
+            f"VampPrior of {self.components}" * (self.components > 0),
+            f"gates learned for {self.gate_epochs} epochs" * (self.gate_epochs > 0),
+        ]
         return ", ".join(filter(None, parts))
 
-    def build(self, setting: Setting, **leapfrog: Any) -> Model:
+    def build(self, setting: Setting, digits: Tensor, **leapfrog: Any) -> AutoEncoder:
         """The model at its first parameters, encoder and decoder being the same for all jobs of a setting.
 
-        ``leapfrog`` holds ``memory`` and ``compile``.
+        Args:
+            setting: of the run.
+            digits: intensities of training digits, the first of which are the first pseudo-inputs.
+            leapfrog: ``memory`` and ``compile``.
         """
         with torch.random.fork_rng(devices=[]):
             torch.set_rng_state(setting.generator("parameters").get_state())
-            return Model(
-                networks.encoder(setting.network, LATENT),
-                networks.decoder(setting.network, LATENT),
-                LATENT,
-                self.n_steps,
-                IAF_WIDTH.get(self.model, 0),
-                **leapfrog,
-            )
+            return self._structured(setting) if self.model in STRUCTURED else self._flat(setting, digits, **leapfrog)
+
+    def _flat(self, setting: Setting, digits: Tensor, **leapfrog: Any) -> Model:
+        return Model(
+            networks.encoder(setting.network, 2 * LATENT),
+            networks.decoder(setting.network, LATENT),
+            LATENT,
+            self.n_steps,
+            IAF_WIDTH.get(self.model, 0),
+            **leapfrog,
+            prior=VampPrior(mnist.binarise(digits[: self.components])) if self.components else None,
+            estimator=SURROGATES[self.model][1] if self.model in SURROGATES else "plain",
+        )
+
+    def _structured(self, setting: Setting) -> StructuredModel:
+        iaf_width, latent = IAF_WIDTH.get(self.model, 0), NODES * NODE_WIDTH
+        context = CONTEXT if iaf_width else 0
+        encoder = networks.encoder(setting.network, 2 * latent + context)
+        decoder = networks.decoder(setting.network, latent)
+        return StructuredModel(encoder, decoder, NODES, NODE_WIDTH, self.gate_epochs, iaf_width, context)
 
     def noise(self, setting: Setting, shape: tuple[int, ...], *purpose: object) -> Tensor:
         """Standard normals."""
         return torch.randn(shape, generator=setting.generator(self.key, *purpose))
 
 
-def plan(models: list[str], leapfrog_steps: int | None, importance_samples: int) -> list[Job]:
-    """The jobs of a command; ``leapfrog_steps`` None takes each model's own number."""
+def plan(
+    models: list[str],
+    leapfrog_steps: int | None = None,
+    importance_samples: int = IMPORTANCE_SAMPLES,
+    components: int = 0,
+    gate_epochs: int = 1,
+) -> list[Job]:
+    """The jobs of a command; ``leapfrog_steps`` None takes each model's own number.
+
+    Raises:
+        ValueError: a VampPrior for a model that has another one.
+    """
     jobs = []
     for model in dict.fromkeys(models):
+        if components and (model in STRUCTURED or model in SURROGATES):
+            raise ValueError(f"--prior vamp: {model} takes none")
         n_steps = LEAPFROG_STEPS.get(model, 0)
         if n_steps and leapfrog_steps is not None:
             n_steps = leapfrog_steps
-        jobs.append(Job(model, n_steps, importance_samples if model == "iwae" else 1))
+        samples = importance_samples if SURROGATES.get(model, (model,))[0] == "iwae" else 1
+        jobs.append(Job(model, n_steps, samples, components, gate_epochs if model in STRUCTURED else 0))
     return jobs

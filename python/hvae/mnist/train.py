@@ -84,11 +84,12 @@ class Trainer:
     def run(self, digits: Digits) -> None:
         """Train, estimate log-likelihoods, and keep what the figures show."""
         state, device = self.state, self.device
-        self.model = self.job.build(self.setting, **self.leapfrog).to(device)
+        self.model = self.job.build(self.setting, digits.train, **self.leapfrog).to(device)
         self.optimizer = torch.optim.Adam(self.model.parameters(), LEARNING_RATE)
         if state.epoch:
             self.model.load_state_dict(state.model)
             self.optimizer.load_state_dict(state.optimizer)
+        self.model.begin_epoch(state.epoch)
         self.parallel = distributed.parallel(self.model)
         self.saved, self.step = time.perf_counter(), state.epoch * self.setting.steps_per_epoch
         validation = self.setting.validation_pixels(digits.validation).to(device)
@@ -122,13 +123,14 @@ class Trainer:
     def train_epoch(self, pixels: Tensor) -> float:
         """One pass over the images ``(N, 784)``; returns the mean of the bounds on the way."""
         self.model.train()
+        self.model.begin_epoch(self.state.epoch)
         total = torch.zeros((), dtype=torch.float64)
         for step, batch in enumerate(pixels.split(self.setting.batch_size)):
             noise = self.noise((self.job.samples, len(batch)), "train", self.state.epoch, step)
             log_weights = self.parallel(distributed.share(batch), distributed.share(noise, 1))
             bounds = iwae_bound(log_weights)
             # DistributedDataParallel averages over the processes, of which some may have an image more
-            loss = -bounds.sum() * (distributed.size() / len(batch))
+            loss = self.model.penalty() - bounds.sum() * (distributed.size() / len(batch))
             self.optimizer.zero_grad()
             loss.backward()
             self.check_finite(step)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from hvae_kernels.functional import gaussian_mixture_log_prob
+from hvae.densities import Mixture, normal_divergence, standard_normal_log_prob
 
 LATENT = 2
 HIDDEN = 64
@@ -17,24 +15,6 @@ HIDDEN = 64
 FIRST_MEANS = ((2.0, 0.0), (-2.0, 0.0))
 
 Encode = Callable[[Tensor], tuple[Tensor, Tensor]]
-
-
-class Mixture(NamedTuple):
-    """C diagonal Gaussians: ``logits (C,)``, ``loc`` and ``log_scale (C, d)``."""
-
-    logits: Tensor
-    loc: Tensor
-    log_scale: Tensor
-
-    def log_prob(self, z: Tensor) -> Tensor:
-        """The log density of ``z (..., d)``, ``(...)``."""
-        return gaussian_mixture_log_prob(z, *self)
-
-    def sample(self, count: int, generator: torch.Generator) -> Tensor:
-        """Samples ``(count, d)``."""
-        component = torch.multinomial(self.logits.softmax(-1), count, replacement=True, generator=generator)
-        noise = torch.randn(count, self.loc.shape[-1], generator=generator)
-        return self.loc[component] + self.log_scale[component].exp() * noise
 
 
 class StandardNormal(nn.Module):
@@ -109,7 +89,7 @@ class VAE(nn.Module):
         z = loc + log_scale.exp() * noise
         mixture = self.mixture()
         if len(mixture.logits) == 1:
-            divergence = gaussian_divergence(loc, log_scale, mixture.loc, mixture.log_scale)
+            divergence = normal_divergence(loc, log_scale, mixture.loc, mixture.log_scale)
         else:
             divergence = standard_normal_log_prob(noise) - log_scale.sum(-1) - mixture.log_prob(z)
         return self.log_likelihood(x, z) - divergence
@@ -120,18 +100,6 @@ class VAE(nn.Module):
         z = loc + log_scale.exp() * noise
         log_q = standard_normal_log_prob(noise) - log_scale.sum(-1)
         return self.log_likelihood(x, z) + self.mixture().log_prob(z) - log_q
-
-
-def standard_normal_log_prob(x: Tensor) -> Tensor:
-    """``log N(x; 0, I)`` over the last dimension."""
-    return -0.5 * x.square().sum(-1) - x.shape[-1] / 2 * math.log(2 * math.pi)
-
-
-def gaussian_divergence(loc: Tensor, log_scale: Tensor, other_loc: Tensor, other_log_scale: Tensor) -> Tensor:
-    """``KL(N(loc, scale^2) | N(other_loc, other_scale^2))`` over the last dimension."""
-    log_ratio = log_scale - other_log_scale
-    distance = (loc - other_loc) * torch.exp(-other_log_scale)
-    return (0.5 * (torch.exp(2 * log_ratio) + distance.square() - 1) - log_ratio).sum(-1)
 
 
 def network(outputs: int) -> nn.Sequential:

@@ -1,0 +1,25 @@
+"""What the experiments' densities are, beside torch's own."""
+
+import torch
+from hvae import densities
+from torch.distributions import Independent, Normal, kl_divergence
+
+LOC, LOG_SCALE, OTHER_LOC, OTHER_LOG_SCALE, X = torch.randn(5, 4, 3, dtype=torch.float64)
+
+
+def normal(loc, log_scale):
+    return Independent(Normal(loc, log_scale.exp()), 1)
+
+
+def test_standard_normal():
+    expected = normal(torch.zeros_like(X), torch.zeros_like(X)).log_prob(X)
+    torch.testing.assert_close(densities.standard_normal_log_prob(X), expected)
+
+
+def test_normal():
+    torch.testing.assert_close(densities.normal_log_prob(X, LOC, LOG_SCALE), normal(LOC, LOG_SCALE).log_prob(X))
+
+
+def test_divergence():
+    found = densities.normal_divergence(LOC, LOG_SCALE, OTHER_LOC, OTHER_LOG_SCALE)
+    torch.testing.assert_close(found, kl_divergence(normal(LOC, LOG_SCALE), normal(OTHER_LOC, OTHER_LOG_SCALE)))
