@@ -1,12 +1,14 @@
-"""Hamiltonian flows through decoders: ``python benchmarks/hamiltonian.py [--figures speed memory compile pythae] ...``.
+"""Hamiltonian flows through decoders: ``python benchmarks/hamiltonian.py [--figures speed memory compile ...] ...``.
 
 Trajectory, final energy and all gradients, float32, on the CPU, by every rival:
 
 - *speed*: rivals in turns, in one process;
 - *memory*: the resident high-water mark of a fresh process a rival, against K;
 - *compile*: first call (compilation included, caches off), time and memory of fresh processes, against K;
-- *pythae*: a training step of its HVAE, which drops the second order and takes 2K gradients, against ours on the same
-  encoder and decoder. Needs ``pip install --no-deps -r benchmarks/peers.txt``.
+- *pythae-hvae*: a training step of its HVAE, which drops the second order and takes 2K gradients, against ours on the
+  same encoder and decoder: in turns, and the high-water mark of a fresh process each.
+  Needs ``pip install --no-deps -r benchmarks/peers.txt``.
+- *pythae-iwae*: the same for its IWAE, K samples.
 
 Before anything is timed, every rival's gradients have to equal those of the formula in float64. A full run takes most
 of an hour; ``--figures``, ``--decoder``, ``--steps``, ``--batch`` and ``--rivals`` choose, and replace only the rows
@@ -43,6 +45,7 @@ from hvae_kernels.ops.leapfrog_potential import reference  # noqa: E402
 LATENT, PIXELS = 64, 784
 #: Steps here take up to seconds: a sample is one call.
 PLAN = Plan(rounds=7, turn=0.0, cap=30.0, sample=0.0, fewest=3)
+STEPS = {"speed": [15], "memory": [1, 15, 60], "compile": [5, 15, 60], "pythae-hvae": [3, 15], "pythae-iwae": [40]}
 KEY = ("figure", "decoder", "batch", "steps", "implementation")
 FIELDS = (
     *KEY,
@@ -194,25 +197,28 @@ def _times(taken: Timing) -> dict[str, object]:
     return {"min_us": taken.min, "p20_us": taken.p20, "p50_us": taken.p50, "samples": len(taken.samples)}
 
 
-def in_a_fresh_process(decoder: str, batch: int, steps: int, rival: str) -> dict[str, object]:
+def in_a_fresh_process(figure: str, decoder: str, batch: int, steps: int, rival: str) -> dict[str, object]:
     """What :func:`child` prints there."""
-    command = [sys.executable, __file__, "--child", rival, "--decoder", decoder]
+    command = [sys.executable, __file__, "--child", rival, "--figures", figure, "--decoder", decoder]
     command += ["--batch", str(batch), "--steps", str(steps)]
     environment = os.environ | {"TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}
     output = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
     return {"implementation": rival} | json.loads(output.splitlines()[-1])
 
 
-def child(decoder: str, batch: int, steps: int, rival: str) -> dict[str, object]:
+def child(figure: str, decoder: str, batch: int, steps: int, rival: str) -> dict[str, object]:
     """First call, later ones, and the high-water mark of this process."""
-    problem = Problem(decoder, batch, steps)
-    before, start = high_water_mark(), time.perf_counter()
-    call = RIVALS[rival]()
-    problem(call)
+    if figure in TRAINING:
+        call, before, start = TRAINING[figure](batch, steps)[rival], high_water_mark(), time.perf_counter()
+    else:
+        problem = Problem(decoder, batch, steps)
+        before, start = high_water_mark(), time.perf_counter()
+        call = functools.partial(problem, RIVALS[rival]())
+    call()
     seconds = [time.perf_counter() - start]
     for _ in range(3):
         start = time.perf_counter()
-        problem(call)
+        call()
         seconds.append(time.perf_counter() - start)
     first, *later = seconds
     taken = Timing(tuple(1e6 * x for x in later))
@@ -225,8 +231,11 @@ def high_water_mark() -> int:
     return 1024 * int(line.split()[1])
 
 
-def pythae(batch: int, steps: int) -> Iterator[dict[str, object]]:
-    """Training steps on pythae's own MLP encoder and decoder (512)."""
+# ---- Training steps of pythae's models, on its own MLP encoder and decoder (512), by name ----
+
+
+def hvae_steps(batch: int, steps: int) -> dict[str, Callable[[], object]]:
+    """Its HVAE and ours."""
     from pythae.models import HVAE, HVAEConfig
 
     torch.manual_seed(0)
@@ -236,34 +245,78 @@ def pythae(batch: int, steps: int) -> Iterator[dict[str, object]]:
     theirs, x = HVAE(config), torch.bernoulli(torch.full((batch, 1, 28, 28), 0.3))
     flow = hk.nn.HamiltonianFlow(LATENT, steps, "quadratic", init_temperature=1.05)
     potential = Potential(nn.Sequential(_Reconstruction(theirs.decoder)), x.flatten(1))
+    learned = [*theirs.encoder.parameters(), *theirs.decoder.parameters()]
 
-    def our_step() -> tuple[Tensor, ...]:
+    def ours(memory: str, gradient: str) -> object:
+        flow.memory, flow.gradient = memory, gradient
         code = theirs.encoder(x)
         log_var = code.log_covariance
         z = code.embedding + F.softplus(log_var) * torch.randn_like(log_var)
         z, rho, _ = flow(z, torch.randn_like(z), potential)
         loss = (potential(z) + rho.square().sum(-1) / 2 - log_var.sum(-1) / 2).mean()
-        return torch.autograd.grad(loss, [*theirs.encoder.parameters(), *theirs.decoder.parameters()])
+        return torch.autograd.grad(loss, learned)
 
-    def at(memory: str, gradient: str) -> Callable[[], object]:
-        def call() -> object:
-            flow.memory, flow.gradient = memory, gradient
-            return our_step()
+    return {
+        "pythae (first order only)": lambda: torch.autograd.grad(theirs({"data": x}).loss, learned),
+        "ours, detached": functools.partial(ours, "store", "detached"),
+        "ours, store": functools.partial(ours, "store", "full"),
+        "ours, reversible": functools.partial(ours, "reversible", "full"),
+    }
 
-        return call
 
+def iwae_steps(batch: int, samples: int) -> dict[str, Callable[[], object]]:
+    """Its IWAE and ours, the same function of the same noise."""
+    from pythae.models import IWAE, IWAEConfig
+
+    torch.manual_seed(0)
+    config = IWAEConfig(input_dim=(1, 28, 28), latent_dim=LATENT, reconstruction_loss="bce", number_samples=samples)
+    theirs, x = IWAE(config), torch.bernoulli(torch.full((batch, 1, 28, 28), 0.3))
     learned = [*theirs.encoder.parameters(), *theirs.decoder.parameters()]
-    timings = compare(
-        {
-            "pythae (first order only)": lambda: torch.autograd.grad(theirs({"data": x}).loss, learned),
-            "ours, detached": at("store", "detached"),
-            "ours, store": at("store", "full"),
-            "ours, reversible": at("reversible", "full"),
-        }
-    )
-    base = timings["pythae (first order only)"].p20
+    hidden, (output, _) = theirs.decoder.layers
+
+    def ours() -> tuple[Tensor, ...]:
+        code = theirs.encoder(x)
+        log_scale = code.log_covariance / 2
+        noise = torch.randn(batch, samples, LATENT).transpose(0, 1)  # the order in which pythae draws
+        z = code.embedding + log_scale.exp() * noise
+        log_likelihood = hk.functional.bernoulli_log_prob(output(hidden(z)), x.flatten(1))
+        log_weights = log_likelihood + (noise.square() - z.square()).sum(-1) / 2 + log_scale.sum(-1)
+        return torch.autograd.grad(-hk.functional.iwae_bound(log_weights).mean(), learned)
+
+    def peer() -> tuple[Tensor, ...]:
+        return torch.autograd.grad(theirs({"data": x}).loss, learned)
+
+    return {"pythae": peer, "ours": ours}
+
+
+def agree_with_peer(calls: dict[str, Callable[[], tuple[Tensor, ...]]]) -> None:
+    """Require the same gradients of two IWAEs.
+
+    Raises:
+        AssertionError: they differ.
+    """
+    found = []
+    for call in calls.values():
+        torch.manual_seed(1)
+        found.append(torch.cat([gradient.flatten() for gradient in call()]))
+    error = testing.relative_error(*found)
+    assert error < 1e-4, f"pythae-iwae: gradients differ by {error:.2g}"
+
+
+TRAINING = {"pythae-hvae": hvae_steps, "pythae-iwae": iwae_steps}
+
+
+def training(figure: str, batch: int, steps: int) -> Iterator[dict[str, object]]:
+    """A record a rival: times in turns, memory of a fresh process; the speed-up is over pythae."""
+    calls = TRAINING[figure](batch, steps)
+    if figure == "pythae-iwae":
+        agree_with_peer(calls)
+    timings = compare(calls)
+    base = next(iter(timings.values())).p20
     for name, taken in timings.items():
-        yield {"implementation": name, **_times(taken), "speedup": base / taken.p20}
+        alone = in_a_fresh_process(figure, "mlp", batch, steps, name)
+        memory = {key: alone[key] for key in ("start_bytes", "peak_bytes")}
+        yield {"implementation": name, **_times(taken), "speedup": base / taken.p20, **memory}
 
 
 class _Reconstruction(nn.Module):
@@ -285,21 +338,22 @@ def measure(options: argparse.Namespace) -> Iterator[dict[str, object]]:
     """Records of the chosen figures."""
     compiled = [name for name in RIVALS if name != BASE]
     for figure in options.figures:
-        for decoder in ["mlp"] if figure == "pythae" else options.decoder:
+        for decoder in ["mlp"] if figure in TRAINING else options.decoder:
             rivals = options.rivals or (compiled if figure == "compile" else list(UNCOMPILED))
-            if figure != "pythae":
+            if figure not in TRAINING:
                 agree(decoder, [name for name in rivals if name in UNCOMPILED])
-            default = {"speed": [15], "memory": [1, 15, 60], "compile": [5, 15, 60], "pythae": [3, 15]}[figure]
-            for steps in options.steps or default:
-                if figure == "pythae":
-                    found = pythae(options.batch, steps)
-                elif figure == "speed":
-                    found = speed(decoder, options.batch, steps, rivals)
-                else:
-                    found = (in_a_fresh_process(decoder, options.batch, steps, name) for name in rivals)
-                for record in found:
+            for steps in options.steps or STEPS[figure]:
+                for record in _records(figure, decoder, options.batch, steps, rivals):
                     print(f"  {figure}, {decoder}, K = {steps}: {record['implementation']}", flush=True)
                     yield {"figure": figure, "decoder": decoder, "batch": options.batch, "steps": steps} | record
+
+
+def _records(figure: str, decoder: str, batch: int, steps: int, rivals: list[str]) -> Iterator[dict[str, object]]:
+    if figure in TRAINING:
+        return training(figure, batch, steps)
+    if figure == "speed":
+        return speed(decoder, batch, steps, rivals)
+    return (in_a_fresh_process(figure, decoder, batch, steps, name) for name in rivals)
 
 
 def table(rows: list[dict[str, str]]) -> str:
@@ -322,17 +376,16 @@ def table(rows: list[dict[str, str]]) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Measure, print, write the CSV."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    figures = ("speed", "memory", "compile", "pythae")
-    parser.add_argument("--figures", nargs="+", choices=figures, default=figures)
+    parser.add_argument("--figures", nargs="+", choices=STEPS, default=list(STEPS))
     parser.add_argument("--decoder", nargs="+", choices=DECODERS, default=["study"])
     parser.add_argument("--steps", nargs="+", type=int, help="K (by default those of each figure)")
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--rivals", nargs="+", choices=RIVALS, help="(by default those of each figure)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where the CSV goes; without it nothing is written")
-    parser.add_argument("--child", choices=RIVALS, help=argparse.SUPPRESS)
+    parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.child:
-        print(json.dumps(child(options.decoder[0], options.batch, options.steps[0], options.child)))
+        print(json.dumps(child(options.figures[0], options.decoder[0], options.batch, options.steps[0], options.child)))
         return 0
     origin = run.provenance(torch.device("cpu"))
     new = [{key: results.text((record | origin).get(key)) for key in FIELDS} for record in measure(options)]
