@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from hvae.autoencoder import AutoEncoder, Code
 from hvae.densities import normal_log_prob, standard_normal_log_prob
+from hvae_kernels.functional import Gate
 from hvae_kernels.nn import FlowStack, InverseAutoregressiveFlow
 
 TOP_DOWN_WIDTH = 128
@@ -120,9 +121,10 @@ class StructuredModel(AutoEncoder):
         self.top_down = nn.ModuleList(_perceptron(width * (nodes - 1 - n), 2 * width) for n in range(nodes - 1))
         self.flows = nn.ModuleList()
         if iaf_width:
-            stack, kind = FlowStack.autoregressive, InverseAutoregressiveFlow
+            kind = InverseAutoregressiveFlow
+            options = {"context_features": context, "gate": Gate.sigmoid(2.0)}  # affine ones overflow along the nodes
             self.flows.extend(
-                stack(kind, N_IAF_LAYERS, width, iaf_width, context_features=context) for _ in range(nodes)
+                FlowStack.autoregressive(kind, N_IAF_LAYERS, width, iaf_width, **options) for _ in range(nodes)
             )
 
     def encode(self, pixels: Tensor) -> Code:
