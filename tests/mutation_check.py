@@ -211,6 +211,8 @@ MUTATIONS = (
     Mutation("hvae_kernels/ops/iwae/autograd.py", "return reference.normalized(log_weights.detach(), 0) ** power", "return reference.normalized(log_weights.detach(), 0)", _IWAE_CPP),
     Mutation(_IWAE_TRITON, "tl.where(mask, load(log_weights, at, mask, DTYPE), float(\"-inf\"))", "load(log_weights, at, mask, DTYPE)", _IWAE_TRITON_TESTS),
     Mutation(_IWAE_TRITON, "tl.where(tl.abs(shift) == float(\"inf\"), 0.0, shift)", "shift", _IWAE_TESTS),
+    Mutation(_IWAE, "(powered < kNegligible<T> ? T(0) : powered)", "powered", _IWAE_TESTS),
+    Mutation(_IWAE_TRITON, "tl.where(weight < negligible, 0.0, weight)", "weight", _IWAE_TESTS),
     Mutation(_IWAE_TRITON, "(tl.log(total) - log_samples)", "tl.log(total)", _IWAE_TRITON_TESTS),
     Mutation(_IWAE_TRITON, "tl.where(weight == 0, 0.0, weight * values)", "weight * values", _IWAE_TESTS),
     Mutation(_ELEMENTARY, "two_to(n + 64) * 0x1p-64f", "two_to(n)", _ELEMENTARY_TESTS),

@@ -8,6 +8,10 @@ namespace hk::iwae_columns {
 
 constexpr int64_t kColumns = 64;  // a block has no more
 
+// Gradients in proportion to smaller weights would be denormal numbers, on which a CPU takes a hundred times as long.
+template <class T>
+constexpr T kNegligible = sizeof(T) == 8 ? T(1e-154) : T(1e-20);
+
 // Columns of log-weights: `n` of them, K long.
 template <class T>
 struct Columns {
@@ -66,7 +70,8 @@ HK_INLINE void backward_block(const Columns<T>& x, int64_t power, const T* __res
     T* at = to + k * x.stride;
     for (int64_t j = 0; j < x.n; ++j) {
       const T weight = at[j] * inverse[j];
-      at[j] = grad[j] * (power == 2 ? weight * weight : weight);
+      const T powered = power == 2 ? weight * weight : weight;
+      at[j] = grad[j] * (powered < kNegligible<T> ? T(0) : powered);
     }
   }
 }

@@ -85,9 +85,11 @@ def _backward_kernel(
     total = tl.sum(totals, 0)
     total = tl.where(total == 0, 1.0, total).to(DTYPE)[None, :]
     g = load(grad, column, column < columns, DTYPE)[None, :]
+    negligible = 1e-154 if tl.float64 == DTYPE else 1e-20
     for start in range(0, samples, BLOCK_SAMPLES):
         at, mask, values = _log_weights(log_weights, start, column, samples, columns, DTYPE, BLOCK_SAMPLES)
-        store(d_log_weights, at, g * _power(exponential(values - shift) / total, POWER), mask)
+        weight = _power(exponential(values - shift) / total, POWER)
+        store(d_log_weights, at, g * tl.where(weight < negligible, 0.0, weight), mask)
 
 
 def _launch(kernel, tensors: tuple[Tensor, ...], log_weights: Tensor, *numbers: float, power: int) -> None:

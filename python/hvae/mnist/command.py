@@ -88,14 +88,10 @@ def run(args: argparse.Namespace) -> None:
     digits, jobs = setting.digits(), _plan(args)
     threads = torch.get_num_threads()
     torch.set_num_threads(args.threads or threads)
-    torch.set_flush_denormal(
-        True
-    )  # the gradients of samples that hardly count in iwae's bound: a step took twice as long
     try:
         with distributed.processes():
             _run_jobs(jobs, setting, digits, args)
     finally:
-        torch.set_flush_denormal(False)
         torch.set_num_threads(threads)
 
 
