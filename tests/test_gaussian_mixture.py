@@ -122,6 +122,21 @@ def test_hard_cases(implementation, case):
 
 
 @each_kernel
+def test_a_component_that_is_nearly_alone_keeps_its_small_gradient(implementation):
+    """Responsibilities of ``1 - 4e-9``: cotangents less their mean, a difference of float32 numbers, have no digits."""
+    inputs = [x.float() for x in mixture(3, 5, components=3)]
+    inputs[2:] = (torch.zeros(3, 5) for _ in range(2))
+    inputs[1] = torch.tensor([20.0, 0.0, 0.5])
+    gradients = []
+    for dtype, chosen in ((torch.float32, implementation), (torch.float64, "reference")):
+        leaves = [x.to(dtype).requires_grad_() for x in inputs]
+        with hk.use_impl(chosen):
+            output = F.gaussian_mixture_responsibilities(*leaves)
+            gradients.append(torch.autograd.grad(output, leaves[1], _different(output))[0])
+    torch.testing.assert_close(gradients[0].double(), gradients[1], rtol=1e-5, atol=0)
+
+
+@each_kernel
 def test_a_distant_origin_costs_nothing(implementation):
     """Distances are differences: what all values and locations share is gone before anything is squared."""
     value, logits, loc, log_scale = (x.float() for x in mixture(33, 8, components=20))
