@@ -10,6 +10,7 @@ import torch
 from hvae import cli, runs
 from hvae.data import mnist
 from hvae.mnist import report, study, train
+from hvae.mnist.models import Model
 from hvae.mnist.study import Job, Setting
 
 SMALL = ["--train-size", "40", "--validation-size", "24", "--batch-size", "16", "--epochs", "2", "--network", "mlp"]
@@ -77,7 +78,7 @@ def test_report_and_figures(finished, capsys):
 
 
 def test_more_models_and_priors(tmp_path):
-    """Beside the study's own; their pictures, and what cannot be."""
+    """Beside the study's own; and their pictures."""
     assert hvae(tmp_path, "--model", *study.STRUCTURED, *study.SURROGATES, "--gate-epochs", "1") == 0
     assert hvae(tmp_path, "--model", "vae", "hvae", "--prior", "vamp", "--components", "9", "--resume") == 0
     rows = strict_json(tmp_path / "results.json")["rows"]
@@ -88,6 +89,11 @@ def test_more_models_and_priors(tmp_path):
     for row in rows:
         assert -784 < row["elbo"] < row["log_likelihood"] < 0
     text = (tmp_path / "report.md").read_text()
+    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
+    lines = {line[0]: dict(zip(table[0], line, strict=True)) for line in table[2:]}
+    assert lines["hvae, K = 2, VampPrior of 9"]["printed, validation"] == "-"
+    assert lines["structured, gates learned for 1 epochs"]["printed, log-likelihood"] == "-73.7"
+    assert {row["method"]: row["dim"] for row in rows}["structured"] == 80
     for name in ("graph-structured-K0-S1-G1", "graph-structured-iaf-K0-S1-G1", "pseudo-inputs-vae-K0-S1-C9"):
         assert f"({name}.png)" in text
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
@@ -99,6 +105,8 @@ def test_more_models_and_priors(tmp_path):
         (["--model", "structured", "--prior", "vamp", "--components", "9"], "--prior vamp: structured takes none"),
         (["--prior", "vamp"], "--components 500 is more than --train-size"),
         (["--model", "structured", "--gate-epochs", "3"], "--gate-epochs 3 is more than --epochs"),
+        (["--model", "vae", "--gate-epochs", "1"], "--gate-epochs: only --model structured structured-iaf has gates"),
+        (["--components", "9"], "--components: only --prior vamp has any"),
     ],
 )
 def test_priors_and_gates_that_cannot_be_are_refused(wrong, said, tmp_path, capsys):
@@ -151,9 +159,19 @@ def test_a_killed_run_goes_on_to_the_same_bits(saves, finished, tmp_path, monkey
     )
 
 
-def test_batch_norm_state_is_resumed(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "model",
+    [
+        ["hvae", "--leapfrog-steps", "1"],
+        ["vae", "--prior", "vamp", "--components", "3"],
+        ["structured-iaf", "--gate-epochs", "1"],
+        ["structured", "--gate-epochs", "2"],
+    ],
+    ids=lambda model: model[0],
+)
+def test_batch_norms_and_gates_are_resumed(model, tmp_path, monkeypatch):
     command = ["mnist", "--train-size", "8", "--validation-size", "4", "--batch-size", "4", "--epochs", "2"]
-    command += ["--model", "hvae", "--leapfrog-steps", "1", "--likelihood-images", "0", "--out"]
+    command += ["--model", *model, "--likelihood-images", "0", "--out"]
     assert cli.main([*command, str(tmp_path / "whole")]) == 0
     epoch = train.Trainer.train_epoch
 
@@ -170,6 +188,30 @@ def test_batch_norm_state_is_resumed(tmp_path, monkeypatch):
     rows = [strict_json(tmp_path / name / "results.json")["rows"] for name in ("whole", "killed")]
     assert without_times(rows[0]) == without_times(rows[1])
     assert rows[0][0]["log_likelihood"] is None
+    whole, resumed = (torch.load(next((tmp_path / name / "jobs").glob("*.pt"))) for name in ("whole", "killed"))
+    for part in ("model", "pictures"):
+        assert all(torch.equal(resumed[part][name], value) for name, value in whole[part].items())
+
+
+def test_leapfrog_options_arrive_in_the_model(tmp_path, monkeypatch):
+    given = []
+
+    def spy(*arguments, memory, compile, **options):
+        given.append((memory, compile))
+        return Model(*arguments, memory=memory, **options)
+
+    monkeypatch.setattr(study, "Model", spy)
+    for name, options in (("one", []), ("two", ["--memory", "store", "--compile"])):
+        assert hvae(tmp_path / name, "--model", "hvae", "--epochs", "1", "--likelihood-images", "0", *options) == 0
+    assert given == [("reversible", False), ("store", True)]
+
+
+def test_a_checkpoint_of_other_networks_is_named(tmp_path, capsys):
+    path = tmp_path / "jobs" / "vae-K0-S1.pt"
+    path.parent.mkdir()
+    train.State(epoch=1, model={"encoder.weight": torch.zeros(2)}).save(path)
+    assert hvae(tmp_path, "--model", "vae", "--resume") == 1
+    assert str(path) in capsys.readouterr().err
 
 
 def test_a_nan_stops_the_run_and_is_named(tmp_path, monkeypatch, capsys):
@@ -256,7 +298,9 @@ def test_wrong_arguments(wrong, tmp_path):
         hvae(tmp_path, *wrong)
 
 
-@pytest.mark.parametrize("name", ["vae-K0-S1", "model", "chess-K0-S1", "vae-K00-S1"])
+@pytest.mark.parametrize(
+    "name", ["vae-K0-S1", "model", "chess-K0-S1", "vae-K00-S1", "structured-K0-S1", "vae-K0-S1-G3", "vae-stl-K0-S1-C3"]
+)
 def test_a_foreign_state_file_is_named(name, tmp_path, capsys):
     (tmp_path / "jobs").mkdir()
     torch.save({"model": torch.zeros(2)}, tmp_path / "jobs" / f"{name}.pt")
@@ -277,17 +321,18 @@ def test_two_processes_give_the_numbers_of_one(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(IN_FLOAT64)  # Adam makes steps of float32's rounding of gradients that are zero
     command = ["mnist", "--train-size", "13", "--validation-size", "5", "--batch-size", "8", "--epochs", "2"]
-    command += ["--model", "iwae", "hvae", *SHORT, "--likelihood-samples", "120", "--threads", "1"]
+    command += ["--model", "iwae", "hvae", "structured-iaf", *SHORT, "--likelihood-samples", "120", "--threads", "1"]
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     for name, prefix in (("one", []), ("two", launcher)):
         arguments = [sys.executable, *prefix, str(script), *command, "--out", str(tmp_path / name)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         result = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=300, check=False)
         assert result.returncode == 0, result.stderr
-    for key in ("iwae-K0-S3", "hvae-K2-S1"):
+    for key in ("iwae-K0-S3", "hvae-K2-S1", "structured-iaf-K0-S1-G1"):
         one, two = (torch.load(tmp_path / name / "jobs" / f"{key}.pt") for name in ("one", "two"))
-        for state in (one, two):  # batch norm takes this bias away again: Adam makes steps of its gradient's rounding
-            del state["model"]["encoder.layers.8.bias"]
+        for state in (one, two):  # batch norms take these biases away again: Adam makes steps of gradients' rounding
+            for name in ("encoder.layers.8.bias", "encoder.layers.9.running_mean", "encoder.layers.14.bias"):
+                del state["model"][name]
         for name in ("model", "history", "log_likelihoods"):
             torch.testing.assert_close(two[name], one[name], rtol=1e-9, atol=1e-9)
     assert len(one["log_likelihoods"]) == 5

@@ -31,7 +31,7 @@ def small(iaf_width=0, gates=None, nodes=NODES, width=WIDTH):
     for network in model.top_down:
         nn.init.normal_(network[-1].weight, std=0.05)
     if gates is not None:
-        model.gates.open.copy_(torch.as_tensor(gates))
+        model.gates.fixed_logits.copy_(2 * torch.as_tensor(gates) - 1)
         model.gates.learning = False
     return model
 
@@ -70,7 +70,7 @@ def test_log_weights_are_the_densities_of_the_samples(gates):
     """By torch.distributions, node by node, from the samples alone."""
     model, x = small(gates=gates), images(3)
     eps, code = noise(model, 2, 3), model.encode(x)
-    z, _ = model.sample(code, eps)
+    z, _ = model.sample(eps, code)
     parts, locs, log_scales = nodes_of(z), nodes_of(code.loc), nodes_of(code.log_scale)
     expected = torch.distributions.Bernoulli(logits=model.decoder(z)).log_prob(x).sum(-1)
     matrix = torch.zeros(NODES, NODES).double()
@@ -95,7 +95,7 @@ def test_flows_carry_each_node_and_their_inverse_brings_it_back():
         setattr(plain, name, getattr(model, name))
     x = images(3)
     code, eps = model.encode(x), noise(model, 2, 3)
-    z, log_ratio = model.sample(code, eps)
+    z, log_ratio = model.sample(eps, code)
     expected = torch.zeros(2, 3, dtype=torch.float64)
     parts, parents, gates = nodes_of(z), [], model.gates(eps[..., model.latent :])
     for n in reversed(range(NODES)):
@@ -180,37 +180,58 @@ def test_gates_cool_down_and_are_fixed():
         gates.scores.copy_(torch.tensor([0.1, -0.1, 0.02]))
     draws = torch.randn(20_000, 3, dtype=torch.float64)
     spread = []
-    for progress, temperature in ((0.0, TEMPERATURES[0]), (0.5, math.sqrt(math.prod(TEMPERATURES)))):
-        gates.set_progress(progress)
+    for progress, temperature in (
+        (0.0, TEMPERATURES[0]),
+        (0.5, math.prod(TEMPERATURES) ** 0.5),
+        (1.0, TEMPERATURES[1]),
+    ):
+        gates.cool(progress)
         assert gates.temperature == pytest.approx(temperature)
         drawn = gates(draws)
         values = drawn[(slice(None), *torch.triu_indices(3, 3, 1))]
-        assert ((values > 0) & (values < 1)).all()
+        assert ((values >= 0) & (values <= 1)).all()
         assert (drawn.tril() == 0).all()
         torch.testing.assert_close((values > 0.5).double().mean(0), gates.logits.sigmoid(), atol=0.02, rtol=0)
         spread.append(values.std())
-    assert spread[1] > spread[0]  # nearer to 0 and 1
+    assert spread[0] < spread[1] < spread[2]  # nearer to 0 and 1
     hard = torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [0.0, 0.0, 0.0]]).double()
+    probabilities = gates.graph()[0]
+    assert probabilities[0, 1] == torch.sigmoid(gates.logits[0])
     assert torch.equal(gates.eval()(draws[0]), hard)
-    gates.train().set_progress(1.0)
+    gates.train().fix()
     with torch.no_grad():
         gates.scores.neg_()
+    gates.fix()
     assert torch.equal(gates(draws[0]), hard)
-    assert torch.equal(gates.graph()[1], hard)
-    assert gates.graph()[0, 0, 1] == torch.sigmoid(gates.logits[0])
+    assert torch.equal(gates.graph(), torch.stack([probabilities, hard]))
+
+
+@pytest.mark.parametrize("gate_epochs", [1, 2, 4])
+def test_the_last_epoch_of_the_gates_is_the_coolest(gate_epochs):
+    model, temperatures = small(), []
+    model.gate_epochs = gate_epochs
+    for epoch in range(gate_epochs):
+        model.begin_epoch(epoch)
+        temperatures.append(model.gates.temperature)
+        assert model.gates.learning
+    model.begin_epoch(gate_epochs)
+    assert not model.gates.learning
+    assert temperatures[0] == TEMPERATURES[0]
+    assert temperatures[-1] == pytest.approx(TEMPERATURES[gate_epochs > 1])
 
 
 def test_a_model_that_goes_on_keeps_its_gates():
     model = small()
     nn.init.constant_(model.gates.scores, 0.3)
     model.begin_epoch(4)
-    nn.init.constant_(model.gates.scores, -0.3)
+    nn.init.constant_(model.gates.scores, -0.3)  # as an optimiser's momentum might
     other = small()
     other.load_state_dict(model.state_dict())
     other.begin_epoch(6)
-    assert other.gates.open.all()
-    assert not other.gates.learning
-    assert other.penalty() == 0
+    for it in (model, other):
+        assert it.gates.graph()[1].sum() == EDGES
+        assert not it.gates.learning
+        assert it.penalty() == 0
 
 
 class Planted(StructuredModel):
@@ -257,16 +278,22 @@ def test_gates_find_a_planted_graph(edges):
     assert torch.equal(gates, expected), probabilities
 
 
-def test_samples_of_the_prior_have_its_moments():
-    model = small(gates=[1] * EDGES, nodes=NODES)
-    with torch.no_grad():
-        model.top_down[2][-1].weight.zero_()
-        model.top_down[2][-1].bias.copy_(torch.tensor([3.0, -3.0, math.log(0.1), math.log(2.0)]))
+@pytest.mark.parametrize("gate", [0, 1])
+@torch.no_grad()
+def test_samples_of_the_prior_have_its_moments(gate):
+    """The third node has the root for its parent: twice its first dimension, and noise; if the gate is open."""
+    model = small(gates=[0] * (EDGES - 1) + [gate])
+    hidden, _, output = model.top_down[2]
+    hidden.weight.zero_(), hidden.bias.zero_(), output.weight.zero_()
+    hidden.weight[0, 0], hidden.bias[0] = 1.0, 30.0  # where softplus is the identity
+    output.weight[0, 0] = 2.0
+    output.bias.copy_(torch.tensor([-60.0, -3.0, math.log(0.1), math.log(2.0)]))
     z = model.float().sample_prior(20_000, torch.Generator().manual_seed(0))
     third, root = z.unflatten(-1, (NODES, WIDTH))[:, 2:].unbind(1)
-    torch.testing.assert_close(third.mean(0), torch.tensor([3.0, -3.0]), atol=0.05, rtol=0)
-    torch.testing.assert_close(third.std(0), torch.tensor([0.1, 2.0]), atol=0.04, rtol=0)
     torch.testing.assert_close(root.std(0), torch.ones(2), atol=0.03, rtol=0)
+    rest = third - gate * torch.stack([2 * root[:, 0], torch.zeros(len(z))], -1)
+    torch.testing.assert_close(rest.mean(0), torch.tensor([0.0, -3.0]), atol=0.05, rtol=0)
+    torch.testing.assert_close(rest.std(0), torch.tensor([0.1, 2.0]), atol=0.04, rtol=0)
 
 
 def test_the_graph_is_drawn(tmp_path):

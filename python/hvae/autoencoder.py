@@ -65,7 +65,7 @@ class AutoEncoder(nn.Module):
         raise NotImplementedError
 
     def begin_epoch(self, epoch: int) -> None:
-        """Told before each epoch of training, from 0 on, and on the way in, what is to come."""
+        """Told which epoch comes, from 0 on: before each of training, and after the last."""
 
     def penalty(self) -> Tensor | float:
         """What training adds to the negative bound of an image."""

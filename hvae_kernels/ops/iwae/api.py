@@ -33,8 +33,8 @@ def iwae_bound(log_weights: Tensor, dim: int = 0) -> Tensor:
 
     Differentiable to any order. For any spread of the weights no exponential overflows; ``-inf`` is a weight of zero
     with gradient zero, and where all weights are zero the bound is ``-inf`` and its gradient zero. Normalised weights
-    below 1e-20 (1e-154 in float64) count as zero in the gradient: they would only make denormal numbers, with which
-    CPUs are slow. Saved for the backward pass: the input alone.
+    below 1e-20 (1e-154 in float64) count as zero in the kernels' gradients: they would only make denormal numbers, with
+    which CPUs are slow. Saved for the backward pass: the input alone.
 
     Raises:
         TypeError: ``log_weights`` is not a floating-point tensor, or ``dim`` not an integer.
@@ -65,7 +65,8 @@ def stl_surrogate(log_weights: Tensor, dim: int = 0) -> Tensor:
     Parameters of the decoder, of the prior or of a flow on the samples take :func:`iwae_bound`'s gradient.
 
     Args, Returns, Raises: as of :func:`iwae_bound`. The gradient is :math:`\tilde w_k`, constant: second derivatives
-    by ``log_weights`` are zero. Weights of zero add nothing to value and gradient.
+    by ``log_weights`` are zero. Weights of zero add nothing to value and gradient; what is small enough for
+    :func:`iwae_bound`'s gradient to drop, this one drops too.
 
     Source: Roeder, Wu and Duvenaud, Sticking the landing, arXiv 1703.09194; its bias for K > 1: Tucker et al., arXiv
     1810.04152, section 3.
@@ -94,7 +95,8 @@ def dreg_surrogate(log_weights: Tensor, dim: int = 0) -> Tensor:
     :func:`iwae_bound`'s gradient.
 
     Args, Returns, Raises: as of :func:`iwae_bound`. The gradient is :math:`\tilde w_k^2`, constant: second derivatives
-    by ``log_weights`` are zero. Weights of zero add nothing to value and gradient.
+    by ``log_weights`` are zero. Weights of zero add nothing to value and gradient; squares small enough for
+    :func:`iwae_bound`'s gradient to drop, this one drops too.
 
     Source: Tucker, Lawson, Gu and Maddison, Doubly reparameterized gradient estimators for Monte Carlo objectives,
     arXiv 1810.04152, equation 8.

@@ -27,15 +27,15 @@ def register(commands: Any) -> None:
     """Add ``hvae mnist`` to the command line's subcommands."""
     command = commands.add_parser(
         "mnist",
-        help="Hamiltonian, importance-weighted and plain variational auto-encoders, with and without IAF, on MNIST",
+        help="variational auto-encoders on MNIST: Hamiltonian, importance-weighted, structured; flows and priors",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         epilog="Under torchrun every process takes its part of each batch and of the importance samples.",
     )
     add = command.add_argument
     add("--model", nargs="+", choices=study.ALL_MODELS, default=list(study.MODELS), help="models")
     add("--prior", choices=study.PRIORS, default="normal", help="a standard normal, or a VampPrior")
-    add("--components", type=runs.integer(), default=study.COMPONENTS, help="of a VampPrior")
-    add("--gate-epochs", type=runs.integer(), help="how long structured models learn their gates; by default a quarter")
+    add("--components", type=runs.integer(), help=f"of a VampPrior, by default {study.COMPONENTS}")
+    add("--gate-epochs", type=runs.integer(), help="in which structured models learn their gates, by default a quarter")
     add("--data", default="sample", help="'sample' in the package, 'torchvision', or a folder of IDX files")
     add("--train-size", type=runs.integer(), default=mnist.N_TRAIN, help="how many of the training digits")
     add("--validation-size", type=runs.integer(), default=mnist.N_VALIDATION, help="how many of the test digits")
@@ -44,7 +44,12 @@ def register(commands: Any) -> None:
     add("--epochs", type=runs.integer(), default=study.EPOCHS, help="of training")
     add("--batch-size", type=runs.integer(), default=study.BATCH_SIZE, help="images a step")
     add("--leapfrog-steps", type=runs.integer(0), metavar="K", help="by default 15, and 20 for hvae-iaf")
-    add("--importance-samples", type=runs.integer(), default=study.IMPORTANCE_SAMPLES, help="of iwae's bound")
+    add(
+        "--importance-samples",
+        type=runs.integer(),
+        default=study.IMPORTANCE_SAMPLES,
+        help="of the bounds of iwae and its kin",
+    )
     add("--likelihood-samples", type=runs.integer(), default=5000, help="for the log-likelihood of an image")
     add(
         "--likelihood-images", type=runs.integer(0), help="how many have theirs estimated; by default all of validation"
@@ -96,11 +101,16 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _plan(args: argparse.Namespace) -> list[Job]:
-    components = args.components if args.prior == "vamp" else 0
+    components = (args.components or study.COMPONENTS) if args.prior == "vamp" else 0
+    if args.components and not components:
+        raise StudyError("--components: only --prior vamp has any")
     if components > args.train_size:
         raise StudyError(f"--components {components} is more than --train-size, where pseudo-inputs start")
-    gate_epochs = max(args.epochs // 4, 1) if args.gate_epochs is None else args.gate_epochs
-    if gate_epochs > args.epochs:
+    structured = set(args.model) & set(study.STRUCTURED)
+    if args.gate_epochs and not structured:
+        raise StudyError(f"--gate-epochs: only --model {' '.join(study.STRUCTURED)} has gates")
+    gate_epochs = args.gate_epochs or max(args.epochs // 4, 1)
+    if structured and gate_epochs > args.epochs:
         raise StudyError(f"--gate-epochs {gate_epochs} is more than --epochs")
     try:
         return study.plan(args.model, args.leapfrog_steps, args.importance_samples, components, gate_epochs)

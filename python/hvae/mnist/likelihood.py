@@ -9,8 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from hvae.autoencoder import AutoEncoder
 from hvae.mnist import distributed
-from hvae.mnist.models import Model
 
 
 class LogMeanExp:
@@ -45,7 +45,7 @@ class LogMeanExp:
 
 @torch.no_grad()
 def log_likelihood(
-    model: Model, pixels: Tensor, n_samples: int, noise: Callable[[int, int], Tensor], sample_batch: int
+    model: AutoEncoder, pixels: Tensor, n_samples: int, noise: Callable[[int, int], Tensor], sample_batch: int
 ) -> Tensor:
     """``log p(x)`` of images ``(B, 784)``, estimated from ``n_samples`` samples each, ``(B,)`` in float64.
 

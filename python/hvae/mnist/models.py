@@ -24,7 +24,7 @@ Decoder = Callable[[Tensor], Tensor]
 
 
 class VampPrior(nn.Module):
-    """``1/C sum_c q(z | u_c)`` with learned pseudo-inputs, ``u_c`` the sigmoid of a row of logits ``(C, 784)``.
+    """``1/C sum_c q(z | u_c)`` with learned pseudo-inputs, ``u_c`` the sigmoid of a row of pixel logits ``(C, 784)``.
 
     Source: Tomczak and Welling, VAE with a VampPrior, arXiv 1705.07120, equation 9.
 
@@ -34,11 +34,11 @@ class VampPrior(nn.Module):
 
     def __init__(self, digits: Tensor):
         super().__init__()
-        self.logits = nn.Parameter((2 * digits.to(torch.get_default_dtype()) - 1) * FIRST_PSEUDO_LOGIT)
+        self.pixel_logits = nn.Parameter((2 * digits.to(torch.get_default_dtype()) - 1) * FIRST_PSEUDO_LOGIT)
 
     def pseudo_inputs(self) -> Tensor:
         """``(C, 784)``, in (0, 1)."""
-        return torch.sigmoid(self.logits)
+        return torch.sigmoid(self.pixel_logits)
 
 
 class Model(AutoEncoder):
@@ -114,11 +114,12 @@ class Model(AutoEncoder):
         """The same numbers; the gradient of ``iwae_bound`` is the surrogate's for the encoder, as ever for the decoder.
 
         The encoder's gradient passes through z alone, where DReG multiplies it by the normalised weight once more: one
-        backward pass for two objectives.
+        backward pass for two objectives. Batch norms are held, so that a weight depends on its own sample alone.
         """
         z = code.loc + code.log_scale.exp() * noise
         log_q = normal_log_prob(z, code.loc.detach().expand_as(z), code.log_scale.detach().expand_as(z))
-        log_weights = self.log_joint(self.decoder(z.flatten(0, 1)), pixels, z) - log_q
+        decode, _ = self.decoder.hold(z.detach().flatten(0, 1))
+        log_weights = self.log_joint(decode(z.flatten(0, 1)), pixels, z) - log_q
         if self.estimator == "dreg" and z.requires_grad:
             weights = log_weights.detach().softmax(0)[..., None]
             z.register_hook(lambda grad: grad * weights)
@@ -154,7 +155,7 @@ class Model(AutoEncoder):
     def log_joint(self, logits: Tensor, pixels: Tensor, z: Tensor, prior: Mixture | None = None) -> Tensor:
         """``log p(x | z) + log p(z)``, ``(..., B)``, of logits ``(... * B, 784)`` and z ``(..., B, d)``."""
         log_prior = standard_normal_log_prob(z) if prior is None else prior.log_prob(z)
-        return self.log_likelihood(logits.view(*z.shape[:-1], -1), pixels) + log_prior
+        return self.log_likelihood(logits.view(*z.shape[:-1], logits.shape[-1]), pixels) + log_prior
 
     def reconstruct(self, pixels: Tensor, noise: Tensor) -> Tensor:
         """Logits ``(B, 784)``."""

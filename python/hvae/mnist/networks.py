@@ -133,7 +133,7 @@ class SmallConv2d(Held, nn.Conv2d):
     def run(self, x: Tensor, matrix: Tensor, bias: Tensor) -> Tensor:
         """``(B, C, in_size, in_size)`` to ``(B, O, out_size, out_size)``."""
         rows = F.linear(x.movedim(1, -1).flatten(1), matrix, bias)
-        return rows.view(len(x), self.out_size, self.out_size, -1).movedim(-1, 1)
+        return rows.view(len(x), self.out_size, self.out_size, self.out_channels).movedim(-1, 1)
 
 
 class UpConv2d(Held, nn.Conv2d):
@@ -156,7 +156,7 @@ class UpConv2d(Held, nn.Conv2d):
 
     def run(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """``(B, C, H, W)`` to ``(B, O, 2 H, 2 W)``."""
-        phases = F.conv2d(x, weight, bias, padding=1).movedim(1, -1).unflatten(-1, (2, 2, -1))
+        phases = F.conv2d(x, weight, bias, padding=1).movedim(1, -1).unflatten(-1, (2, 2, self.out_channels))
         return phases.transpose(2, 3).flatten(3, 4).flatten(1, 2).movedim(-1, 1)
 
 

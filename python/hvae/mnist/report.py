@@ -6,7 +6,7 @@ from pathlib import Path
 
 from hvae import runs
 from hvae.mnist import figures
-from hvae.mnist.study import LAST_EPOCHS, LATENT, PUBLISHED, Job, Setting
+from hvae.mnist.study import LAST_EPOCHS, PUBLISHED, Job, Setting
 from hvae.mnist.train import State
 from hvae.runs import Row
 
@@ -37,7 +37,7 @@ def row_of(job: Job, state: State, setting: Setting) -> Row:
         "log_likelihood": state.log_likelihoods.mean().item(),
     }
     return {
-        **{"method": job.model, "dim": LATENT, "leapfrog_steps": job.n_steps, "importance_samples": job.samples},
+        **{"method": job.model, "dim": job.latent, "leapfrog_steps": job.n_steps, "importance_samples": job.samples},
         **{"components": job.components, "gate_epochs": job.gate_epochs},
         **{"setting": setting.binarisation, "network": setting.network},
         **{name: runs.finite(value) for name, value in bounds.items()},
@@ -75,7 +75,7 @@ def bound_table(rows: list[Row]) -> str:
             row.get("gate_epochs", 0),
         )
         ours = [row[name] for name in ("train_bound", "validation_bound", "validation_bound_last_epochs", "elbo")]
-        printed = PUBLISHED.get(job.model, (None, None, None))
+        printed = (None,) * 3 if job.components else PUBLISHED.get(job.model, (None,) * 3)
         likelihood = [row["log_likelihood"], row["likelihood_images"], row["likelihood_samples"]]
         cost = [row["epochs"], row["seconds"] / row["epochs"]]
         lines.append([job.label, *ours, *printed, *likelihood, *cost])

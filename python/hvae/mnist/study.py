@@ -45,7 +45,7 @@ PUBLISHED = {
 
 @dataclass(frozen=True)
 class Setting:
-    """What all models of a run share; models differ by nothing else, first parameters and order of data included."""
+    """What all models of a run share; the order of data, too, and of all but structured ones the first parameters."""
 
     seed: int
     data: str
@@ -98,6 +98,17 @@ class Job:
     components: int = 0
     gate_epochs: int = 0
 
+    def __post_init__(self):
+        if self.components and self.model in (*STRUCTURED, *SURROGATES):
+            raise ValueError(f"--prior vamp: {self.model} takes none")
+        if bool(self.gate_epochs) != (self.model in STRUCTURED):
+            raise ValueError(f"gate_epochs: expected at least 1 for {STRUCTURED}, 0 for others, got {self.gate_epochs}")
+
+    @property
+    def latent(self) -> int:
+        """How many latent dimensions the model has."""
+        return NODES * NODE_WIDTH if self.model in STRUCTURED else LATENT
+
     @property
     def key(self) -> str:
         """The name of the job and of its files."""
@@ -131,7 +142,7 @@ class Job:
         return ", ".join(filter(None, parts))
 
     def build(self, setting: Setting, digits: Tensor, **leapfrog: Any) -> AutoEncoder:
-        """The model at its first parameters, encoder and decoder being the same for all jobs of a setting.
+        """The model at its first parameters; encoder and decoder are the same for all but the structured jobs.
 
         Args:
             setting: of the run.
@@ -144,9 +155,9 @@ class Job:
 
     def _flat(self, setting: Setting, digits: Tensor, **leapfrog: Any) -> Model:
         return Model(
-            networks.encoder(setting.network, 2 * LATENT),
-            networks.decoder(setting.network, LATENT),
-            LATENT,
+            networks.encoder(setting.network, 2 * self.latent),
+            networks.decoder(setting.network, self.latent),
+            self.latent,
             self.n_steps,
             IAF_WIDTH.get(self.model, 0),
             **leapfrog,
@@ -155,10 +166,10 @@ class Job:
         )
 
     def _structured(self, setting: Setting) -> StructuredModel:
-        iaf_width, latent = IAF_WIDTH.get(self.model, 0), NODES * NODE_WIDTH
+        iaf_width = IAF_WIDTH.get(self.model, 0)
         context = CONTEXT if iaf_width else 0
-        encoder = networks.encoder(setting.network, 2 * latent + context)
-        decoder = networks.decoder(setting.network, latent)
+        encoder = networks.encoder(setting.network, 2 * self.latent + context)
+        decoder = networks.decoder(setting.network, self.latent)
         return StructuredModel(encoder, decoder, NODES, NODE_WIDTH, self.gate_epochs, iaf_width, context)
 
     def noise(self, setting: Setting, shape: tuple[int, ...], *purpose: object) -> Tensor:
@@ -176,12 +187,10 @@ def plan(
     """The jobs of a command; ``leapfrog_steps`` None takes each model's own number.
 
     Raises:
-        ValueError: a VampPrior for a model that has another one.
+        ValueError: a VampPrior for a model that takes none.
     """
     jobs = []
     for model in dict.fromkeys(models):
-        if components and (model in STRUCTURED or model in SURROGATES):
-            raise ValueError(f"--prior vamp: {model} takes none")
         n_steps = LEAPFROG_STEPS.get(model, 0)
         if n_steps and leapfrog_steps is not None:
             n_steps = leapfrog_steps

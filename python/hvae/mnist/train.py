@@ -87,9 +87,7 @@ class Trainer:
         self.model = self.job.build(self.setting, digits.train, **self.leapfrog).to(device)
         self.optimizer = torch.optim.Adam(self.model.parameters(), LEARNING_RATE)
         if state.epoch:
-            self.model.load_state_dict(state.model)
-            self.optimizer.load_state_dict(state.optimizer)
-        self.model.begin_epoch(state.epoch)
+            self._load()
         self.parallel = distributed.parallel(self.model)
         self.saved, self.step = time.perf_counter(), state.epoch * self.setting.steps_per_epoch
         validation = self.setting.validation_pixels(digits.validation).to(device)
@@ -102,10 +100,19 @@ class Trainer:
             state.history.append({"epoch": state.epoch, "train": train, "validation": bound, "elbo": elbo})
             state.seconds += time.perf_counter() - start
             self.checkpoint(force=state.epoch == self.setting.epochs)
+        self.model.begin_epoch(state.epoch)
         self.model.eval()
         self.estimate_log_likelihoods(validation)
         state.pictures = figures.pictures(self.model, validation, self.setting.generator("pictures"))
         self.checkpoint(force=True)
+
+    def _load(self) -> None:
+        """Bring model and optimiser to where the state stands."""
+        try:
+            self.model.load_state_dict(self.state.model)
+            self.optimizer.load_state_dict(self.state.optimizer)
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise runs.unreadable(self.path) from error
 
     def checkpoint(self, force: bool) -> None:
         """Save now, or if the last time is long ago."""

@@ -38,7 +38,8 @@ class Gates(nn.Module):
     """A gate in {0, 1} on the edge from each node to each earlier one, relaxed while it is learned.
 
     Gate ``g = sigmoid((a + L) / temperature)`` with logistic noise L, the Concrete distribution's (Maddison, Mnih and
-    Teh, 2017); the learned probability is ``sigmoid(a)``. Evaluated, and once it is fixed, it is open where ``a > 0``.
+    Teh, 2017); the learned probability is ``sigmoid(a)``. Evaluated, it is open where ``a > 0``; fixed, where that was
+    so at that moment.
 
     Args:
         nodes: N, of which node n has the parents n + 1, ..., N - 1.
@@ -49,22 +50,23 @@ class Gates(nn.Module):
         self.register_buffer("edges", torch.triu_indices(nodes, nodes, 1), persistent=False)
         self.nodes, self.temperature, self.learning = nodes, TEMPERATURES[0], True
         self.scores = nn.Parameter(torch.zeros(self.edges.shape[1]))
-        self.register_buffer("open", torch.zeros(self.edges.shape[1]))
+        self.register_buffer("fixed_logits", torch.zeros(self.edges.shape[1]))
 
     @property
     def logits(self) -> Tensor:
-        """``a``, one for each edge."""
-        return GATE_SPEED * self.scores
+        """``a``, one for each edge; constant once they are fixed, whatever an optimiser's momentum does."""
+        if self.learning:
+            return GATE_SPEED * self.scores
+        return self.fixed_logits + 0 * self.scores  # with a gradient for all parameters, which DDP waits for
 
     def forward(self, noise: Tensor) -> Tensor:
         """Gates as a matrix ``(..., N, N)`` from nodes to parents; ``noise (..., edges)`` is standard normal."""
         if self.training and self.learning:
             logistic = torch.special.log_ndtr(noise) - torch.special.log_ndtr(-noise)
             gates = torch.sigmoid((self.logits + logistic) / self.temperature)
-        elif self.learning:
-            gates = (self.logits > 0).to(noise.dtype)
         else:
-            gates = self.open + 0 * self.scores  # a gradient for all parameters, as distributed training wants it
+            logits = self.logits
+            gates = (logits > 0) + 0 * logits
         return self._matrix(gates)
 
     def _matrix(self, gates: Tensor) -> Tensor:
@@ -72,18 +74,23 @@ class Gates(nn.Module):
         matrix[..., self.edges[0], self.edges[1]] = gates
         return matrix
 
-    def set_progress(self, progress: float) -> None:
-        """How much of the gates' learning is done: the temperature falls from 0 to 1, and at 1 they are fixed."""
+    def cool(self, progress: float) -> None:
+        """Set the temperature: the first where 0 of the gates' learning is done, the last where it is 1."""
         first, last = TEMPERATURES
         self.temperature = first * (last / first) ** progress
-        if progress == 1:
-            self.open.copy_(self.logits > 0)
-        self.learning = progress < 1
 
+    @torch.no_grad()
+    def fix(self) -> None:
+        """Learn no more."""
+        if self.learning:
+            self.fixed_logits.copy_(self.logits)
+            self.learning = False
+
+    @torch.no_grad()
     def graph(self) -> Tensor:
         """Probabilities of the gates, and the gates themselves, ``(2, N, N)``."""
-        fixed = (self.logits > 0).to(self.open.dtype) if self.learning else self.open
-        return self._matrix(torch.stack([torch.sigmoid(self.logits), fixed]))
+        logits = self.logits
+        return self._matrix(torch.stack([torch.sigmoid(logits), (logits > 0).to(logits.dtype)]))
 
 
 class StructuredModel(AutoEncoder):
@@ -134,29 +141,47 @@ class StructuredModel(AutoEncoder):
 
     def log_weights(self, pixels: Tensor, code: Code, noise: Tensor) -> Tensor:
         """``log p(x, z) - log q(z | x)``, ``(S, B)``."""
-        z, log_ratio = self.sample(code, noise)
-        logits = self.decoder(z.flatten(0, 1)).view(*z.shape[:-1], -1)
-        return self.log_likelihood(logits, pixels) + log_ratio
+        z, log_ratio = self.sample(noise, code)
+        logits = self.decoder(z.flatten(0, 1))
+        return self.log_likelihood(logits.view(*z.shape[:-1], logits.shape[-1]), pixels) + log_ratio
 
-    def sample(self, code: Code, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """All nodes ``(S, B, N d)`` from the posterior, and ``log p(z) - log q(z | x)``, ``(S, B)``."""
-        of_nodes, of_gates = noise.split([self.latent, len(self.gates.scores)], dim=-1)
-        gates, nodes, log_ratio = self.gates(of_gates), [], 0.0
-        drawn = of_nodes.unflatten(-1, (self.nodes, self.width)).unbind(-2)
-        encoded = [x.unflatten(-1, (self.nodes, self.width)).expand(len(noise), -1, -1, -1) for x in code[:2]]
+    def sample(self, noise: Tensor, code: Code | None = None) -> tuple[Tensor, Tensor]:
+        """All nodes from the root down, ``(S, B, N d)``, and ``log p(z) - log q(z)``, ``(S, B)``.
+
+        q is the posterior of what the encoder said, or without that the prior itself.
+        """
+        gates, nodes, log_ratio = self.gates(noise[..., self.latent :]), [], 0.0
+        drawn = self._of_nodes(noise[..., : self.latent])
+        encoded = code and [self._of_nodes(x.expand(len(noise), -1, -1)) for x in code[:2]]
         for n in reversed(range(self.nodes)):
-            loc, log_scale = (x[..., n, :] for x in encoded)
             prior = self.prior(n, nodes, gates)
-            if prior is not None:
-                loc, log_scale = fuse(loc, log_scale, *prior)
-            z = loc + log_scale.exp() * drawn[n]
-            log_ratio = log_ratio + log_scale.sum(-1) - standard_normal_log_prob(drawn[n])
-            if self.flows:
-                z, log_abs_det = self.flows[n](z, code.context if code.context.shape[-1] else None)
-                log_ratio = log_ratio + log_abs_det
-            log_ratio = log_ratio + (standard_normal_log_prob(z) if prior is None else normal_log_prob(z, *prior))
+            if code is None:
+                z = drawn[n] if prior is None else prior[0] + prior[1].exp() * drawn[n]
+            else:
+                z, log_q = self._posterior(n, (encoded[0][n], encoded[1][n]), prior, drawn[n], code.context)
+                log_p = standard_normal_log_prob(z) if prior is None else normal_log_prob(z, *prior)
+                log_ratio = log_ratio + log_p - log_q
             nodes.insert(0, z)
         return torch.cat(nodes, dim=-1), log_ratio
+
+    def _of_nodes(self, x: Tensor) -> tuple[Tensor, ...]:
+        return x.unflatten(-1, (self.nodes, self.width)).unbind(-2)
+
+    def _posterior(
+        self,
+        n: int,
+        encoded: tuple[Tensor, Tensor],
+        prior: tuple[Tensor, Tensor] | None,
+        noise: Tensor,
+        context: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """A sample of node n, and its log density."""
+        loc, log_scale = encoded if prior is None else fuse(*encoded, *prior)
+        z, log_q = loc + log_scale.exp() * noise, standard_normal_log_prob(noise) - log_scale.sum(-1)
+        if not self.flows:
+            return z, log_q
+        z, log_abs_det = self.flows[n](z, context if context.shape[-1] else None)
+        return z, log_q - log_abs_det
 
     def prior(self, n: int, parents: list[Tensor], gates: Tensor) -> tuple[Tensor, Tensor] | None:
         """Location and log scale of node n, ``(..., d)``, given all later ones; None for the root's ``N(0, I)``."""
@@ -168,24 +193,20 @@ class StructuredModel(AutoEncoder):
 
     def reconstruct(self, pixels: Tensor, noise: Tensor) -> Tensor:
         """Logits ``(B, 784)``."""
-        return self.decoder(self.sample(self.encode(pixels), noise)[0][0])
+        return self.decoder(self.sample(noise, self.encode(pixels))[0][0])
 
     def sample_prior(self, count: int, generator: torch.Generator) -> Tensor:
-        """Latents ``(count, N d)``, from the root down."""
-        device = self.gates.scores.device
-        noise = torch.randn(count, self.noise_features, generator=generator).to(device)
-        of_nodes, of_gates = noise.split([self.latent, len(self.gates.scores)], dim=-1)
-        gates, nodes = self.gates(of_gates), []
-        for n in reversed(range(self.nodes)):
-            z, prior = of_nodes[:, n * self.width : (n + 1) * self.width], self.prior(n, nodes, gates)
-            nodes.insert(0, z if prior is None else prior[0] + prior[1].exp() * z)
-        return torch.cat(nodes, dim=-1)
+        """Latents ``(count, N d)``."""
+        noise = torch.randn(1, count, self.noise_features, generator=generator).to(self.gates.scores.device)
+        return self.sample(noise)[0][0]
 
     def begin_epoch(self, epoch: int) -> None:
         """Cool the gates down, and fix them after their epochs."""
-        if epoch <= self.gate_epochs:
-            self.gates.set_progress(epoch / self.gate_epochs)
-        else:
+        if epoch < self.gate_epochs:
+            self.gates.cool(epoch / max(self.gate_epochs - 1, 1))
+        elif epoch == self.gate_epochs:
+            self.gates.fix()
+        else:  # they were fixed before this run went on
             self.gates.learning = False
 
     def penalty(self) -> Tensor:
