@@ -27,10 +27,11 @@ def draw_graph(path: Path, graph: Tensor, title: str) -> None:
     for n in range(count):
         for parent in range(n + 1, count):
             style = {"color": "black"} if gates[n][parent] else {"color": "silver", "linestyle": ":"}
-            arrow = {"arrowstyle": "-|>", "shrinkA": 20, "shrinkB": 20, "connectionstyle": "arc3,rad=0.1", **style}
+            arrow = {"arrowstyle": "-|>", "shrinkA": 20, "shrinkB": 20, **style}
             axes.annotate("", places[n], places[parent], arrowprops=arrow)
-            x, y = (0.6 * a + 0.4 * b for a, b in zip(places[n], places[parent], strict=True))
-            axes.text(x, y, f"{probabilities[n][parent]:.2f}", fontsize="small", color=style["color"])
+            x, y = (0.3 * a + 0.7 * b for a, b in zip(places[n], places[parent], strict=True))
+            label = {"ha": "center", "va": "center", "fontsize": "small", "color": style["color"]}
+            axes.text(x, y, f"{probabilities[n][parent]:.2f}", bbox={"pad": 1, "facecolor": "white", "lw": 0}, **label)
     for n, (x, y) in enumerate(places):
         circle = {"boxstyle": "circle,pad=0.5", "facecolor": "white", "edgecolor": "black"}
         axes.text(x, y, f"$z_{n + 1}$", ha="center", va="center", bbox=circle)
