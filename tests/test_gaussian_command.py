@@ -209,7 +209,7 @@ def test_processes_end_with_the_command(kind, tmp_path):
         wait_for(lambda: len(group_of(process.pid)) >= 3)
         time.sleep(2)  # into their first epochs
         os.killpg(process.pid, kind) if kind == signal.SIGINT else process.kill()
-        process.wait(60)
+        process.wait(120)
         wait_for(lambda: not group_of(process.pid))
     finally:
         for pid in group_of(process.pid):
