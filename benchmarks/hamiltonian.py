@@ -43,6 +43,7 @@ from benchmarks.timing import Candidate, Plan, Timing, interleave  # noqa: E402
 from hvae_kernels import testing  # noqa: E402
 from hvae_kernels.ops.leapfrog import reference as formula  # noqa: E402
 from hvae_kernels.ops.leapfrog_potential import reference  # noqa: E402
+from hvae_kernels.ops.leapfrog_potential.field import INDUCTOR_OPTIONS  # noqa: E402
 
 LATENT, PIXELS = 64, 784
 #: Steps here take up to seconds: a sample is one call.
@@ -130,7 +131,12 @@ def ours(**options) -> Callable[..., State]:
 def traced() -> Callable[..., State]:
     """K + 1 recorded gradients, compiled whole under Dynamo's experimental flag."""
     torch._dynamo.config.trace_autograd_ops = True
-    return torch.compile(reference.leapfrog, fullgraph=True)
+    return compiled_whole(reference.leapfrog)
+
+
+def compiled_whole(function: Callable[..., State]) -> Callable[..., State]:
+    """With our options: Inductor's defaults crash on the study's decoder."""
+    return torch.compile(function, fullgraph=True, options=INDUCTOR_OPTIONS["cpu"])
 
 
 RIVALS: dict[str, Callable[[], Callable[..., State]]] = {
@@ -140,7 +146,7 @@ RIVALS: dict[str, Callable[[], Callable[..., State]]] = {
     "reversible": lambda: ours(),
     "store, compiled": lambda: ours(memory="store", compile=True),
     "reversible, compiled": lambda: ours(compile=True),
-    "func.grad, compiled whole": lambda: torch.compile(functional, fullgraph=True),
+    "func.grad, compiled whole": lambda: compiled_whole(functional),
     "trace_autograd_ops, compiled whole": traced,
 }
 UNCOMPILED = ("eager, 2K gradients", "eager, K + 1 gradients", "store", "reversible")
@@ -210,6 +216,8 @@ def in_a_fresh_process(figure: str, decoder: str, batch: int, steps: int, rival:
         done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True, timeout=LIMIT)
     except subprocess.TimeoutExpired:
         return {"implementation": rival, "first_call_s": math.inf}
+    except subprocess.CalledProcessError:  # it has said why
+        return {"implementation": rival, "first_call_s": math.nan}
     return {"implementation": rival} | json.loads(done.stdout.splitlines()[-1])
 
 
@@ -366,6 +374,8 @@ def _records(figure: str, decoder: str, batch: int, steps: int, rivals: list[str
 def _first_call(seconds: str) -> str:
     if not seconds:
         return ""
+    if math.isnan(float(seconds)):
+        return "failed"
     return f"over {LIMIT:.0f} s" if math.isinf(float(seconds)) else f"{float(seconds):.3g} s"
 
 
@@ -405,15 +415,21 @@ def main(arguments: list[str] | None = None) -> int:
         print(json.dumps(child(options.figures[0], options.decoder[0], options.batch, options.steps[0], options.child)))
         return 0
     origin = run.provenance(torch.device("cpu"))
-    new = [{key: results.text((record | origin).get(key)) for key in FIELDS} for record in measure(options)]
+    name = f"hamiltonian-{results.slug(str(origin['device']))}-{origin['threads']}-threads.csv"
+    new = []
+    for record in measure(options):
+        new.append({key: results.text((record | origin).get(key)) for key in FIELDS})
+        if options.out:  # now, as the next may take long
+            _keep(options.out / name, new[-1])
     print(f"\n{origin['device']}, {origin['threads']} threads, torch {origin['torch']}\n\n{table(new)}")
-    if options.out:
-        path = options.out / f"hamiltonian-{results.slug(str(origin['device']))}-{origin['threads']}-threads.csv"
-        measured = {tuple(row[key] for key in KEY) for row in new}
-        kept = [row for row in results.read(path) if tuple(row[key] for key in KEY) not in measured]
-        results.write(path, kept + new, FIELDS)
-        print(f"wrote {path}")
     return 0
+
+
+def _keep(path: Path, new: dict[str, str]) -> None:
+    """In place of the row of the same key, or behind the others."""
+    key = [new[name] for name in KEY]
+    kept = [row for row in results.read(path) if [row[name] for name in KEY] != key]
+    results.write(path, [*kept, new], FIELDS)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,9 @@
 """``leapfrog`` through any potential: equal to autograd through the unrolled formula, and what it promises beside."""
 
 import copy
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -463,7 +466,7 @@ def test_compiled_gradient(name, memory, monkeypatch):
         return torch._dynamo.lookup_backend("aot_eager")(graph, example)
 
     compile = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda function, **options: compile(function, backend=backend, **options))
+    monkeypatch.setattr(torch, "compile", lambda function, **_: compile(function, fullgraph=True, backend=backend))
     potential = POTENTIALS[name]().double()
     counts = []
     for n_steps in (2, 5, 9):
@@ -474,6 +477,24 @@ def test_compiled_gradient(name, memory, monkeypatch):
         counts.append(len(graphs))
     assert counts == [{"reversible": 2, "store": 1}[memory]] * 3  # without and with its backward pass
     field._compiled_gradient.cache_clear()
+
+
+def test_compiled_upsampling_keeps_to_its_memory():
+    """Inductor's own choice of layouts made a kernel that wrote past the end of this decoder's tensors: a crash."""
+    code = """
+import torch, hvae_kernels as hk
+from torch import nn
+torch.manual_seed(0)
+convolution = nn.Conv2d(32, 32, 5, padding=2)
+grow = nn.Sequential(nn.Linear(8, 512), nn.Unflatten(1, (32, 4, 4)), convolution, nn.Upsample(7), nn.Softplus())
+decoder = nn.Sequential(grow, nn.Conv2d(32, 1, 5, padding=2), nn.Flatten())
+potential = lambda z: decoder(z).square().sum(-1) + z.square().sum(-1)
+state, rest = torch.randn(2, 8, 8).unbind(), (torch.tensor(0.01), torch.ones(30))
+with torch.no_grad():
+    exact = hk.functional.leapfrog(*state, potential, *rest)
+    torch.testing.assert_close(hk.functional.leapfrog(*state, potential, *rest, compile=True), exact)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"OMP_NUM_THREADS": "2"})
 
 
 # ---- The module ----

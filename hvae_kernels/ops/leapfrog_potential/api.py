@@ -57,7 +57,9 @@ def leapfrog(
         memory: ``"reversible"``, or ``"store"``: keep every step's graph, which is faster by the K + 1 evaluations.
         gradient: ``"full"``, or ``"detached"``: take every gradient of U for a constant. Cheaper, and biased.
         compile: compile the gradient (and by that its backward pass) for use in all evaluations but the first. The
-            time that it takes does not depend on K.
+            time that it takes does not depend on K. On a CPU without Inductor's choice of memory layouts, whose kernels
+            may write past their end; give your own ``torch.compile`` of a convolutional potential the same
+            ``options={"layout_optimization": False}``.
         on_drift: called by every reversible backward pass with the largest distance of an entry of the rebuilt ``z``
             from the true one, a tensor ``()``; keeps a copy of ``z``.
 
