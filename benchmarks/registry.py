@@ -35,6 +35,7 @@ class Case:
             steps takes minutes to compile and gigabytes to run, and says nothing that fewer steps do not.
         gate: sizes that differ in the correctness check, where float64 autograd through the formula needs too much.
         devices: device types on which the case makes sense.
+        dtype: of the inputs.
     """
 
     label: str
@@ -42,6 +43,7 @@ class Case:
     stock: bool = True
     gate: Sizes = field(default_factory=dict)
     devices: tuple[str, ...] = ("cpu", "cuda")
+    dtype: torch.dtype = torch.float32
 
 
 @dataclass(frozen=True)
@@ -249,6 +251,7 @@ MASKED_LINEAR = Row(
         _masked_case(128, 1024, 1024),
         _masked_case(256, 64, 640),
         _masked_case(4096, 1024, 1024, devices=("cuda",)),
+        _masked_case(8192, 4096, 4096, devices=("cuda",), dtype=torch.bfloat16, gate={"batch": 1024}),
     ),
 )
 
@@ -537,6 +540,7 @@ GAUSSIAN_MIXTURE = Row(
         _mixture_case(4096, 500, 40, gate={"batch": 257}),
         _mixture_case(256, 2, 2),
         _mixture_case(4096, 5000, 40, stock=False, gate={"batch": 65}),
+        _mixture_case(65536, 1000, 64, stock=False, devices=("cuda",), gate={"batch": 1024}),
     ),
 )
 

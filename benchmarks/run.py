@@ -94,7 +94,7 @@ def passed(row: Row, cases: list[Case], device: torch.device) -> list[Case]:
     """The cases whose op is right; says so for each."""
     right = []
     for case in cases:
-        verdict = gate.check(row, case, DTYPE, device)
+        verdict = gate.check(row, case, case.dtype, device)
         print(f"  {'right' if verdict.passed else 'WRONG'}: {row.name} {case.label}: {verdict.message}", flush=True)
         right += [case] if verdict.passed else []
     return right
@@ -102,7 +102,7 @@ def passed(row: Row, cases: list[Case], device: torch.device) -> list[Case]:
 
 def measure(row: Row, cases: list[Case], device: torch.device, plan: Plan, graphs: bool = False) -> list[Record]:
     """Time all ``cases`` of ``row``, each direction in one interleaved run; one record a candidate."""
-    problems = {case.label: Problem(row, case, DTYPE, device) for case in cases}
+    problems = {case.label: Problem(row, case, case.dtype, device) for case in cases}
     origin = provenance(device)
     records = []
     for direction in DIRECTIONS:

@@ -275,7 +275,11 @@ def test_every_tile_size(monkeypatch, side, strict):
     from hvae_kernels.ops.masked_linear import triton
 
     device = "cpu" if INTERPRETED else "cuda"
-    monkeypatch.setattr(triton, "launch", lambda m, n: triton.Launch(side, side, (-(-m // side), -(-n // side))))
+
+    def launch(rows, columns, half):
+        return triton.Launch(side, side, side, (-(-rows // side), -(-columns // side)))
+
+    monkeypatch.setattr(triton, "launch", launch)
     tensors = [x.requires_grad_() for x in masked_inputs(torch.float64, device, shape=(67, 65), out=129)]
     ins_outs, seed = degrees("sorted", 65, 129, device), double(67, 129).to(device)
     with hk.use_impl("triton"):
@@ -284,13 +288,13 @@ def test_every_tile_size(monkeypatch, side, strict):
     torch.testing.assert_close(results, expected)
 
 
-@given(rows=st.integers(1, 10**6), columns=st.integers(1, 10**5))
-def test_tiles_cover_the_result(rows, columns):
+@given(rows=st.integers(1, 10**6), columns=st.integers(1, 10**5), half=st.booleans())
+def test_tiles_cover_the_result(rows, columns, half):
     from hvae_kernels.ops.masked_linear import triton
 
-    plan = triton.launch(rows, columns)
+    plan = triton.launch(rows, columns, half)
     for size, block, programs in zip((rows, columns), (plan.block_rows, plan.block_columns), plan.grid, strict=True):
-        assert block in (16, 32, 64)
+        assert block in ((16, 32, 64, 128) if half else (16, 32, 64))
         assert (programs - 1) * block < size <= programs * block
 
 

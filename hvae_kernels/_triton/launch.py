@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -28,6 +29,11 @@ def on_device_of(tensor: Tensor) -> contextlib.AbstractContextManager:
     if tensor.device.type != "cuda" or tensor.device.index == torch.cuda.current_device():
         return contextlib.nullcontext()
     return torch.cuda.device(tensor.device)
+
+
+def interpreted() -> bool:
+    """Whether kernels run in Triton's interpreter, which multiplies half-precision numbers wrongly."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def cdiv(a: int, b: int) -> int:

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from hvae_kernels._checks import HALF_PRECISION
 from hvae_kernels._triton.device import exponential, load
-from hvae_kernels._triton.launch import cdiv, next_power_of_2, on_device_of
+from hvae_kernels._triton.launch import cdiv, interpreted, next_power_of_2, on_device_of
 
-#: Two accumulators a program: tiles of half a usual product's columns.
-BLOCK_ROWS, BLOCK_COLUMNS, BLOCK_TERMS, FEWEST = 64, 32, 32, 16
+#: Two accumulators a program: tiles of half a usual product's columns. In full precision more than 16 terms at a time
+#: do not fit into a Hopper GPU's registers.
+BLOCK_ROWS, BLOCK_COLUMNS, BLOCK_TERMS, HALF_BLOCK_TERMS, FEWEST = 64, 32, 16, 32, 16
 
 
 @triton.jit
@@ -53,14 +54,12 @@ _TYPES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32:
 
 
 def _types(x: Tensor) -> dict[str, object]:
-    """Squares of half-precision numbers need float32's range and no more than TF32's precision.
-
-    The interpreter multiplies bfloat16 wrongly, so it gets float32.
-    """
+    """Squares of half-precision numbers need float32's range and no more than TF32's precision."""
     half = x.dtype in HALF_PRECISION
     variance = tl.float64 if x.dtype is torch.float64 else tl.float32
-    dtype = variance if half and x.device.type == "cpu" else _TYPES[x.dtype]
-    return {"DTYPE": dtype, "VARIANCE": variance, "PRECISION": "tf32" if half else "ieee"}
+    dtype = variance if half and interpreted() else _TYPES[x.dtype]
+    precision, terms = ("tf32", HALF_BLOCK_TERMS) if half else ("ieee", BLOCK_TERMS)
+    return {"DTYPE": dtype, "VARIANCE": variance, "PRECISION": precision, "BLOCK_TERMS": terms}
 
 
 def local_reparam_linear(
@@ -83,6 +82,6 @@ def local_reparam_linear(
         _forward_kernel[(cdiv(rows, block_rows), cdiv(columns, block_columns))](
             x, weight_loc, weight_log_scale, *biases, noise.contiguous(), y, std, rows, columns, x.shape[1],
             *x.stride(), *weight_loc.stride(), *weight_log_scale.stride(), **_types(x),
-            BLOCK_ROWS=block_rows, BLOCK_COLUMNS=block_columns, BLOCK_TERMS=BLOCK_TERMS,
+            BLOCK_ROWS=block_rows, BLOCK_COLUMNS=block_columns,
         )  # fmt: skip
     return y, std

@@ -1,7 +1,8 @@
 """GPU kernels of ``masked_linear``: matrix products that compare degrees as they go and skip empty tiles.
 
-No mask is ever stored: a program reads the degrees of its tile beside the tile. Weights behind the mask are not read,
-sums run in one fixed order, and there are no atomics.
+No mask is ever stored. A program looks at the degrees along its sum first: where no term is connected it stops, where
+all are it multiplies as if there were no mask, and between these it compares the degrees of its tile beside the tile.
+Weights behind the mask have no influence, sums run in one fixed order, and there are no atomics.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from hvae_kernels._checks import HALF_PRECISION
 from hvae_kernels._triton.device import load
-from hvae_kernels._triton.launch import cdiv, next_power_of_2, on_device_of
+from hvae_kernels._triton.launch import cdiv, interpreted, next_power_of_2, on_device_of
 
 _TYPES = {
     torch.float64: tl.float64,
@@ -23,9 +24,14 @@ _TYPES = {
     torch.bfloat16: tl.bfloat16,
     torch.float16: tl.float16,
 }
-#: Large tiles reuse more of what they read, but there should be about as many as a large GPU has multiprocessors.
-FEWEST_SIDE, SMALL_SIDE, LARGE_SIDE, MANY_PROGRAMS = 16, 32, 64, 128
-BLOCK_TERMS = 32
+#: Large tiles reuse more of what they read, but there should be about as many as a large GPU has multiprocessors. Half
+#: precision goes to tensor cores, which want larger ones.
+FEWEST_SIDE, MANY_PROGRAMS = 16, 128
+SIDES = ((64, 64), (32, 64), (32, 32))
+HALF_SIDES = ((128, 128), (64, 128), *SIDES)
+BLOCK_TERMS, HALF_BLOCK_TERMS = 32, 64
+#: Degrees that a program looks at together.
+_LOOK = tl.constexpr(512)
 
 
 @dataclass(frozen=True)
@@ -34,23 +40,25 @@ class Launch:
 
     block_rows: int
     block_columns: int
+    block_terms: int
     grid: tuple[int, int]
 
     @property
-    def blocks(self) -> dict[str, int]:
-        """The kernels' block sizes."""
-        return {"BLOCK_ROWS": self.block_rows, "BLOCK_COLUMNS": self.block_columns, "BLOCK_TERMS": BLOCK_TERMS}
+    def options(self) -> dict[str, int]:
+        """Block sizes and, for the largest tiles, two groups of warps and more tiles on their way."""
+        blocks = {"BLOCK_ROWS": self.block_rows, "BLOCK_COLUMNS": self.block_columns, "BLOCK_TERMS": self.block_terms}
+        return blocks | ({"num_warps": 8, "num_stages": 4} if self.block_rows * self.block_columns > 8192 else {})
 
 
-def launch(rows: int, columns: int) -> Launch:
+def launch(rows: int, columns: int, half: bool = False) -> Launch:
     """The largest tiles that make many programs of a ``(rows, columns)`` result, or else the smallest."""
-    for row_side, column_side in ((LARGE_SIDE, LARGE_SIDE), (SMALL_SIDE, LARGE_SIDE), (SMALL_SIDE, SMALL_SIDE)):
+    for row_side, column_side in HALF_SIDES if half else SIDES:
         block_rows = min(row_side, max(FEWEST_SIDE, next_power_of_2(rows)))
         block_columns = min(column_side, max(FEWEST_SIDE, next_power_of_2(columns)))
         grid = cdiv(rows, block_rows), cdiv(columns, block_columns)
         if grid[0] * grid[1] >= MANY_PROGRAMS:
             break
-    return Launch(block_rows, block_columns, grid)
+    return Launch(block_rows, block_columns, HALF_BLOCK_TERMS if half else BLOCK_TERMS, grid)
 
 
 # ---- Kernels ---------------------------------------------------------------------------------------------------------
@@ -71,58 +79,89 @@ def _degrees(degrees, at, size):
 
 
 @triton.jit
-def _forward_kernel(
-    x, weight, bias, result, in_degrees, out_degrees, rows, columns, terms,
-    x_row, x_term, weight_column, weight_term, STRICT: tl.constexpr, DTYPE: tl.constexpr, ACCUMULATOR: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, BLOCK_TERMS: tl.constexpr,
-):  # fmt: skip
-    """``result[r, c] = sum_t x[r, t] weight[c, t] + bias[c]``: columns are outputs, terms are inputs."""
-    row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    block = tl.num_programs(1) - 1 - tl.program_id(1)  # with sorted degrees the last columns are the longest sums
-    column = block.to(tl.int64) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
-    out_degree = _degrees(out_degrees, column, columns)
-    largest = tl.max(out_degree, 0)
-    sums = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), ACCUMULATOR)
-    for start in range(0, terms, BLOCK_TERMS):
-        term = start + tl.arange(0, BLOCK_TERMS).to(tl.int64)
-        in_degree = _degrees(in_degrees, term, terms)
-        if _connected(largest, tl.min(in_degree, 0), STRICT):
-            inside = (row < rows)[:, None] & (term < terms)[None, :]
-            left = load(x, row[:, None] * x_row + term[None, :] * x_term, inside, DTYPE)
-            inside = (term < terms)[:, None] & (column < columns)[None, :]
-            connected = inside & _connected(out_degree[None, :], in_degree[:, None], STRICT)
-            right = load(weight, term[:, None] * weight_term + column[None, :] * weight_column, connected, DTYPE)
-            sums += tl.dot(left, right, input_precision="ieee", out_dtype=ACCUMULATOR)
-    sums += load(bias, column, column < columns, ACCUMULATOR)[None, :]
-    inside = (row < rows)[:, None] & (column < columns)[None, :]
-    tl.store(result + row[:, None] * columns + column[None, :], sums.to(result.dtype.element_ty), mask=inside)
+def _sees(column_degree, term_degree, FORWARD: tl.constexpr, STRICT: tl.constexpr):
+    """Columns are outputs and terms inputs if ``FORWARD``, otherwise the other way round."""
+    if FORWARD:
+        return _connected(column_degree, term_degree, STRICT)
+    else:
+        return _connected(term_degree, column_degree, STRICT)
 
 
 @triton.jit
-def _input_grad_kernel(
-    grad, weight, result, in_degrees, out_degrees, rows, columns, terms,
-    grad_row, grad_term, weight_term, weight_column,
-    STRICT: tl.constexpr, DTYPE: tl.constexpr, ACCUMULATOR: tl.constexpr,
+def _ranges(
+    degrees, terms, column_degree, FORWARD: tl.constexpr, STRICT: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    """``(first, last, whole, hole)``, in blocks of terms.
+
+    All that is connected to these columns lies between the first two, and all between the others, which lie within, is
+    connected. If degrees are sorted, ascending or descending, no ranges could be better.
+    """
+    lowest, highest = tl.min(column_degree, 0), tl.max(column_degree, 0)
+    if FORWARD:
+        eager, reluctant = highest, lowest
+    else:
+        eager, reluctant = lowest, highest
+    first, last = terms, terms * 0
+    first_hole, last_hole = terms, terms * 0 - 1
+    for start in range(0, terms, _LOOK):
+        at = start + tl.arange(0, _LOOK)
+        degree, known = _degrees(degrees, at, terms), at < terms
+        some = known & _sees(eager, degree, FORWARD, STRICT)
+        hole = known & (_sees(reluctant, degree, FORWARD, STRICT) == 0)
+        first = tl.minimum(first, tl.min(tl.where(some, at, terms), 0))
+        last = tl.maximum(last, tl.max(tl.where(some, at + 1, 0), 0))
+        first_hole = tl.minimum(first_hole, tl.min(tl.where(hole, at, terms), 0))
+        last_hole = tl.maximum(last_hole, tl.max(tl.where(hole, at, -1), 0))
+    last = tl.cdiv(last, BLOCK)
+    first = tl.minimum(first // BLOCK, last)
+    complete = tl.minimum(last, terms // BLOCK)  # the last block may stick out
+    before, behind = tl.minimum(first_hole // BLOCK, complete), tl.maximum((last_hole + BLOCK) // BLOCK, first)
+    if before - first >= complete - behind:
+        return first, last, first, tl.maximum(before, first)
+    else:
+        return first, last, behind, tl.maximum(complete, behind)
+
+
+@triton.jit
+def _product_kernel(
+    left, weight, bias, result, term_degrees, column_degrees, rows, columns, terms,
+    left_row, left_term, weight_term, weight_column,
+    FORWARD: tl.constexpr, STRICT: tl.constexpr, DTYPE: tl.constexpr, ACCUMULATOR: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, BLOCK_TERMS: tl.constexpr,
 ):  # fmt: skip
-    """``result[r, c] = sum_t grad[r, t] weight[t, c]``: columns are inputs, terms are outputs."""
-    row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    column = tl.program_id(1).to(tl.int64) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
-    in_degree = _degrees(in_degrees, column, columns)
-    smallest = tl.min(in_degree, 0)
+    """``result[r, c] = sum_t left[r, t] weight[t, c] + bias[c]`` over the connected t."""
+    block = tl.program_id(1)
+    if FORWARD:
+        block = tl.num_programs(1) - 1 - block  # with ascending degrees the last columns are the longest sums
+    top, edge = tl.program_id(0).to(tl.int64) * BLOCK_ROWS, block.to(tl.int64) * BLOCK_COLUMNS
+    down, across = tl.arange(0, BLOCK_ROWS).to(tl.int64), tl.arange(0, BLOCK_COLUMNS).to(tl.int64)
+    row, column, within = top + down, edge + across, tl.arange(0, BLOCK_TERMS).to(tl.int64)
+    column_degree = _degrees(column_degrees, column, columns)
+    first, last, whole, hole = _ranges(term_degrees, terms, column_degree, FORWARD, STRICT, BLOCK_TERMS)
+    left += top * left_row + (down[:, None] * left_row + within[None, :] * left_term)
+    weight += edge * weight_column + (within[:, None] * weight_term + across[None, :] * weight_column)
+    known_row, known_column = (row < rows)[:, None], (column < columns)[None, :]
     sums = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), ACCUMULATOR)
-    for start in range(0, terms, BLOCK_TERMS):
-        term = start + tl.arange(0, BLOCK_TERMS).to(tl.int64)
-        out_degree = _degrees(out_degrees, term, terms)
-        if _connected(tl.max(out_degree, 0), smallest, STRICT):
-            inside = (row < rows)[:, None] & (term < terms)[None, :]
-            left = load(grad, row[:, None] * grad_row + term[None, :] * grad_term, inside, DTYPE)
-            inside = (term < terms)[:, None] & (column < columns)[None, :]
-            connected = inside & _connected(out_degree[:, None], in_degree[None, :], STRICT)
-            right = load(weight, term[:, None] * weight_term + column[None, :] * weight_column, connected, DTYPE)
-            sums += tl.dot(left, right, input_precision="ieee", out_dtype=ACCUMULATOR)
-    inside = (row < rows)[:, None] & (column < columns)[None, :]
-    tl.store(result + row[:, None] * columns + column[None, :], sums.to(result.dtype.element_ty), mask=inside)
+    PARTLY_STAGES: tl.constexpr = 3 if DTYPE.primitive_bitwidth == 16 else 1  # more do not fit into the registers
+    for i in tl.range(first, last - (hole - whole), num_stages=PARTLY_STAGES):
+        start = tl.where(i < whole, i, i + (hole - whole)).to(tl.int64) * BLOCK_TERMS
+        known = start + within < terms
+        connected = _sees(
+            column_degree[None, :], _degrees(term_degrees, start + within, terms)[:, None], FORWARD, STRICT
+        )
+        a = load(left, start * left_term, known_row & known[None, :], DTYPE)
+        b = load(weight, start * weight_term, known_column & known[:, None], DTYPE)
+        b = tl.where(connected, b, tl.zeros_like(b))
+        sums += tl.dot(a, b, input_precision="ieee", out_dtype=ACCUMULATOR)
+    for i in range(whole, hole):
+        start = tl.cast(i, tl.int64) * BLOCK_TERMS
+        a = load(left, start * left_term, known_row, DTYPE)
+        b = load(weight, start * weight_term, known_column, DTYPE)
+        sums += tl.dot(a, b, input_precision="ieee", out_dtype=ACCUMULATOR)
+    if bias is not None:
+        sums += load(bias, column, column < columns, ACCUMULATOR)[None, :]
+    result += top * columns + edge + (down[:, None] * columns + across[None, :])
+    tl.store(result, sums.to(result.dtype.element_ty), mask=known_row & known_column)
 
 
 @triton.jit
@@ -137,14 +176,16 @@ def _weight_grad_kernel(
     column = tl.program_id(1).to(tl.int64) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
     out_degree = _degrees(out_degrees, row, rows)
     in_degree = _degrees(in_degrees, column, columns)
+    within = tl.arange(0, BLOCK_TERMS).to(tl.int64)
+    grad += row[:, None] * grad_row + within[None, :] * grad_term
+    x += within[:, None] * x_term + column[None, :] * x_column
     sums = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), ACCUMULATOR)
     if _connected(tl.max(out_degree, 0), tl.min(in_degree, 0), STRICT):
-        for start in range(0, terms, BLOCK_TERMS):
-            term = start + tl.arange(0, BLOCK_TERMS).to(tl.int64)
-            inside = (row < rows)[:, None] & (term < terms)[None, :]
-            left = load(grad, row[:, None] * grad_row + term[None, :] * grad_term, inside, DTYPE)
-            inside = (term < terms)[:, None] & (column < columns)[None, :]
-            right = load(x, term[:, None] * x_term + column[None, :] * x_column, inside, DTYPE)
+        for i in range(0, tl.cdiv(terms, BLOCK_TERMS)):
+            start = tl.cast(i, tl.int64) * BLOCK_TERMS
+            known = start + within < terms
+            left = load(grad, start * grad_term, (row < rows)[:, None] & known[None, :], DTYPE)
+            right = load(x, start * x_term, (column < columns)[None, :] & known[:, None], DTYPE)
             sums += tl.dot(left, right, input_precision="ieee", out_dtype=ACCUMULATOR)
     connected = _connected(out_degree[:, None], in_degree[None, :], STRICT)
     inside = (row < rows)[:, None] & (column < columns)[None, :]
@@ -156,30 +197,25 @@ def _weight_grad_kernel(
 
 
 def _types(x: Tensor) -> dict[str, tl.dtype]:
-    """What tiles are multiplied in and added up in; the interpreter multiplies bfloat16 wrongly, so it gets float32."""
+    """What tiles are multiplied in and added up in."""
     accumulator = tl.float64 if x.dtype == torch.float64 else tl.float32
-    interpreted = x.device.type == "cpu" and x.dtype in HALF_PRECISION
-    return {"DTYPE": accumulator if interpreted else _TYPES[x.dtype], "ACCUMULATOR": accumulator}
+    wrong = interpreted() and x.dtype in HALF_PRECISION
+    return {"DTYPE": accumulator if wrong else _TYPES[x.dtype], "ACCUMULATOR": accumulator}
 
 
 def _launch(
-    kernel: triton.JITFunction,
-    operands: tuple[Tensor | None, ...],
-    result: Tensor,
-    degrees: tuple[Tensor, Tensor],
-    terms: int,
-    strict: bool,
-) -> Tensor:
+    kernel: triton.JITFunction, operands: tuple[Tensor | None, ...], result: Tensor, degrees: tuple[Tensor, Tensor],
+    strides: tuple[int, ...], terms: int, **options: bool,
+) -> Tensor:  # fmt: skip
     """Launch one kernel on ``operands``, two strided matrices and perhaps a bias, if there is anything to write."""
     rows, columns = result.shape
     if result.numel() == 0:
         return result
-    plan = launch(rows, columns)
-    left, right = operands[:2]
+    plan = launch(rows, columns, result.dtype in HALF_PRECISION)
     with on_device_of(result):
         kernel[plan.grid](
-            *operands, result, *degrees, rows, columns, terms, *left.stride(), *right.stride(),
-            STRICT=strict, **_types(left), **plan.blocks,
+            *operands, result, *(x.contiguous() for x in degrees), rows, columns, terms, *strides,
+            **options, **_types(result), **plan.options,
         )  # fmt: skip
     return result
 
@@ -189,22 +225,25 @@ def masked_linear(
 ) -> Tensor:
     """Launch the forward kernel."""
     bias = None if bias is None else bias.contiguous()
-    degrees = in_degrees.contiguous(), out_degrees.contiguous()
-    result = x.new_empty(x.shape[0], weight.shape[0])
-    return _launch(_forward_kernel, (x, weight, bias), result, degrees, x.shape[1], strict)
+    return _launch(
+        _product_kernel, (x, weight, bias), x.new_empty(x.shape[0], weight.shape[0]), (in_degrees, out_degrees),
+        (*x.stride(), *weight.mT.stride()), x.shape[1], FORWARD=True, STRICT=strict,
+    )  # fmt: skip
 
 
 def masked_linear_input_grad(
     grad: Tensor, weight: Tensor, in_degrees: Tensor, out_degrees: Tensor, strict: bool
 ) -> Tensor:
     """Launch the kernel of the input's gradient."""
-    degrees = in_degrees.contiguous(), out_degrees.contiguous()
-    result = grad.new_empty(grad.shape[0], weight.shape[1])
-    return _launch(_input_grad_kernel, (grad, weight), result, degrees, grad.shape[1], strict)
+    return _launch(
+        _product_kernel, (grad, weight, None), grad.new_empty(grad.shape[0], weight.shape[1]),
+        (out_degrees, in_degrees), (*grad.stride(), *weight.stride()), grad.shape[1], FORWARD=False, STRICT=strict,
+    )  # fmt: skip
 
 
 def masked_linear_weight_grad(grad: Tensor, x: Tensor, in_degrees: Tensor, out_degrees: Tensor, strict: bool) -> Tensor:
     """Launch the kernel of the weight's gradient."""
-    degrees = in_degrees.contiguous(), out_degrees.contiguous()
-    result = grad.new_empty(grad.shape[1], x.shape[1])
-    return _launch(_weight_grad_kernel, (grad, x), result, degrees, x.shape[0], strict)
+    return _launch(
+        _weight_grad_kernel, (grad, x), grad.new_empty(grad.shape[1], x.shape[1]), (in_degrees, out_degrees),
+        (*grad.stride(), *x.stride()), x.shape[0], STRICT=strict,
+    )  # fmt: skip
