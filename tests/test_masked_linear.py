@@ -269,7 +269,7 @@ def test_blocks_without_connections_are_not_computed(implementation):
 
 
 @each_strictness
-@pytest.mark.parametrize("side", [16, 32, 64])
+@pytest.mark.parametrize("side", [16, 32, 64, 128])
 def test_every_tile_size(monkeypatch, side, strict):
     """Large tiles take many programs to be chosen: here they are forced."""
     from hvae_kernels.ops.masked_linear import triton
