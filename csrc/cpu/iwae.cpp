@@ -1,6 +1,8 @@
 // iwae_bound and its surrogates on the CPU: checks, allocation, parallel loops. The arithmetic is in kernels/iwae.h.
 #include "../kernels/iwae.h"
 
+#include <vector>
+
 #include "rows.h"
 
 namespace hk {
@@ -10,42 +12,89 @@ using namespace iwae_columns;
 
 // ---- Instruction-set clones of the kernels: thin, not templates ----
 
-#define HK_IWAE_CLONES(T)                                                                                 \
-  HK_CLONES void forward_clone(const Columns<T>& x, int64_t power, T* to) { forward_block(x, power, to); } \
-  HK_CLONES void backward_clone(const Columns<T>& x, int64_t power, const T* grad, T* to) {                \
-    backward_block(x, power, grad, to);                                                                   \
+#define HK_IWAE_CLONES(T)                                                                                        \
+  HK_CLONES void sums_clone(const Columns<T>& x, int64_t power, const Sums<T>& sums) { sums_block(x, power, sums); } \
+  HK_CLONES void gradient_clone(                                                                                 \
+      const Columns<T>& x, int64_t power, const Sums<T>& sums, const T* grad, T* to) {                           \
+    gradient_block(x, power, sums, grad, to);                                                                    \
   }
 
 HK_IWAE_CLONES(float)
 HK_IWAE_CLONES(double)
 
-// Runs f(columns, first column) over the blocks, in parallel.
-template <class T, class F>
-void over_blocks(const Tensor& log_weights, const F& f) {
-  const int64_t samples = log_weights.size(0), n = log_weights.numel() / samples;
-  const int64_t blocks = (n + kColumns - 1) / kColumns;
-  const T* from = data<T>(log_weights);
-  const int64_t grain = std::max<int64_t>(1, 8192 / std::max<int64_t>(1, samples * kColumns));
-  torch::stable::parallel_for(0, blocks, grain, [&](int64_t begin, int64_t end) {
-    for (int64_t block = begin; block < end; ++block) {
-      const int64_t first = block * kColumns;
-      f(Columns<T>{from + first, samples, n, std::min(kColumns, n - first)}, first);
-    }
+// Log-weights (K, N) in parts, runs of samples of blocks of columns, as sizes alone decide.
+template <class T>
+class Parts {
+ public:
+  explicit Parts(const Tensor& log_weights)
+      : data_(hk::data<T>(log_weights)), samples_(log_weights.size(0)), n_(log_weights.numel() / samples_) {
+    blocks_ = (n_ + kColumns - 1) / kColumns;
+    const int64_t elements = samples_ * std::min(n_, kColumns);
+    const int64_t most = std::max<int64_t>(1, kMany / std::max<int64_t>(1, blocks_));
+    const int64_t wanted = std::clamp<int64_t>(elements / kFewest, 1, most);
+    run_ = (samples_ + wanted - 1) / wanted;
+    runs_ = (samples_ + run_ - 1) / run_;
+  }
+
+  int64_t samples() const { return samples_; }
+
+  // f(columns of a part, offset of its first element, run, first column) for all parts, in parallel.
+  template <class F>
+  void each(const F& f) const {
+    const int64_t grain = std::max<int64_t>(1, 8192 / std::max<int64_t>(1, run_ * std::min(n_, kColumns)));
+    torch::stable::parallel_for(0, blocks_ * runs_, grain, [&](int64_t begin, int64_t end) {
+      for (int64_t part = begin; part < end; ++part) {
+        const int64_t run = part % runs_, column = part / runs_ * kColumns, sample = run * run_;
+        const int64_t at = sample * n_ + column, length = std::min(run_, samples_ - sample);
+        f(Columns<T>{data_ + at, length, n_, std::min(kColumns, n_ - column)}, at, run, column);
+      }
+    });
+  }
+
+  // The sums of all columns, in the order of the samples; `memory` holds them.
+  Sums<T> sums(int64_t power, std::vector<T>& tops, std::vector<double>& totals) const {
+    tops.resize(runs_ * n_);
+    totals.resize(runs_ * n_ * (power ? 2 : 1));
+    const Sums<T> first{tops.data(), totals.data(), totals.data() + (power ? runs_ * n_ : 0)};
+    each([&](const Columns<T>& x, int64_t, int64_t run, int64_t column) {
+      sums_clone(x, power, first.from(run * n_ + column));
+    });
+    torch::stable::parallel_for(0, n_, std::max<int64_t>(1, 4096 / runs_), [&](int64_t begin, int64_t end) {
+      for (int64_t run = 1; run < runs_; ++run) {
+        add_sums(first.from(run * n_ + begin), end - begin, power, first.from(begin));
+      }
+    });
+    return first;
+  }
+
+ private:
+  static constexpr int64_t kFewest = 32768, kMany = 16;  // elements a part, parts
+  const T* data_;
+  int64_t samples_, n_, blocks_, run_, runs_;
+};
+
+template <class T>
+void forward(const Tensor& log_weights, int64_t power, const Tensor& result) {
+  const Parts<T> parts(log_weights);
+  std::vector<T> tops;
+  std::vector<double> totals;
+  const Sums<T> sums = parts.sums(power, tops, totals);
+  T* to = written<T>(result);
+  torch::stable::parallel_for(0, result.numel(), 4096, [&](int64_t begin, int64_t end) {
+    results(sums.from(begin), parts.samples(), end - begin, power, to + begin);
   });
 }
 
 template <class T>
-void forward(const Tensor& log_weights, int64_t power, const Tensor& result) {
-  T* to = written<T>(result);
-  over_blocks<T>(log_weights, [&](const Columns<T>& x, int64_t first) { forward_clone(x, power, to + first); });
-}
-
-template <class T>
 void backward(const Tensor& grad, const Tensor& log_weights, int64_t power, const Tensor& d_log_weights) {
+  const Parts<T> parts(log_weights);
   const T* gs = data<T>(grad);
   T* to = written<T>(d_log_weights);
-  over_blocks<T>(log_weights, [&](const Columns<T>& x, int64_t first) {
-    backward_clone(x, power, gs + first, to + first);
+  std::vector<T> tops;
+  std::vector<double> totals;
+  const Sums<T> sums = parts.sums(0, tops, totals);
+  parts.each([&](const Columns<T>& x, int64_t at, int64_t, int64_t column) {
+    gradient_clone(x, power, sums.from(column), gs + column, to + at);
   });
 }
 

@@ -6,7 +6,7 @@
 
 namespace hk::iwae_columns {
 
-constexpr int64_t kColumns = 64;  // a block has no more
+constexpr int64_t kColumns = 1024;  // a block has no more: rows are read along, a page of memory at a time
 
 // Gradients in proportion to smaller weights would be denormal numbers, on which a CPU takes a hundred times as long.
 template <class T>
@@ -20,56 +20,95 @@ struct Columns {
   HK_INLINE const T* row(int64_t k) const { return data + k * stride; }
 };
 
+// Of each column the largest log-weight, and sums of e = exp(l - shift(largest)): e, and e^power l if power is not 0.
+template <class T>
+struct Sums {
+  T* top;
+  double *total, *weighted;
+  HK_INLINE Sums from(int64_t column) const { return {top + column, total + column, weighted + column}; }
+};
+
 // Weights are taken relative to the largest, where that is finite.
 template <class T>
-HK_INLINE void shift_block(const Columns<T>& x, T* __restrict shift) {
-  constexpr T kInfinity = std::numeric_limits<T>::infinity();
-  std::fill_n(shift, x.n, -kInfinity);
-  for (int64_t k = 0; k < x.samples; ++k) {
-    const T* row = x.row(k);
-    for (int64_t j = 0; j < x.n; ++j) shift[j] = row[j] > shift[j] ? row[j] : shift[j];
-  }
-  for (int64_t j = 0; j < x.n; ++j) shift[j] = std::abs(shift[j]) < kInfinity ? shift[j] : T(0);
+HK_INLINE T shift(T top) {
+  return std::abs(top) < std::numeric_limits<T>::infinity() ? top : T(0);
 }
 
-// The bound (power 0) or a surrogate of each column.
+// Makes the sums of column j relative to a larger weight.
 template <class T>
-HK_INLINE void forward_block(const Columns<T>& x, int64_t power, T* __restrict to) {
-  T shift[kColumns];
-  double total[kColumns] = {}, weighted[kColumns] = {};
-  shift_block(x, shift);
+HK_INLINE void raise(const Sums<T>& sums, int64_t j, int64_t power, T top) {
+  if (sums.top[j] > -std::numeric_limits<T>::infinity()) {  // else nothing was added
+    const double factor = std::exp(static_cast<double>(sums.top[j]) - static_cast<double>(top));
+    sums.total[j] *= factor;
+    if (power) sums.weighted[j] *= power == 2 ? factor * factor : factor;
+  }
+  sums.top[j] = top;
+}
+
+template <class T>
+HK_INLINE void sums_block(const Columns<T>& x, int64_t power, const Sums<T>& sums) {
+  T top[kColumns], base[kColumns];
+  std::fill_n(top, x.n, -std::numeric_limits<T>::infinity());
   for (int64_t k = 0; k < x.samples; ++k) {
     const T* row = x.row(k);
+    for (int64_t j = 0; j < x.n; ++j) top[j] = row[j] > top[j] ? row[j] : top[j];
+  }
+  for (int64_t j = 0; j < x.n; ++j) base[j] = shift(top[j]);
+  std::copy_n(top, x.n, sums.top);
+  double* __restrict const total = sums.total;
+  double* __restrict const weighted = sums.weighted;
+  std::fill_n(total, x.n, 0.0);
+  if (power) std::fill_n(weighted, x.n, 0.0);
+  for (int64_t k = 0; k < x.samples; ++k) {
+    const T* __restrict row = x.row(k);
+    if (power == 0) {
+      for (int64_t j = 0; j < x.n; ++j) total[j] += exponential(row[j] - base[j]);
+      continue;
+    }
     for (int64_t j = 0; j < x.n; ++j) {
-      const double weight = exponential(row[j] - shift[j]), powered = power == 2 ? weight * weight : weight;
+      const double weight = exponential(row[j] - base[j]), powered = power == 2 ? weight * weight : weight;
       total[j] += weight;
       weighted[j] += powered == 0 ? 0 : powered * row[j];
     }
   }
-  for (int64_t j = 0; j < x.n; ++j) {
-    const double sum = total[j], divisor = sum == 0 ? 1 : sum;
-    to[j] = static_cast<T>(power == 0   ? shift[j] + std::log(sum / x.samples)
-                           : power == 2 ? weighted[j] / (divisor * divisor)
-                                        : weighted[j] / divisor);
+}
+
+// The sums of more samples of the same columns.
+template <class T>
+HK_INLINE void add_sums(const Sums<T>& more, int64_t n, int64_t power, const Sums<T>& sums) {
+  for (int64_t j = 0; j < n; ++j) {
+    if (more.top[j] > sums.top[j]) raise(sums, j, power, more.top[j]);
+    if (more.top[j] < sums.top[j]) raise(more, j, power, sums.top[j]);
+    sums.total[j] += more.total[j];
+    if (power) sums.weighted[j] += more.weighted[j];
+  }
+}
+
+// The bound (power 0) or a surrogate of each column.
+template <class T>
+HK_INLINE void results(const Sums<T>& sums, int64_t samples, int64_t n, int64_t power, T* __restrict to) {
+  for (int64_t j = 0; j < n; ++j) {
+    const double sum = sums.total[j], divisor = sum == 0 ? 1 : sum;
+    to[j] = static_cast<T>(power == 0   ? shift(sums.top[j]) + std::log(sum / samples)
+                           : power == 2 ? sums.weighted[j] / (divisor * divisor)
+                                        : sums.weighted[j] / divisor);
   }
 }
 
 // grad w~^power, into rows like x's.
 template <class T>
-HK_INLINE void backward_block(const Columns<T>& x, int64_t power, const T* __restrict grad, T* __restrict to) {
-  T shift[kColumns], inverse[kColumns];
-  double total[kColumns] = {};
-  shift_block(x, shift);
-  for (int64_t k = 0; k < x.samples; ++k) {
-    const T* row = x.row(k);
-    T* at = to + k * x.stride;
-    for (int64_t j = 0; j < x.n; ++j) total[j] += at[j] = exponential(row[j] - shift[j]);
+HK_INLINE void gradient_block(
+    const Columns<T>& x, int64_t power, const Sums<T>& sums, const T* __restrict grad, T* __restrict to) {
+  T base[kColumns], inverse[kColumns];
+  for (int64_t j = 0; j < x.n; ++j) {
+    base[j] = shift(sums.top[j]);
+    inverse[j] = static_cast<T>(sums.total[j] == 0 ? 1 : 1 / sums.total[j]);
   }
-  for (int64_t j = 0; j < x.n; ++j) inverse[j] = static_cast<T>(total[j] == 0 ? 1 : 1 / total[j]);
   for (int64_t k = 0; k < x.samples; ++k) {
-    T* at = to + k * x.stride;
+    const T* __restrict row = x.row(k);
+    T* __restrict at = to + k * x.stride;
     for (int64_t j = 0; j < x.n; ++j) {
-      const T weight = at[j] * inverse[j];
+      const T weight = exponential(row[j] - base[j]) * inverse[j];
       const T powered = power == 2 ? weight * weight : weight;
       at[j] = grad[j] * (powered < kNegligible<T> ? T(0) : powered);
     }
