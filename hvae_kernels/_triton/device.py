@@ -63,6 +63,15 @@ def exponential(x):
 
 
 @triton.jit
+def square_root(x):
+    """Correctly rounded, of denormal numbers too: the GPU's own float32 takes those for zero."""
+    if x.dtype.primitive_bitwidth == 64:
+        return tl.sqrt(x)
+    else:
+        return tl.sqrt_rn(x)
+
+
+@triton.jit
 def decay(x):
     """``exp(-|x|)``."""
     return exponential(-tl.abs(x))

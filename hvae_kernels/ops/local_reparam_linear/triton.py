@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from hvae_kernels._checks import HALF_PRECISION
-from hvae_kernels._triton.device import exponential, load
+from hvae_kernels._triton.device import exponential, load, square_root
 from hvae_kernels._triton.launch import cdiv, interpreted, next_power_of_2, on_device_of
 
 #: Two accumulators a program: tiles of half a usual product's columns. In full precision more than 16 terms at a time
@@ -44,7 +44,7 @@ def _forward_kernel(
         variances += exponential(2.0 * load(bias_log_scale, column, column < columns, VARIANCE))[None, :]
     at = row[:, None] * columns + column[None, :]
     inside = (row < rows)[:, None] & (column < columns)[None, :]
-    deviation = tl.sqrt(variances)
+    deviation = square_root(variances)
     sample = means + deviation * load(noise, at, inside, VARIANCE)
     tl.store(std + at, deviation.to(std.dtype.element_ty), mask=inside)
     tl.store(y + at, sample.to(y.dtype.element_ty), mask=inside)
