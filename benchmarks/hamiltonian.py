@@ -330,7 +330,7 @@ def training(figure: str, batch: int, steps: int) -> Iterator[dict[str, object]]
     base = next(iter(timings.values())).p20
     for name, taken in timings.items():
         alone = in_a_fresh_process(figure, "mlp", batch, steps, name)
-        memory = {key: alone[key] for key in ("start_bytes", "peak_bytes")}
+        memory = {key: alone.get(key) for key in ("first_call_s", "start_bytes", "peak_bytes")}
         yield {"implementation": name, **_times(taken), "speedup": base / taken.p20, **memory}
 
 
@@ -419,14 +419,18 @@ def main(arguments: list[str] | None = None) -> int:
     new = []
     for record in measure(options):
         new.append({key: results.text((record | origin).get(key)) for key in FIELDS})
-        if options.out:  # now, as the next may take long
+        if options.out and not _failed(new[-1]):  # now, as the next may take long
             _keep(options.out / name, new[-1])
     print(f"\n{origin['device']}, {origin['threads']} threads, torch {origin['torch']}\n\n{table(new)}")
-    return 0
+    return 1 if any(map(_failed, new)) else 0
+
+
+def _failed(row: dict[str, str]) -> bool:
+    return row["first_call_s"] == "nan"
 
 
 def _keep(path: Path, new: dict[str, str]) -> None:
-    """In place of the row of the same key, or behind the others."""
+    """Behind the others, without the row of the same key."""
     key = [new[name] for name in KEY]
     kept = [row for row in results.read(path) if [row[name] for name in KEY] != key]
     results.write(path, [*kept, new], FIELDS)

@@ -130,7 +130,8 @@ def _table(records: Sequence[Record]) -> str:
         rivals = [cells.get((op, size, dtype, direction, name)) for name in ("eager", "torch.compile")]
         rows.append(
             (
-                *(f"`{op}` {size}", direction.replace("+", " + ")),
+                f"`{op}` {size}" + ("" if dtype == "float32" else f", {dtype}"),
+                direction.replace("+", " + "),
                 *(results.duration(rival["p20_us"]) if rival else "" for rival in rivals),
                 results.duration(record["p20_us"]),
                 *(results.times(record[f"speedup_vs_{name}"]) for name in ("eager", "compile")),

@@ -157,7 +157,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(line, flush=True)
         if options.spilled is not None and dtype is torch.float32 and kernel.spilled > options.spilled:
             red = True
-    return red
+            print(f"spills: {line}", file=sys.stderr)
+    return int(red)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import torch
 import hvae_kernels as hk
 from hvae_kernels import testing
 from hvae_kernels.functional import bernoulli_log_prob
+from hvae_kernels.ops.bernoulli.api import _broadcast_run
 
 IMPLEMENTATIONS = ("cpp", "triton", "reference")
 INF = math.inf
@@ -81,6 +82,12 @@ def test_values_are_shared(value_shape):
     shared = derivatives(leaf)
     expanded = derivatives(leaf.expand(2, 3, 4, 5).contiguous())
     torch.testing.assert_close(shared, expanded, rtol=1e-12, atol=1e-12)
+
+
+def test_samples_with_dimensions_of_one_between_share_their_value():
+    """They are one run of dimensions: no copy of the value is made for the last of them."""
+    assert _broadcast_run((2, 1, 3, 4), (1, 1, 1, 4)) == (0, 3)
+    assert _broadcast_run((2, 3, 4), (2, 1, 1)) == (1, 3)
 
 
 @pytest.mark.parametrize("in_dims", [(0, None), (None, 0), (0, 0), (1, 1)])

@@ -159,10 +159,10 @@ def test_weights_of_zero(dtype):
 @pytest.mark.parametrize("function", [iwae_bound, stl_surrogate, dreg_surrogate])
 def test_samples_and_columns_in_parts(function):
     """More than one part of either: extremes in one, in the other, and weights that rise and fall."""
-    samples, columns = 80, 1031
+    samples, columns = 200, 1031
     x = 3 * torch.randn(samples, columns, dtype=torch.float64)
-    x[:40, 0], x[40:, 1], x[:, 2], x[50, 3], x[5, 4] = -INF, -INF, -INF, INF, math.nan
-    x[:, 5], x[:, 6], x[:, 1030] = torch.arange(80), -torch.arange(80), 5 - x[:, 1030]
+    x[:128, 0], x[128:, 1], x[:, 2], x[150, 3], x[5, 4] = -INF, -INF, -INF, INF, math.nan
+    x[:, 5], x[:, 6], x[:, 1030] = torch.arange(samples), -torch.arange(samples), 5 - x[:, 1030]
     x.requires_grad_()
     seed = torch.arange(1.0, columns + 1, dtype=torch.float64)
     with hk.use_impl("reference"):

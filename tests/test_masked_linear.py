@@ -268,6 +268,19 @@ def test_blocks_without_connections_are_not_computed(implementation):
     torch.testing.assert_close(grad_x[:, 128:], grad[:, 128:] @ weight[128:, 128:])
 
 
+@each_kernel
+def test_blocks_without_connections_between_others_are_not_computed(implementation):
+    """As in the last layer of a network with two parameters a feature, whose degrees rise twice."""
+    ins, outs = torch.arange(256) // 128, torch.arange(512) // 128 % 2
+    grad, weight = double(3, 512), double(512, 256)
+    grad[:, :128], grad[:, 256:384] = math.nan, math.nan
+    with hk.use_impl(implementation):
+        _, pullback = torch.func.vjp(lambda x: F.masked_linear(x, weight, None, ins, outs), double(3, 256))
+        (grad_x,) = pullback(grad)
+    late = outs == 1
+    torch.testing.assert_close(grad_x[:, 128:], grad[:, late] @ weight[late, 128:])
+
+
 @each_strictness
 @pytest.mark.parametrize("side", [16, 32, 64, 128])
 def test_every_tile_size(monkeypatch, side, strict):
@@ -277,7 +290,7 @@ def test_every_tile_size(monkeypatch, side, strict):
     device = "cpu" if INTERPRETED else "cuda"
 
     def launch(rows, columns, half):
-        return triton.Launch(side, side, side, (-(-rows // side), -(-columns // side)))
+        return triton.Launch(side, side, 16, (-(-rows // side), -(-columns // side)))
 
     monkeypatch.setattr(triton, "launch", launch)
     tensors = [x.requires_grad_() for x in masked_inputs(torch.float64, device, shape=(67, 65), out=129)]

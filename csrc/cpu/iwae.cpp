@@ -14,6 +14,9 @@ using namespace iwae_columns;
 
 #define HK_IWAE_CLONES(T)                                                                                        \
   HK_CLONES void sums_clone(const Columns<T>& x, int64_t power, const Sums<T>& sums) { sums_block(x, power, sums); } \
+  HK_CLONES void join_clone(const Sums<T>& sums, int64_t runs, int64_t stride, int64_t n, int64_t power) {       \
+    join(sums, runs, stride, n, power);                                                                          \
+  }                                                                                                              \
   HK_CLONES void gradient_clone(                                                                                 \
       const Columns<T>& x, int64_t power, const Sums<T>& sums, const T* grad, T* to) {                           \
     gradient_block(x, power, sums, grad, to);                                                                    \
@@ -29,10 +32,7 @@ class Parts {
   explicit Parts(const Tensor& log_weights)
       : data_(hk::data<T>(log_weights)), samples_(log_weights.size(0)), n_(log_weights.numel() / samples_) {
     blocks_ = (n_ + kColumns - 1) / kColumns;
-    const int64_t elements = samples_ * std::min(n_, kColumns);
-    const int64_t most = std::max<int64_t>(1, kMany / std::max<int64_t>(1, blocks_));
-    const int64_t wanted = std::clamp<int64_t>(elements / kFewest, 1, most);
-    run_ = (samples_ + wanted - 1) / wanted;
+    run_ = std::min(samples_, kPart / std::clamp<int64_t>(n_, 1, kColumns));
     runs_ = (samples_ + run_ - 1) / run_;
   }
 
@@ -51,7 +51,7 @@ class Parts {
     });
   }
 
-  // The sums of all columns, in the order of the samples; `memory` holds them.
+  // The sums of all columns, in the order of the samples; `tops` and `totals` hold them.
   Sums<T> sums(int64_t power, std::vector<T>& tops, std::vector<double>& totals) const {
     tops.resize(runs_ * n_);
     totals.resize(runs_ * n_ * (power ? 2 : 1));
@@ -59,16 +59,18 @@ class Parts {
     each([&](const Columns<T>& x, int64_t, int64_t run, int64_t column) {
       sums_clone(x, power, first.from(run * n_ + column));
     });
-    torch::stable::parallel_for(0, n_, std::max<int64_t>(1, 4096 / runs_), [&](int64_t begin, int64_t end) {
-      for (int64_t run = 1; run < runs_; ++run) {
-        add_sums(first.from(run * n_ + begin), end - begin, power, first.from(begin));
-      }
-    });
+    if (runs_ > 1) {
+      torch::stable::parallel_for(0, blocks_, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t column = begin * kColumns; column < std::min(n_, end * kColumns); column += kColumns) {
+          join_clone(first.from(column), runs_, n_, std::min(kColumns, n_ - column), power);
+        }
+      });
+    }
     return first;
   }
 
  private:
-  static constexpr int64_t kFewest = 32768, kMany = 16;  // elements a part, parts
+  static constexpr int64_t kPart = 65536;  // elements: they stay in a core's cache
   const T* data_;
   int64_t samples_, n_, blocks_, run_, runs_;
 };

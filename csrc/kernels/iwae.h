@@ -6,7 +6,7 @@
 
 namespace hk::iwae_columns {
 
-constexpr int64_t kColumns = 1024;  // a block has no more: rows are read along, a page of memory at a time
+constexpr int64_t kColumns = 512;  // a block has no more: rows are read along, for the sake of memory's pages
 
 // Gradients in proportion to smaller weights would be denormal numbers, on which a CPU takes a hundred times as long.
 template <class T>
@@ -32,17 +32,6 @@ struct Sums {
 template <class T>
 HK_INLINE T shift(T top) {
   return std::abs(top) < std::numeric_limits<T>::infinity() ? top : T(0);
-}
-
-// Makes the sums of column j relative to a larger weight.
-template <class T>
-HK_INLINE void raise(const Sums<T>& sums, int64_t j, int64_t power, T top) {
-  if (sums.top[j] > -std::numeric_limits<T>::infinity()) {  // else nothing was added
-    const double factor = std::exp(static_cast<double>(sums.top[j]) - static_cast<double>(top));
-    sums.total[j] *= factor;
-    if (power) sums.weighted[j] *= power == 2 ? factor * factor : factor;
-  }
-  sums.top[j] = top;
 }
 
 template <class T>
@@ -73,15 +62,28 @@ HK_INLINE void sums_block(const Columns<T>& x, int64_t power, const Sums<T>& sum
   }
 }
 
-// The sums of more samples of the same columns.
+// Adds the sums of `runs` of samples, n columns of each, `stride` apart: the first run's become those of all.
 template <class T>
-HK_INLINE void add_sums(const Sums<T>& more, int64_t n, int64_t power, const Sums<T>& sums) {
-  for (int64_t j = 0; j < n; ++j) {
-    if (more.top[j] > sums.top[j]) raise(sums, j, power, more.top[j]);
-    if (more.top[j] < sums.top[j]) raise(more, j, power, sums.top[j]);
-    sums.total[j] += more.total[j];
-    if (power) sums.weighted[j] += more.weighted[j];
+HK_INLINE void join(const Sums<T>& sums, int64_t runs, int64_t stride, int64_t n, int64_t power) {
+  T top[kColumns];
+  std::copy_n(sums.top, n, top);
+  for (int64_t run = 1; run < runs; ++run) {
+    const T* more = sums.from(run * stride).top;
+    for (int64_t j = 0; j < n; ++j) top[j] = more[j] > top[j] ? more[j] : top[j];
   }
+  for (int64_t run = 0; run < runs; ++run) {
+    const Sums<T> more = sums.from(run * stride);
+    for (int64_t j = 0; j < n; ++j) {
+      const double factor = more.top[j] == top[j] ? T(1) : exponential(more.top[j] - top[j]);
+      const double total = factor * more.total[j];
+      sums.total[j] = run ? sums.total[j] + total : total;
+      if (power) {
+        const double weighted = (power == 2 ? factor * factor : factor) * more.weighted[j];
+        sums.weighted[j] = run ? sums.weighted[j] + weighted : weighted;
+      }
+    }
+  }
+  std::copy_n(top, n, sums.top);
 }
 
 // The bound (power 0) or a surrogate of each column.

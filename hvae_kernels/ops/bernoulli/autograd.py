@@ -141,8 +141,8 @@ class LogitsGradient(OpFunction):
 def _vmap(
     function: type[OpFunction], size: int, in_dims: tuple[int | None, ...], implementation: str, *tensors: Tensor
 ) -> tuple[Tensor, int]:
-    """The vmapped dimension joins the samples where these share the one value there is, and the groups otherwise."""
-    shared = in_dims[-1] is None and tensors[-1].shape[0] == 1
+    """The vmapped dimension joins the samples where these share a value, and the groups otherwise."""
+    shared = in_dims[-1] is None
     *rows, value = (
         x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0) for x, dim in zip(tensors, in_dims, strict=True)
     )

@@ -89,18 +89,13 @@ def _sees(column_degree, term_degree, FORWARD: tl.constexpr, STRICT: tl.constexp
 
 @triton.jit
 def _ranges(
-    degrees, terms, column_degree, FORWARD: tl.constexpr, STRICT: tl.constexpr, BLOCK: tl.constexpr
+    degrees, terms, eager, reluctant, FORWARD: tl.constexpr, STRICT: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
-    """``(first, last, whole, hole)``, in blocks of terms.
+    """``(first, last, whole, hole)``, in blocks of terms, for columns between these extreme degrees.
 
-    All that is connected to these columns lies between the first two, and all between the others, which lie within, is
+    All that is connected to the columns lies between the first two, and all between the others, which lie within, is
     connected. If degrees are sorted, ascending or descending, no ranges could be better.
     """
-    lowest, highest = tl.min(column_degree, 0), tl.max(column_degree, 0)
-    if FORWARD:
-        eager, reluctant = highest, lowest
-    else:
-        eager, reluctant = lowest, highest
     first, last = terms, terms * 0
     first_hole, last_hole = terms, terms * 0 - 1
     for start in range(0, terms, _LOOK):
@@ -137,22 +132,25 @@ def _product_kernel(
     down, across = tl.arange(0, BLOCK_ROWS).to(tl.int64), tl.arange(0, BLOCK_COLUMNS).to(tl.int64)
     row, column, within = top + down, edge + across, tl.arange(0, BLOCK_TERMS).to(tl.int64)
     column_degree = _degrees(column_degrees, column, columns)
-    first, last, whole, hole = _ranges(term_degrees, terms, column_degree, FORWARD, STRICT, BLOCK_TERMS)
+    if FORWARD:
+        eager, reluctant = tl.max(column_degree, 0), tl.min(column_degree, 0)
+    else:
+        eager, reluctant = tl.min(column_degree, 0), tl.max(column_degree, 0)
+    first, last, whole, hole = _ranges(term_degrees, terms, eager, reluctant, FORWARD, STRICT, BLOCK_TERMS)
     left += top * left_row + (down[:, None] * left_row + within[None, :] * left_term)
     weight += edge * weight_column + (within[:, None] * weight_term + across[None, :] * weight_column)
     known_row, known_column = (row < rows)[:, None], (column < columns)[None, :]
     sums = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), ACCUMULATOR)
-    PARTLY_STAGES: tl.constexpr = 3 if DTYPE.primitive_bitwidth == 16 else 1  # more do not fit into the registers
-    for i in tl.range(first, last - (hole - whole), num_stages=PARTLY_STAGES):
+    for i in tl.range(first, last - (hole - whole), num_stages=1):
         start = tl.where(i < whole, i, i + (hole - whole)).to(tl.int64) * BLOCK_TERMS
         known = start + within < terms
-        connected = _sees(
-            column_degree[None, :], _degrees(term_degrees, start + within, terms)[:, None], FORWARD, STRICT
-        )
-        a = load(left, start * left_term, known_row & known[None, :], DTYPE)
-        b = load(weight, start * weight_term, known_column & known[:, None], DTYPE)
-        b = tl.where(connected, b, tl.zeros_like(b))
-        sums += tl.dot(a, b, input_precision="ieee", out_dtype=ACCUMULATOR)
+        degree = _degrees(term_degrees, start + within, terms)
+        if tl.max(_sees(eager, degree, FORWARD, STRICT).to(tl.int32), 0) > 0:
+            connected = _sees(column_degree[None, :], degree[:, None], FORWARD, STRICT)
+            a = load(left, start * left_term, known_row & known[None, :], DTYPE)
+            b = load(weight, start * weight_term, known_column & known[:, None], DTYPE)
+            b = tl.where(connected, b, tl.zeros_like(b))
+            sums += tl.dot(a, b, input_precision="ieee", out_dtype=ACCUMULATOR)
     for i in range(whole, hole):
         start = tl.cast(i, tl.int64) * BLOCK_TERMS
         a = load(left, start * left_term, known_row, DTYPE)
