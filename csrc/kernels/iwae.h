@@ -34,6 +34,51 @@ HK_INLINE T shift(T top) {
   return std::abs(top) < std::numeric_limits<T>::infinity() ? top : T(0);
 }
 
+// e of a log-weight less the shift, which is not positive where the shift is the largest log-weight.
+template <bool kShifted, class T>
+HK_INLINE T scaled(T x) {
+  return kShifted ? exp_nonpositive(x) : exponential(x);
+}
+
+// Whether all columns are shifted by their largest log-weight.
+template <class T>
+HK_INLINE bool shifts(const T* top, int64_t n, T* __restrict base) {
+  int32_t infinite = 0;
+  for (int64_t j = 0; j < n; ++j) {
+    base[j] = shift(top[j]);
+    infinite |= base[j] != top[j];
+  }
+  return !infinite;
+}
+
+template <bool kShifted, class T>
+HK_INLINE void add_samples(const Columns<T>& x, const T* base, double* __restrict total) {
+  int64_t k = 0;
+  for (; k + 4 <= x.samples; k += 4) {  // a few in T: fewer conversions
+    const T *a = x.row(k), *b = x.row(k + 1), *c = x.row(k + 2), *d = x.row(k + 3);
+    for (int64_t j = 0; j < x.n; ++j) {
+      total[j] += (scaled<kShifted>(a[j] - base[j]) + scaled<kShifted>(b[j] - base[j])) +
+                  (scaled<kShifted>(c[j] - base[j]) + scaled<kShifted>(d[j] - base[j]));
+    }
+  }
+  for (; k < x.samples; ++k) {
+    for (int64_t j = 0; j < x.n; ++j) total[j] += scaled<kShifted>(x.row(k)[j] - base[j]);
+  }
+}
+
+template <class T>
+HK_INLINE void add_weighted_samples(
+    const Columns<T>& x, const T* base, int64_t power, double* __restrict total, double* __restrict weighted) {
+  for (int64_t k = 0; k < x.samples; ++k) {
+    const T* row = x.row(k);
+    for (int64_t j = 0; j < x.n; ++j) {
+      const double weight = exponential(row[j] - base[j]), powered = power == 2 ? weight * weight : weight;
+      total[j] += weight;
+      weighted[j] += powered == 0 ? 0 : powered * row[j];
+    }
+  }
+}
+
 template <class T>
 HK_INLINE void sums_block(const Columns<T>& x, int64_t power, const Sums<T>& sums) {
   T top[kColumns], base[kColumns];
@@ -42,23 +87,16 @@ HK_INLINE void sums_block(const Columns<T>& x, int64_t power, const Sums<T>& sum
     const T* row = x.row(k);
     for (int64_t j = 0; j < x.n; ++j) top[j] = row[j] > top[j] ? row[j] : top[j];
   }
-  for (int64_t j = 0; j < x.n; ++j) base[j] = shift(top[j]);
   std::copy_n(top, x.n, sums.top);
-  double* __restrict const total = sums.total;
-  double* __restrict const weighted = sums.weighted;
-  std::fill_n(total, x.n, 0.0);
-  if (power) std::fill_n(weighted, x.n, 0.0);
-  for (int64_t k = 0; k < x.samples; ++k) {
-    const T* __restrict row = x.row(k);
-    if (power == 0) {
-      for (int64_t j = 0; j < x.n; ++j) total[j] += exponential(row[j] - base[j]);
-      continue;
-    }
-    for (int64_t j = 0; j < x.n; ++j) {
-      const double weight = exponential(row[j] - base[j]), powered = power == 2 ? weight * weight : weight;
-      total[j] += weight;
-      weighted[j] += powered == 0 ? 0 : powered * row[j];
-    }
+  std::fill_n(sums.total, x.n, 0.0);
+  const bool shifted = shifts(top, x.n, base);
+  if (power) {
+    std::fill_n(sums.weighted, x.n, 0.0);
+    add_weighted_samples(x, base, power, sums.total, sums.weighted);
+  } else if (shifted) {
+    add_samples<true>(x, base, sums.total);
+  } else {
+    add_samples<false>(x, base, sums.total);
   }
 }
 
@@ -97,23 +135,31 @@ HK_INLINE void results(const Sums<T>& sums, int64_t samples, int64_t n, int64_t 
   }
 }
 
-// grad w~^power, into rows like x's.
-template <class T>
-HK_INLINE void gradient_block(
-    const Columns<T>& x, int64_t power, const Sums<T>& sums, const T* __restrict grad, T* __restrict to) {
-  T base[kColumns], inverse[kColumns];
-  for (int64_t j = 0; j < x.n; ++j) {
-    base[j] = shift(sums.top[j]);
-    inverse[j] = static_cast<T>(sums.total[j] == 0 ? 1 : 1 / sums.total[j]);
-  }
+template <bool kShifted, class T>
+HK_INLINE void gradient_rows(
+    const Columns<T>& x, int64_t power, const T* base, const T* inverse, const T* grad, T* to) {
   for (int64_t k = 0; k < x.samples; ++k) {
-    const T* __restrict row = x.row(k);
+    const T* row = x.row(k);
     T* __restrict at = to + k * x.stride;
     for (int64_t j = 0; j < x.n; ++j) {
-      const T weight = exponential(row[j] - base[j]) * inverse[j];
+      const T weight = scaled<kShifted>(row[j] - base[j]) * inverse[j];
       const T powered = power == 2 ? weight * weight : weight;
       at[j] = grad[j] * (powered < kNegligible<T> ? T(0) : powered);
     }
+  }
+}
+
+// grad w~^power, into rows like x's.
+template <class T>
+HK_INLINE void gradient_block(const Columns<T>& x, int64_t power, const Sums<T>& sums, const T* grad, T* to) {
+  T base[kColumns], inverse[kColumns];
+  for (int64_t j = 0; j < x.n; ++j) {
+    inverse[j] = static_cast<T>(sums.total[j] == 0 ? 1 : 1 / sums.total[j]);
+  }
+  if (shifts(sums.top, x.n, base)) {
+    gradient_rows<true>(x, power, base, inverse, grad, to);
+  } else {
+    gradient_rows<false>(x, power, base, inverse, grad, to);
   }
 }
 
