@@ -213,7 +213,7 @@ MUTATIONS = (
     Mutation(_IWAE, "return !infinite;", "return true;", _IWAE_TESTS),
     Mutation(_IWAE, "sums.total[j] == 0 ? 1 : 1 / sums.total[j]", "1 / sums.total[j]", _IWAE_TESTS),
     Mutation("csrc/cpu/iwae.cpp", "gs + column, to + at", "gs, to + at", _IWAE_TESTS),
-    Mutation("csrc/cpu/iwae.cpp", "std::min(kColumns, n_ - column)", "std::min(kColumns, n_)", _IWAE_TESTS),
+    Mutation("csrc/cpu/iwae.cpp", "length, n_, std::min(kColumns, n_ - column)", "length, n_, std::min(kColumns, n_)", _IWAE_TESTS),
     Mutation("hvae_kernels/ops/iwae/reference.py", "weights = normalized(log_weights.detach(), dim) ** power", "weights = normalized(log_weights, dim) ** power", _IWAE_CPP),
     Mutation("hvae_kernels/ops/iwae/autograd.py", "return reference.normalized(log_weights.detach(), 0) ** power", "return reference.normalized(log_weights.detach(), 0)", _IWAE_CPP),
     Mutation(_IWAE_TRITON, "tl.where(mask, load(log_weights, at, mask, DTYPE), float(\"-inf\"))", "load(log_weights, at, mask, DTYPE)", _IWAE_TRITON_TESTS),
