@@ -156,15 +156,16 @@ def test_weights_of_zero(dtype):
         torch.testing.assert_close(gradient[:, :3], weights**power)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("function", [iwae_bound, stl_surrogate, dreg_surrogate])
-def test_samples_and_columns_in_parts(function):
+def test_samples_and_columns_in_parts(function, dtype):
     """More than one part of either: extremes in one, in the other, and weights that rise and fall."""
     samples, columns = 200, 1031
-    x = 3 * torch.randn(samples, columns, dtype=torch.float64)
+    x = 3 * torch.randn(samples, columns, dtype=dtype)
     x[:128, 0], x[128:, 1], x[:, 2], x[150, 3], x[5, 4] = -INF, -INF, -INF, INF, math.nan
     x[:, 5], x[:, 6], x[:, 1030] = torch.arange(samples), -torch.arange(samples), 5 - x[:, 1030]
     x.requires_grad_()
-    seed = torch.arange(1.0, columns + 1, dtype=torch.float64)
+    seed = torch.arange(1.0, columns + 1, dtype=dtype)
     with hk.use_impl("reference"):
         exact = function(x)
         wanted = torch.autograd.grad(exact, x, seed)

@@ -12,14 +12,16 @@ using namespace iwae_columns;
 
 // ---- Instruction-set clones of the kernels: thin, not templates ----
 
-#define HK_IWAE_CLONES(T)                                                                                        \
-  HK_CLONES void sums_clone(const Columns<T>& x, int64_t power, const Sums<T>& sums) { sums_block(x, power, sums); } \
-  HK_CLONES void join_clone(const Sums<T>& sums, int64_t runs, int64_t stride, int64_t n, int64_t power) {       \
-    join(sums, runs, stride, n, power);                                                                          \
-  }                                                                                                              \
-  HK_CLONES void gradient_clone(                                                                                 \
-      const Columns<T>& x, int64_t power, const Sums<T>& sums, const T* grad, T* to) {                           \
-    gradient_block(x, power, sums, grad, to);                                                                    \
+#define HK_IWAE_CLONES(T)                                                                                  \
+  HK_CLONES void sums_clone(const Columns<T>& x, int64_t power, const Sums<T>& sums) {                     \
+    sums_block(x, power, sums);                                                                            \
+  }                                                                                                        \
+  HK_CLONES void join_clone(const Sums<T>& sums, int64_t runs, int64_t stride, int64_t n, int64_t power) { \
+    join(sums, runs, stride, n, power);                                                                    \
+  }                                                                                                        \
+  HK_CLONES void gradient_clone(                                                                           \
+      const Columns<T>& x, int64_t power, const Sums<T>& sums, const T* grad, T* to) {                     \
+    gradient_block(x, power, sums, grad, to);                                                              \
   }
 
 HK_IWAE_CLONES(float)
@@ -51,11 +53,11 @@ class Parts {
     });
   }
 
-  // The sums of all columns, in the order of the samples; `tops` and `totals` hold them.
-  Sums<T> sums(int64_t power, std::vector<T>& tops, std::vector<double>& totals) const {
-    tops.resize(runs_ * n_);
-    totals.resize(runs_ * n_ * (power ? 2 : 1));
-    const Sums<T> first{tops.data(), totals.data(), totals.data() + (power ? runs_ * n_ : 0)};
+  // The sums of all columns, in the order of the samples; they last as long as this.
+  Sums<T> sums(int64_t power) {
+    tops_.resize(runs_ * n_);
+    totals_.resize(runs_ * n_ * (power ? 2 : 1));
+    const Sums<T> first{tops_.data(), totals_.data(), totals_.data() + (power ? runs_ * n_ : 0)};
     each([&](const Columns<T>& x, int64_t, int64_t run, int64_t column) {
       sums_clone(x, power, first.from(run * n_ + column));
     });
@@ -73,14 +75,14 @@ class Parts {
   static constexpr int64_t kPart = 65536;  // elements: they stay in a core's cache
   const T* data_;
   int64_t samples_, n_, blocks_, run_, runs_;
+  std::vector<T> tops_;
+  std::vector<double> totals_;
 };
 
 template <class T>
 void forward(const Tensor& log_weights, int64_t power, const Tensor& result) {
-  const Parts<T> parts(log_weights);
-  std::vector<T> tops;
-  std::vector<double> totals;
-  const Sums<T> sums = parts.sums(power, tops, totals);
+  Parts<T> parts(log_weights);
+  const Sums<T> sums = parts.sums(power);
   T* to = written<T>(result);
   torch::stable::parallel_for(0, result.numel(), 4096, [&](int64_t begin, int64_t end) {
     results(sums.from(begin), parts.samples(), end - begin, power, to + begin);
@@ -89,12 +91,10 @@ void forward(const Tensor& log_weights, int64_t power, const Tensor& result) {
 
 template <class T>
 void backward(const Tensor& grad, const Tensor& log_weights, int64_t power, const Tensor& d_log_weights) {
-  const Parts<T> parts(log_weights);
+  Parts<T> parts(log_weights);
   const T* gs = data<T>(grad);
   T* to = written<T>(d_log_weights);
-  std::vector<T> tops;
-  std::vector<double> totals;
-  const Sums<T> sums = parts.sums(0, tops, totals);
+  const Sums<T> sums = parts.sums(0);
   parts.each([&](const Columns<T>& x, int64_t at, int64_t, int64_t column) {
     gradient_clone(x, power, sums.from(column), gs + column, to + at);
   });
