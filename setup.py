@@ -32,7 +32,7 @@ def extension() -> dict:
             "HVAE_KERNELS_SKIP_BUILD=1 to install without the C++ kernels"
         )
     # No -march=native and no -ffast-math: the kernels choose their instruction set at run time and respect NaN.
-    flags = ["-O3", "-std=c++20", "-g0", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math"]
+    flags = ["-O3", "-std=c++20", "-g0", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]
     module = CppExtension(
         "hvae_kernels._C",
         ["csrc/registration.cpp", *sorted(str(path) for path in Path("csrc/cpu").glob("*.cpp"))],

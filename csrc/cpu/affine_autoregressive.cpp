@@ -12,45 +12,6 @@ using namespace autoregressive;
 // Bits of `needs`, as in the room's autograd.py.
 constexpr int64_t kNeedsZ = 1, kNeedsShift = 2, kNeedsLogScale = 4, kNeedsOutput = 8, kNeedsLogAbsDet = 16;
 
-// The gate's code and numbers, still in double.
-struct Chosen {
-  int64_t gate;
-  double first, second;
-};
-
-// ---- Instruction-set clones of the kernels: thin, not templates; the lambdas are inlined ----
-
-#define HK_IN(...) [&](const auto& gate) __attribute__((always_inline)) { __VA_ARGS__; }
-
-#define HK_AUTOREGRESSIVE_CLONES(T)                                                                                   \
-  HK_CLONES void forward_clone(const Chosen& c, int64_t rows, int64_t width, const T* z, const T* shift,              \
-                               const T* log_scale, T* output, T* logs, double* sums) {                                \
-    with_gate(c.gate, T(c.first), T(c.second),                                                                        \
-              HK_IN(forward_block(gate, rows * width, z, shift, log_scale, output, logs)));                           \
-    add_rows(rows, width, logs, sums);                                                                                \
-  }                                                                                                                   \
-  HK_CLONES void backward_clone(const Chosen& c, int64_t rows, int64_t width, const T* grad, const T* grad_log,       \
-                                T* spread_log, const T* z, const T* shift, const T* log_scale, T* d_z, T* d_shift,    \
-                                T* d_log_scale) {                                                                     \
-    spread(rows, width, grad_log, spread_log);                                                                        \
-    with_gate(c.gate, T(c.first), T(c.second),                                                                        \
-              HK_IN(backward_block(gate, rows * width, grad, spread_log, z, shift, log_scale, d_z, d_shift,           \
-                                   d_log_scale)));                                                                    \
-  }                                                                                                                   \
-  HK_CLONES void double_backward_clone(const Chosen& c, int64_t rows, int64_t width, const T* h_z, const T* h_shift,  \
-                                       const T* h_log_scale, const T* grad, const T* grad_log, T* spread_log,         \
-                                       const T* z, const T* shift, const T* log_scale, T* gg, T* logs, double* sums,  \
-                                       T* d_z, T* d_shift, T* d_log_scale) {                                          \
-    spread(rows, width, grad_log, spread_log);                                                                        \
-    with_gate(c.gate, T(c.first), T(c.second),                                                                        \
-              HK_IN(double_backward_block(gate, rows * width, h_z, h_shift, h_log_scale, grad, spread_log, z, shift,  \
-                                          log_scale, gg, logs, d_z, d_shift, d_log_scale)));                          \
-    add_rows(rows, width, logs, sums);                                                                                \
-  }
-
-HK_AUTOREGRESSIVE_CLONES(float)
-HK_AUTOREGRESSIVE_CLONES(double)
-
 // A call that does not fit is refused here in a few words; api.py then says which argument is at fault.
 RowBlocks blocks_of(const Chosen& chosen, const Tensor& z, const MaybeTensor& shift, const Tensor& log_scale) {
   bool fits = z.dim() >= 1 && same_shape(log_scale, z) && log_scale.scalar_type() == z.scalar_type();
@@ -75,7 +36,7 @@ T* out(T* data, int64_t at, T* scratch) {
   return data ? data + at : scratch;
 }
 
-// ---- The three operators, in one dtype ----
+// ---- In one dtype ----
 
 template <class T>
 void forward(const Chosen& chosen, const RowBlocks& blocks, const Tensor& z, const Tensor& shift, const Tensor& log_scale,
@@ -85,7 +46,15 @@ void forward(const Chosen& chosen, const RowBlocks& blocks, const Tensor& z, con
   blocks.run(
       [&](int64_t at, int64_t, int64_t n, int64_t width, double* sums) {
         alignas(64) T logs[kRowBlock];
-        forward_clone(chosen, n, width, zs + at, bs + at, ss + at, to + at, logs, sums);
+        run(Forward<T>{.chosen = chosen,
+                       .rows = n,
+                       .width = width,
+                       .z = zs + at,
+                       .shift = bs + at,
+                       .log_scale = ss + at,
+                       .output = to + at,
+                       .logs = logs,
+                       .sums = sums});
       },
       [&](int64_t first, int64_t n, const double* sums) { store_rows(rows_to, first, n, sums); });
 }
@@ -100,9 +69,18 @@ void backward(const Chosen& chosen, const RowBlocks& blocks, const MaybeTensor& 
   blocks.run(
       [&](int64_t at, int64_t first, int64_t n, int64_t width, double*) {
         alignas(64) T scratch[4][kRowBlock];
-        backward_clone(chosen, n, width, spare.in(gs, at), ls ? ls + first : nullptr, scratch[0], zs + at,
-                       spare.in(bs, at), ss + at, out(dz, at, scratch[1]), out(db, at, scratch[2]),
-                       out(ds, at, scratch[3]));
+        run(Backward<T>{.chosen = chosen,
+                        .rows = n,
+                        .width = width,
+                        .grad = spare.in(gs, at),
+                        .grad_log = ls ? ls + first : nullptr,
+                        .spread_log = scratch[0],
+                        .z = zs + at,
+                        .shift = spare.in(bs, at),
+                        .log_scale = ss + at,
+                        .d_z = out(dz, at, scratch[1]),
+                        .d_shift = out(db, at, scratch[2]),
+                        .d_log_scale = out(ds, at, scratch[3])});
       },
       [](int64_t, int64_t, const double*) {});
 }
@@ -119,15 +97,29 @@ void double_backward(const Chosen& chosen, const RowBlocks& blocks, const MaybeT
   blocks.run(
       [&](int64_t at, int64_t first, int64_t n, int64_t width, double* sums) {
         alignas(64) T scratch[6][kRowBlock];
-        double_backward_clone(chosen, n, width, spare.in(hz, at), spare.in(hb, at), spare.in(hs, at), spare.in(gs, at),
-                              ls ? ls + first : nullptr, scratch[0], zs + at, spare.in(bs, at), ss + at,
-                              out(gg, at, scratch[1]), scratch[2], sums, out(dz, at, scratch[3]),
-                              out(db, at, scratch[4]), out(ds, at, scratch[5]));
+        run(DoubleBackward<T>{.chosen = chosen,
+                              .rows = n,
+                              .width = width,
+                              .h_z = spare.in(hz, at),
+                              .h_shift = spare.in(hb, at),
+                              .h_log_scale = spare.in(hs, at),
+                              .grad = spare.in(gs, at),
+                              .grad_log = ls ? ls + first : nullptr,
+                              .spread_log = scratch[0],
+                              .z = zs + at,
+                              .shift = spare.in(bs, at),
+                              .log_scale = ss + at,
+                              .gg = out(gg, at, scratch[1]),
+                              .logs = scratch[2],
+                              .sums = sums,
+                              .d_z = out(dz, at, scratch[3]),
+                              .d_shift = out(db, at, scratch[4]),
+                              .d_log_scale = out(ds, at, scratch[5])});
       },
       [&](int64_t first, int64_t n, const double* sums) { store_rows(gl, first, n, sums); });
 }
 
-}  // namespace
+// ---- The operators ----
 
 std::tuple<Tensor, Tensor> affine_autoregressive(Tensor z, Tensor shift, Tensor log_scale, int64_t gate, double first,
                                                  double second) {
@@ -165,6 +157,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> affine_autoregressive_double_
   HK_DISPATCH("affine_autoregressive", z, double_backward, chosen, blocks, h, packed(grad_output),
               packed(grad_log_abs_det), packed(z), packed(shift), packed(log_scale), gg_output, gg_log, d_inputs);
   return {gg_output, gg_log, d_inputs[0], d_inputs[1], d_inputs[2]};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(hvae_kernels, CPU, m) {
+  m.impl("affine_autoregressive.cpp", TORCH_BOX(&affine_autoregressive));
+  m.impl("affine_autoregressive_backward.cpp", TORCH_BOX(&affine_autoregressive_backward));
+  m.impl("affine_autoregressive_double_backward.cpp", TORCH_BOX(&affine_autoregressive_double_backward));
 }
 
 }  // namespace hk

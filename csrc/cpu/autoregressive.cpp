@@ -25,15 +25,15 @@ bool run_tile(Sweep<T>& sweep, bool inverse, int64_t features, int64_t n, const 
 }
 
 template <class T>
-void run(const Network<T>& net, const NetworkArguments& a, bool inverse, const Tensor& known, const Tensor& wanted,
+void run_tiles(const Network<T>& net, const NetworkArguments& a, bool inverse, const Tensor& known, const Tensor& wanted,
          const Tensor& log_det, T* tape) {
   const int64_t rows = known.size(0), features = known.size(1);
-  const int64_t vectors = tile_vectors<T>(rows), lanes = vectors * kVectorLanes<T>, tiles = (rows + lanes - 1) / lanes;
+  const int64_t lanes = tile_lanes<T>(rows), tiles = (rows + lanes - 1) / lanes;
   const T* from = static_cast<const T*>(known.const_data_ptr());
   T *to = written<T>(wanted), *det = written<T>(log_det);
   std::atomic<bool> sound{true};
   torch::stable::parallel_for(0, tiles, grain_for(tiles, rows * net.connections), [&](int64_t begin, int64_t end) {
-    Sweep<T> sweep(net, a, vectors);
+    Sweep<T> sweep(net, a, lanes);
     for (int64_t t = begin; t < end; ++t) {
       const int64_t row = t * lanes, n = std::min(lanes, rows - row);
       sweep.load_context(row, n);
@@ -51,7 +51,7 @@ void map(const NetworkArguments& a, bool inverse, const Tensor& known, const Ten
          Tensor* tape) {
   const Network<T> net(a, known.size(1), known.size(0));
   if (tape && !net.gated) *tape = empty_of({tape_rows<T>(known.size(0)) * net.units}, known);
-  run<T>(net, a, inverse, known, wanted, log_det, tape && !net.gated ? written<T>(*tape) : nullptr);
+  run_tiles<T>(net, a, inverse, known, wanted, log_det, tape && !net.gated ? written<T>(*tape) : nullptr);
 }
 
 std::tuple<Tensor, Tensor> mapped(bool inverse, const Tensor& known, const NetworkArguments& a, Tensor* tape) {
@@ -61,7 +61,7 @@ std::tuple<Tensor, Tensor> mapped(bool inverse, const Tensor& known, const Netwo
   return {wanted, log_det};
 }
 
-}  // namespace
+// ---- The operators ----
 
 std::tuple<Tensor, Tensor> autoregressive_forward(Tensor x, HK_NETWORK_PARAMETERS) {
   return mapped(false, x, HK_NETWORK, nullptr);
@@ -75,6 +75,14 @@ std::tuple<Tensor, Tensor, Tensor> autoregressive_training(Tensor x, HK_NETWORK_
 
 std::tuple<Tensor, Tensor> autoregressive_inverse(Tensor y, HK_NETWORK_PARAMETERS) {
   return mapped(true, y, HK_NETWORK, nullptr);
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(hvae_kernels, CPU, m) {
+  m.impl("autoregressive_forward.cpp", TORCH_BOX(&autoregressive_forward));
+  m.impl("autoregressive_training.cpp", TORCH_BOX(&autoregressive_training));
+  m.impl("autoregressive_inverse.cpp", TORCH_BOX(&autoregressive_inverse));
 }
 
 }  // namespace hk

@@ -13,7 +13,7 @@ class Samples {
  public:
   Samples(const Network<T>& net, int64_t rows) : net_(net), rows_(rows) {
     for (int64_t s = kFeatures; s < int64_t(net.stages.size()); ++s) {
-      const int64_t units = net.layer(s).size(), lanes = vectors_for<T>(units) * kVectorLanes<T>;
+      const int64_t units = net.layer(s).size(), lanes = lanes_for<T>(units);
       const bool read = s + 1 < int64_t(net.stages.size());
       lanes_.push_back(lanes);
       columns_.emplace_back(read ? (units + lanes - 1) / lanes * lanes * rows : 0);
@@ -23,7 +23,7 @@ class Samples {
 
   // The values of one tile, before cotangents take their place.
   void keep_values(Sweep<T>& sweep, int64_t row, int64_t n) {
-    Scratch<T> panel(kMostVectors * kVectorLanes<T> * sweep.lanes());
+    Scratch<T> panel(kMostGroups * kGroupLanes<T> * sweep.lanes());
     for (int64_t s = kFeatures; s + 1 < int64_t(net_.stages.size()); ++s) {
       const Layer& layer = net_.layer(s);
       const T* values = s == kFeatures ? sweep.x() : sweep.value(s, 0);
@@ -59,7 +59,7 @@ class Samples {
     const int64_t units = net_.stages[s].layer.size();
     torch::stable::parallel_for(0, units, grain_for(units, units * rows_), [&](int64_t begin, int64_t end) {
       for (int64_t unit = begin; unit < end; ++unit)
-        to[unit] = static_cast<T>(row_sum(cotangents_[s + 1].data() + unit * rows_, rows_));
+        to[unit] = static_cast<T>(run(RowSum<T>{cotangents_[s + 1].data() + unit * rows_, rows_}));
     });
   }
 
@@ -111,7 +111,7 @@ void backward(const NetworkArguments& a, bool inverse, const MaybeTensor& grad, 
               const Tensor& x, const Tensor& tape, const Tensor* d_known, const std::vector<Tensor>* results) {
   const int64_t rows = x.size(0), features = x.size(1), n_stages = a.biases.size(), n_weights = a.weights.size();
   const Network<T> net(a, features, rows);
-  const int64_t vectors = tile_vectors<T>(rows), lanes = vectors * kVectorLanes<T>, tiles = (rows + lanes - 1) / lanes;
+  const int64_t lanes = tile_lanes<T>(rows), tiles = (rows + lanes - 1) / lanes;
   STD_TORCH_CHECK(tape.numel() == 0 || tape.numel() == tape_rows<T>(rows) * net.units, "autoregressive network: tape");
   const T *xs = static_cast<const T*>(x.const_data_ptr()), *g = data<T>(grad), *h = data<T>(grad_log_det);
   const T* kept = tape.numel() ? static_cast<const T*>(tape.const_data_ptr()) : nullptr;
@@ -122,7 +122,7 @@ void backward(const NetworkArguments& a, bool inverse, const MaybeTensor& grad, 
   }
   Samples<T> samples(net, results ? rows : 0);
   torch::stable::parallel_for(0, tiles, grain_for(tiles, rows * net.connections), [&](int64_t begin, int64_t end) {
-    Sweep<T> sweep(net, a, vectors);
+    Sweep<T> sweep(net, a, lanes);
     const auto load = [&](const T* from, int64_t width, int64_t row, int64_t n, T* into) {
       if (from) into_tile(from + row * width, width, n, width, lanes, into);
       else std::fill_n(into, width * lanes, T(0));
@@ -144,7 +144,7 @@ void backward(const NetworkArguments& a, bool inverse, const MaybeTensor& grad, 
   }
 }
 
-}  // namespace
+// ---- The operators ----
 
 std::tuple<Tensor, std::vector<Tensor>> autoregressive_backward(MaybeTensor grad, MaybeTensor grad_log_det, Tensor x,
                                                                 Tensor tape, bool inverse, bool needs_known,
@@ -162,6 +162,12 @@ std::tuple<Tensor, std::vector<Tensor>> autoregressive_backward(MaybeTensor grad
   HK_DISPATCH("autoregressive network", x, backward, a, inverse, packed(grad), packed(grad_log_det), packed(x), tape,
               needs_known ? &d_known : nullptr, needs_parameters ? &results : nullptr);
   return {d_known, results};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(hvae_kernels, CPU, m) {
+  m.impl("autoregressive_backward.cpp", TORCH_BOX(&autoregressive_backward));
 }
 
 }  // namespace hk

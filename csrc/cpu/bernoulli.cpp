@@ -8,31 +8,6 @@ namespace {
 
 using namespace bernoulli;
 
-// ---- Instruction-set clones of the kernels: thin, not templates ----
-
-#define HK_BERNOULLI_CLONES(T, V)                                                                                     \
-  HK_CLONES void forward_clone(int64_t rows, int64_t width, const T* logits, const V* value, T* linear, T* e,         \
-                               double* sums) {                                                                        \
-    parts_block(rows * width, logits, value, linear, e);                                                              \
-    subtract_parts(rows, width, linear, e, sums);                                                                     \
-  }                                                                                                                   \
-  HK_CLONES void backward_clone(int64_t rows, int64_t width, const T* grad, T* spread_grad, const T* logits,          \
-                                const V* value, T* d_logits) {                                                        \
-    spread(rows, width, grad, spread_grad);                                                                           \
-    backward_block(rows * width, spread_grad, logits, value, d_logits);                                               \
-  }                                                                                                                   \
-  HK_CLONES void double_backward_clone(int64_t rows, int64_t width, const T* h, const T* grad, T* spread_grad,        \
-                                       const T* logits, const V* value, T* terms, double* sums, T* d_logits) {        \
-    spread(rows, width, grad, spread_grad);                                                                           \
-    double_backward_block(rows * width, h, spread_grad, logits, value, terms, d_logits);                              \
-    add_rows(rows, width, terms, sums);                                                                               \
-  }
-
-HK_BERNOULLI_CLONES(float, float)
-HK_BERNOULLI_CLONES(float, uint8_t)
-HK_BERNOULLI_CLONES(double, double)
-HK_BERNOULLI_CLONES(double, uint8_t)
-
 // ---- Logits (A, O, N, E) and a value (A, N, E), bits or of the logits' dtype ----
 
 class Batch {
@@ -72,18 +47,24 @@ void with_value(const Tensor& value, const F& f) {
   }
 }
 
-// ---- The three operators, in one dtype ----
+// ---- In one dtype ----
 
 template <class T>
 void forward(const Tensor& logits, const Tensor& value, const Tensor& log_prob) {
   const Batch batch(logits);
   const T* ls = data<T>(logits);
   T* to = written<T>(log_prob);
-  with_value<T>(value, [&](const auto* xs) {
+  with_value<T>(value, [&]<class V>(const V* xs) {
     batch.blocks.run(
         [&](int64_t at, int64_t, int64_t n, int64_t width, double* sums) {
           alignas(64) T linear[kRowBlock], e[kRowBlock];
-          forward_clone(n, width, ls + at, xs + batch.partner(at), linear, e, sums);
+          run(Forward<T, V>{.rows = n,
+                            .width = width,
+                            .logits = ls + at,
+                            .value = xs + batch.partner(at),
+                            .linear = linear,
+                            .e = e,
+                            .sums = sums});
         },
         [&](int64_t first, int64_t n, const double* sums) { store_rows(to, first, n, sums); });
   });
@@ -94,11 +75,17 @@ void backward(const Tensor& grad, const Tensor& logits, const Tensor& value, con
   const Batch batch(logits);
   const T *gs = data<T>(grad), *ls = data<T>(logits);
   T* to = written<T>(d_logits);
-  with_value<T>(value, [&](const auto* xs) {
+  with_value<T>(value, [&]<class V>(const V* xs) {
     batch.blocks.run(
         [&](int64_t at, int64_t first, int64_t n, int64_t width, double*) {
           alignas(64) T spread_grad[kRowBlock];
-          backward_clone(n, width, gs + first, spread_grad, ls + at, xs + batch.partner(at), to + at);
+          run(Backward<T, V>{.rows = n,
+                             .width = width,
+                             .grad = gs + first,
+                             .spread_grad = spread_grad,
+                             .logits = ls + at,
+                             .value = xs + batch.partner(at),
+                             .d_logits = to + at});
         },
         [](int64_t, int64_t, const double*) {});
   });
@@ -110,18 +97,26 @@ void double_backward(const Tensor& h, const Tensor& grad, const Tensor& logits, 
   const Batch batch(logits);
   const T *hs = data<T>(h), *gs = data<T>(grad), *ls = data<T>(logits);
   T *rows_to = written<T>(d_grad), *to = written<T>(d_logits);
-  with_value<T>(value, [&](const auto* xs) {
+  with_value<T>(value, [&]<class V>(const V* xs) {
     batch.blocks.run(
         [&](int64_t at, int64_t first, int64_t n, int64_t width, double* sums) {
           alignas(64) T spread_grad[kRowBlock], terms[kRowBlock];
-          double_backward_clone(n, width, hs + at, gs + first, spread_grad, ls + at, xs + batch.partner(at), terms,
-                                sums, to + at);
+          run(DoubleBackward<T, V>{.rows = n,
+                                   .width = width,
+                                   .h = hs + at,
+                                   .grad = gs + first,
+                                   .spread_grad = spread_grad,
+                                   .logits = ls + at,
+                                   .value = xs + batch.partner(at),
+                                   .terms = terms,
+                                   .sums = sums,
+                                   .d_logits = to + at});
         },
         [&](int64_t first, int64_t n, const double* sums) { store_rows(rows_to, first, n, sums); });
   });
 }
 
-}  // namespace
+// ---- The operators ----
 
 Tensor bernoulli_log_prob(Tensor logits, Tensor value) {
   check(logits, value);
@@ -144,6 +139,14 @@ std::tuple<Tensor, Tensor> bernoulli_log_prob_double_backward(Tensor h, Tensor g
   HK_DISPATCH("bernoulli_log_prob", logits, double_backward, packed(h), packed(grad), packed(logits), packed(value),
               d_grad, d_logits);
   return {d_grad, d_logits};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(hvae_kernels, CPU, m) {
+  m.impl("bernoulli_log_prob.cpp", TORCH_BOX(&bernoulli_log_prob));
+  m.impl("bernoulli_log_prob_backward.cpp", TORCH_BOX(&bernoulli_log_prob_backward));
+  m.impl("bernoulli_log_prob_double_backward.cpp", TORCH_BOX(&bernoulli_log_prob_double_backward));
 }
 
 }  // namespace hk

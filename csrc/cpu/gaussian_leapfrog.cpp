@@ -10,43 +10,6 @@ namespace {
 
 using namespace leapfrog;
 
-// ---- Instruction-set clones of the kernels: thin, not templates ----
-
-#define HK_LEAPFROG_CLONES(T)                                                                                         \
-  HK_CLONES void forward_clone(int64_t rows, int64_t width, const Map<T>& m, const T* z, const T* rho, T* z_out,       \
-                               T* rho_out) {                                                                           \
-    forward_rows<T>(rows, width, m, z, rho, z_out, rho_out);                                                           \
-  }                                                                                                                    \
-  HK_CLONES void backward_clone(int64_t first, int64_t rows, int64_t width, const Map<T>& m, In<T> grad_z,             \
-                                In<T> grad_rho, In<T> z, In<T> rho, Out<T> d_z, Out<T> d_rho, T* acc, double* sums) {  \
-    backward_rows<T>(first, rows, width, m, grad_z, grad_rho, z, rho, d_z, d_rho, acc, sums);                          \
-  }                                                                                                                    \
-  HK_CLONES void double_backward_clone(int64_t first, int64_t rows, int64_t width, const Map<T>& m, const Map<T>& t,   \
-                                       const T* h_loc, In<T> h_z, In<T> h_rho, In<T> grad_z, In<T> grad_rho, In<T> z,  \
-                                       In<T> rho, Out<T> gg_z, Out<T> gg_rho, Out<T> d_z, Out<T> d_rho, T* acc,        \
-                                       double* sums) {                                                                 \
-    double_backward_rows<T>(first, rows, width, m, t, h_loc, h_z, h_rho, grad_z, grad_rho, z, rho, gg_z, gg_rho, d_z,  \
-                            d_rho, acc, sums);                                                                         \
-  }                                                                                                                    \
-  HK_CLONES void compose_clone(const Shape& shape, const Parameters<T>& in, int64_t first, int64_t last,               \
-                               double* value, double* tangent) {                                                       \
-    if (tangent) compose<Dual>(shape, in, first, last, value, tangent);                                                \
-    else compose<double>(shape, in, first, last, value, tangent);                                                      \
-  }                                                                                                                    \
-  HK_CLONES void chain_clone(const Shape& shape, const Parameters<T>& in, int64_t number, const double* cotangent,     \
-                             const double*, double* prefix, double* d_precision, double* d_step,                       \
-                             double* d_tempering) {                                                                    \
-    chain_backward<double>(shape, in, number, cotangent, nullptr, prefix, d_precision, d_step, d_tempering);           \
-  }                                                                                                                    \
-  HK_CLONES void chain_clone(const Shape& shape, const Parameters<T>& in, int64_t number, const double* cotangent,     \
-                             const double* cotangent_tangent, Dual* prefix, double* d_precision, double* d_step,       \
-                             double* d_tempering) {                                                                    \
-    chain_backward<Dual>(shape, in, number, cotangent, cotangent_tangent, prefix, d_precision, d_step, d_tempering);   \
-  }
-
-HK_LEAPFROG_CLONES(float)
-HK_LEAPFROG_CLONES(double)
-
 // The call's sizes; the forms are told in ops/leapfrog/_layout.py. A call that fits none is refused here in a few words,
 // and api.py then says which argument is at fault.
 struct Problem {
@@ -124,8 +87,12 @@ class Maps {
         exact_tangents_(duals ? p.replicas * 4 * features_ : 0), values_(p.replicas * 5 * width_),
         tangents_(duals ? p.replicas * 5 * width_ : 0) {
     for_blocks(p, [&](int64_t r, int64_t first, int64_t last) {
-      compose_clone(p.shape, parameters_of(p, in, r), first, last, exact_.data() + r * 4 * features_,
-                    duals ? exact_tangents_.data() + r * 4 * features_ : nullptr);
+      run(Compose<T>{.shape = p.shape,
+                     .in = parameters_of(p, in, r),
+                     .first = first,
+                     .last = last,
+                     .value = exact_.data() + r * 4 * features_,
+                     .tangent = duals ? exact_tangents_.data() + r * 4 * features_ : nullptr});
     });
     for (int64_t r = 0; r < p.replicas; ++r) {
       spread(values_.data() + r * 5 * width_, exact(r), tiling.repeat);
@@ -171,9 +138,15 @@ void chain(const Problem& p, const Parameters<T>& in, const double* sums, int64_
     const double* cotangent = sums + r * n_sums * d;
     Buffer<S> prefix(K * 4 * kBlock);
     for (int64_t b = first; b < last; ++b)
-      chain_clone(p.shape, of, b, cotangent, cotangent + tangent_at * d, prefix.data(), precision.data() + r * d,
-                  step.data() + r * (shared ? blocks : p.step_size_numel) + (shared ? b : 0),
-                  tempering.data() + (r * blocks + b) * K);
+      run(ChainBackward<S, T>{.shape = p.shape,
+                              .in = of,
+                              .number = b,
+                              .cotangent = cotangent,
+                              .cotangent_tangent = tangent_at ? cotangent + tangent_at * d : nullptr,
+                              .prefix = prefix.data(),
+                              .d_precision = precision.data() + r * d,
+                              .d_step = step.data() + r * (shared ? blocks : p.step_size_numel) + (shared ? b : 0),
+                              .d_tempering = tempering.data() + (r * blocks + b) * K});
   });
   store(written<T>(d_parameters[0]), precision);
   if (shared) store_sums(written<T>(d_parameters[2]), step, p.replicas, blocks, 1);
@@ -181,7 +154,7 @@ void chain(const Problem& p, const Parameters<T>& in, const double* sums, int64_
   store_sums(written<T>(d_parameters[3]), tempering, p.replicas, blocks, K);
 }
 
-// ---- The three operators, in one dtype ----
+// ---- In one dtype ----
 
 template <class T>
 void forward(const Problem& p, const Tensor& z, const Tensor& rho, const Tensor& precision, const Tensor& loc,
@@ -199,7 +172,13 @@ void forward(const Problem& p, const Tensor& z, const Tensor& rho, const Tensor&
       const int64_t replica = item / tiling.chunks, offset = replica * p.rows * p.shape.features;
       tiling.rows_of(item % tiling.chunks, [&](int64_t first, int64_t n, int64_t width) {
         const int64_t at = offset + first * tiling.width;
-        forward_clone(n, width, maps.map(replica), z_in + at, rho_in + at, z_to + at, rho_to + at);
+        run(Forward<T>{.rows = n,
+                       .width = width,
+                       .map = maps.map(replica),
+                       .z = z_in + at,
+                       .rho = rho_in + at,
+                       .z_out = z_to + at,
+                       .rho_out = rho_to + at});
       });
     }
   });
@@ -218,21 +197,31 @@ void backward(const Problem& p, const MaybeTensor& grad_z, const MaybeTensor& gr
   const Rows<T> rows(tiling);
   const T *gz = data<T>(grad_z), *gr = data<T>(grad_rho), *zs = data<T>(z), *rs = data<T>(rho);
   T *dz = written<T>(d_state[0]), *dr = written<T>(d_state[1]);
-  Buffer<double> sums(p.replicas * kSums * d);
+  Buffer<double> sums(p.replicas * Backward<T>::kSums * d);
   reduce_rows<T>(
-      tiling, kSums, 2, sums.data(),
+      tiling, Backward<T>::kSums, 2, sums.data(),
       [&](int64_t r, int64_t first, int64_t n, int64_t width, T* scratch, T* acc, double* into) {
-        backward_clone(first, n, width, maps.map(r), rows.in(gz, r), rows.in(gr, r), rows.in(zs, r), rows.in(rs, r),
-                       rows.out(dz, r, scratch), rows.out(dr, r, scratch + tiling.width), acc, into);
+        run(Backward<T>{.first = first,
+                        .rows = n,
+                        .width = width,
+                        .map = maps.map(r),
+                        .grad_z = rows.in(gz, r),
+                        .grad_rho = rows.in(gr, r),
+                        .z = rows.in(zs, r),
+                        .rho = rows.in(rs, r),
+                        .d_z = rows.out(dz, r, scratch),
+                        .d_rho = rows.out(dr, r, scratch + tiling.width),
+                        .acc = acc,
+                        .sums = into});
       });
   if (!d_parameters) return;
   Buffer<double> d_loc(p.replicas * d);
   for (int64_t r = 0; r < p.replicas; ++r) {
-    const double *map = maps.exact(r), *s = sums.data() + r * kSums * d;
+    const double *map = maps.exact(r), *s = sums.data() + r * Backward<T>::kSums * d;
     for (int64_t j = 0; j < d; ++j) d_loc[r * d + j] = (1 - map[j]) * s[4 * d + j] - map[2 * d + j] * s[5 * d + j];
   }
   store(written<T>(d_parameters[1]), d_loc);
-  chain<double>(p, in, sums.data(), kSums, 0, d_parameters);
+  chain<double>(p, in, sums.data(), Backward<T>::kSums, 0, d_parameters);
 }
 
 template <class T>
@@ -253,27 +242,40 @@ void double_backward(const Problem& p, const MaybeTensor* h, const MaybeTensor& 
   const T *zs = data<T>(z), *rs = data<T>(rho);
   T *ggz = written<T>(d_outputs[0]), *ggr = written<T>(d_outputs[1]);
   T *dz = written<T>(d_state[0]), *dr = written<T>(d_state[1]);
-  Buffer<double> sums(p.replicas * kDoubleSums * d);
+  Buffer<double> sums(p.replicas * DoubleBackward<T>::kSums * d);
   reduce_rows<T>(
-      tiling, kDoubleSums, 4, sums.data(),
+      tiling, DoubleBackward<T>::kSums, 4, sums.data(),
       [&](int64_t r, int64_t first, int64_t n, int64_t width, T* scratch, T* acc, double* into) {
-        double_backward_clone(first, n, width, maps.map(r), maps.tangent(r), h_loc.data() + r * tiling.width,
-                              rows.in(hz, r), rows.in(hr, r), rows.in(gz, r), rows.in(gr, r), rows.in(zs, r),
-                              rows.in(rs, r), rows.out(ggz, r, scratch), rows.out(ggr, r, scratch + tiling.width),
-                              rows.out(dz, r, scratch + 2 * tiling.width), rows.out(dr, r, scratch + 3 * tiling.width),
-                              acc, into);
+        run(DoubleBackward<T>{.first = first,
+                              .rows = n,
+                              .width = width,
+                              .map = maps.map(r),
+                              .tangent = maps.tangent(r),
+                              .h_loc = h_loc.data() + r * tiling.width,
+                              .h_z = rows.in(hz, r),
+                              .h_rho = rows.in(hr, r),
+                              .grad_z = rows.in(gz, r),
+                              .grad_rho = rows.in(gr, r),
+                              .z = rows.in(zs, r),
+                              .rho = rows.in(rs, r),
+                              .gg_z = rows.out(ggz, r, scratch),
+                              .gg_rho = rows.out(ggr, r, scratch + tiling.width),
+                              .d_z = rows.out(dz, r, scratch + 2 * tiling.width),
+                              .d_rho = rows.out(dr, r, scratch + 3 * tiling.width),
+                              .acc = acc,
+                              .sums = into});
       });
   if (!d_parameters) return;
   Buffer<double> d_loc(p.replicas * d);
   for (int64_t r = 0; r < p.replicas; ++r) {
-    const double *tangent = maps.exact_tangent(r), *s = sums.data() + r * kDoubleSums * d;
+    const double *tangent = maps.exact_tangent(r), *s = sums.data() + r * DoubleBackward<T>::kSums * d;
     for (int64_t j = 0; j < d; ++j) d_loc[r * d + j] = -(tangent[j] * s[4 * d + j] + tangent[2 * d + j] * s[5 * d + j]);
   }
   store(written<T>(d_parameters[1]), d_loc);
-  chain<Dual>(p, in, sums.data(), kDoubleSums, 6, d_parameters);
+  chain<Dual>(p, in, sums.data(), DoubleBackward<T>::kSums, 6, d_parameters);
 }
 
-}  // namespace
+// ---- The operators ----
 
 std::tuple<Tensor, Tensor> gaussian_leapfrog(Tensor z, Tensor rho, Tensor precision, Tensor loc, Tensor step_size,
                                              Tensor tempering) {
@@ -318,6 +320,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> gauss
               parameters ? d_parameters : nullptr);
   return {d_outputs[0],    d_outputs[1],    d_state[0],      d_state[1],
           d_parameters[0], d_parameters[1], d_parameters[2], d_parameters[3]};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(hvae_kernels, CPU, m) {
+  m.impl("gaussian_leapfrog.cpp", TORCH_BOX(&gaussian_leapfrog));
+  m.impl("gaussian_leapfrog_backward.cpp", TORCH_BOX(&gaussian_leapfrog_backward));
+  m.impl("gaussian_leapfrog_double_backward.cpp", TORCH_BOX(&gaussian_leapfrog_double_backward));
 }
 
 }  // namespace hk

@@ -8,38 +8,6 @@ namespace {
 
 using namespace mixture;
 
-// ---- Instruction-set clones of the kernels: thin, not templates ----
-
-#define HK_MIXTURE_CLONES(T)                                                                                          \
-  HK_CLONES void forward_clone(const Components<T>& c, const T* x, Vector<T>* l, T* log_prob) {                       \
-    forward_tile(c, x, l, log_prob);                                                                                  \
-  }                                                                                                                   \
-  HK_CLONES void weights_clone(const Components<T>& c, const T* x, const Cotangent<T>& grad, Vector<T>* w) {          \
-    weights_tile(c, x, grad, w);                                                                                      \
-  }                                                                                                                   \
-  HK_CLONES void slopes_clone(const Components<T>& c, const Direction<T>& h, const T* x, Vector<T>* slope) {          \
-    slopes_tile(c, h, x, slope);                                                                                      \
-  }                                                                                                                   \
-  HK_CLONES void weights_and_slopes_clone(const Components<T>& c, const T* x, const Cotangent<T>& grad, Vector<T>* w, \
-                                          Vector<T>* slope) {                                                         \
-    weights_and_slopes_tile(c, x, grad, w, slope);                                                                    \
-  }                                                                                                                   \
-  HK_CLONES void backward_clone(const Components<T>& c, const T* x, const Vector<T>* w, T* d_x,                       \
-                                const Sums<T>& sums) {                                                                \
-    backward_tile<false>(c, {}, x, w, nullptr, d_x, sums);                                                            \
-  }                                                                                                                   \
-  HK_CLONES void second_backward_clone(const Components<T>& c, const Direction<T>& h, const T* x, const Vector<T>* w, \
-                                       const Vector<T>* v, T* d_x, const Sums<T>& sums) {                             \
-    backward_tile<true>(c, h, x, w, v, d_x, sums);                                                                    \
-  }                                                                                                                   \
-  HK_CLONES void inverse_clone(int64_t n, const T* log_scale, T* inverse) {                                           \
-    for (int64_t i = 0; i < n; ++i) inverse[i] = exponential(-log_scale[i]);                                          \
-  }                                                                                                                   \
-  HK_CLONES void flush_clone(double* sums, T* acc, int64_t n) { flush(sums, acc, n); }
-
-HK_MIXTURE_CLONES(float)
-HK_MIXTURE_CLONES(double)
-
 struct Sizes {
   int64_t rows = 1, d, components, chunk, chunks;
 
@@ -71,23 +39,12 @@ struct Packed {
   }
 
   int64_t width() const { return base.size(); }
-  // Where the first number for component i and feature j is; the second is a vector further.
-  int64_t at(int64_t i, int64_t j) const {
-    return (i / kTile<T> * features + j) * 2 * kTile<T> + i % kTile<T>;
-  }
+  // Where the first number for component i and feature j is; the second is a group further.
+  int64_t at(int64_t i, int64_t j) const { return place<T>(features, i, j); }
   // How many runs of so many rows are worth a thread of their own.
   int64_t grain(int64_t rows) const { return std::max<int64_t>(1, (1 << 18) / (packed.size() * rows + 1)); }
   void set(int64_t i, int64_t j, T first, T second) { packed[at(i, j)] = first, packed[at(i, j) + kTile<T>] = second; }
 };
-
-template <class T>
-Vector<T>* vectors(T* data) {
-  return reinterpret_cast<Vector<T>*>(data);
-}
-template <class T>
-const Vector<T>* vectors(const T* data) {
-  return reinterpret_cast<const Vector<T>*>(data);
-}
 
 template <class T>
 struct PackedComponents : Packed<T> {
@@ -101,7 +58,7 @@ struct PackedComponents : Packed<T> {
     Buffer<T> inverse(d);
     Buffer<double> bases(sizes.components);
     for (int64_t i = 0; i < sizes.components; ++i) {
-      inverse_clone(d, log_scale + i * d, inverse.data());
+      run(Inverse<T>{d, log_scale + i * d, inverse.data()});
       bases[i] = log_weight[i] - kHalfLogTwoPi * d;
       for (int64_t at = i * d, j = 0; j < d; ++j, ++at) {
         this->set(i, j, loc[at], inverse[j]);
@@ -114,7 +71,7 @@ struct PackedComponents : Packed<T> {
   }
   T inverse(int64_t i, int64_t j) const { return this->packed[this->at(i, j) + kTile<T>]; }
   Components<T> view() const {
-    return {this->blocks, this->features, vectors(this->packed.data()), vectors(this->base.data()), shift};
+    return {this->blocks, this->features, this->packed.data(), this->base.data(), shift};
   }
 };
 
@@ -132,7 +89,7 @@ struct PackedDirection : Packed<T> {
       this->base[i] = static_cast<T>(base);
     }
   }
-  Direction<T> view(const T* x) const { return {vectors(this->packed.data()), vectors(this->base.data()), x}; }
+  Direction<T> view(const T* x) const { return {this->packed.data(), this->base.data(), x}; }
 };
 
 // x[feature][row] of n rows, the last one repeated in the padding: a row of zeros might be infinitely far from all.
@@ -147,7 +104,7 @@ void copy_rows(const T* from, int64_t from_stride, int64_t rows, int64_t width, 
   for (int64_t r = 0; r < rows; ++r) std::copy_n(from + r * from_stride, width, to + r * to_stride);
 }
 
-// ---- The operators, in one dtype ----
+// ---- In one dtype ----
 
 template <class T>
 void forward(const Sizes& sizes, const Tensor& value, const Tensor& log_weight, const Tensor& loc,
@@ -164,7 +121,7 @@ void forward(const Sizes& sizes, const Tensor& value, const Tensor& log_weight, 
       const int64_t n = std::min(n_rows, sizes.rows - first);
       fill_tile(from + first * sizes.d, n, sizes.d, x.data());
       T log_prob[n_rows];
-      forward_clone(components, x.data(), vectors(l.data()), log_prob);
+      run(Forward<T>{.c = components, .x = x.data(), .l = l.data(), .log_prob = log_prob});
       if (responsibilities)
         copy_rows(l.data(), all.width(), n, sizes.components, to + first * sizes.components, sizes.components);
       else
@@ -194,14 +151,14 @@ void backward(const Sizes& sizes, const MaybeTensor* direction, const Tensor& gr
     const int64_t n_values = all.features * n_rows, n_weights = width * n_rows;
     Buffer<T> x(n_values), h_x(direction ? n_values : 0), d_x(n_values), sums(n_sums), weights(n_weights);
     Buffer<T> slopes(direction ? n_weights : 0), each(responsibilities ? n_weights : 0);
-    Vector<T>*w = vectors(weights.data()), *slope = vectors(slopes.data());
-    const Sums<T> views{vectors(sums.data()), vectors(sums.data() + all.packed.size())};
+    T *w = weights.data(), *slope = slopes.data();
+    const Sums<T> views{sums.data(), sums.data() + all.packed.size()};
     for (int64_t chunk = begin; chunk < end; ++chunk) {
       const int64_t last = std::min(sizes.rows, (chunk + 1) * sizes.chunk);
       for (int64_t first = chunk * sizes.chunk; first < last; first += n_rows) {
         const int64_t n = std::min(n_rows, last - first);
         T one[n_rows] = {};
-        const Cotangent<T> cotangent{one, responsibilities ? vectors(each.data()) : nullptr};
+        const Cotangent<T> cotangent{one, responsibilities ? each.data() : nullptr};
         if (responsibilities) {
           std::fill(each.begin(), each.end(), T(0));
           copy_rows(gs + first * m, m, n, m, each.data(), width);
@@ -210,14 +167,16 @@ void backward(const Sizes& sizes, const MaybeTensor* direction, const Tensor& gr
         }
         fill_tile(from + first * d, n, d, x.data());
         if (!direction) {
-          weights_clone(components, x.data(), cotangent, w);
-          backward_clone(components, x.data(), w, d_x.data(), views);
+          run(Weights<T>{.c = components, .x = x.data(), .grad = cotangent, .w = w});
+          run(Backward<false, T>{
+              .c = components, .h = {}, .x = x.data(), .w = w, .v = nullptr, .d_x = d_x.data(), .sums = views});
         } else {
           fill_tile(h_from ? h_from + first * d : nullptr, n, d, h_x.data());
           const Direction<T> h = packed_direction->view(h_x.data());
-          slopes_clone(components, h, x.data(), slope);
-          weights_and_slopes_clone(components, x.data(), cotangent, w, slope);
-          second_backward_clone(components, h, x.data(), slope, w, d_x.data(), views);
+          run(Slopes<T>{.c = components, .h = h, .x = x.data(), .slope = slope});
+          run(WeightsAndSlopes<T>{.c = components, .x = x.data(), .grad = cotangent, .w = w, .slope = slope});
+          run(Backward<true, T>{
+              .c = components, .h = h, .x = x.data(), .w = slope, .v = w, .d_x = d_x.data(), .sums = views});
           if (responsibilities)
             copy_rows(each.data(), width, n, m, d_output + first * m, m);
           else
@@ -226,7 +185,7 @@ void backward(const Sizes& sizes, const MaybeTensor* direction, const Tensor& gr
         for (int64_t r = 0; r < n; ++r)
           for (int64_t j = 0; j < d; ++j) to[(first + r) * d + j] = d_x[j * n_rows + r];
         if ((first + n_rows) % kRun == 0 || first + n == last)
-          flush_clone(partial.data() + chunk * n_sums, sums.data(), n_sums);
+          run(Flush<T>{partial.data() + chunk * n_sums, sums.data(), n_sums});
       }
     }
   });
@@ -257,7 +216,7 @@ void check_cotangent(const Sizes& sizes, const Tensor& grad, bool responsibiliti
   STD_TORCH_CHECK(grad.numel() == sizes.rows * each, "gaussian_mixture: shapes do not fit");
 }
 
-}  // namespace
+// ---- The operators ----
 
 Tensor gaussian_mixture(Tensor value, Tensor log_weight, Tensor loc, Tensor log_scale, bool responsibilities) {
   const Sizes sizes(value, log_weight, loc, log_scale);
@@ -290,6 +249,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> gaussian_mixture_double_backw
   HK_DISPATCH("gaussian_mixture", value, backward, sizes, direction, packed(grad), packed(value), packed(log_weight),
               packed(loc), packed(log_scale), responsibilities, results);
   return {results[0], results[1], results[2], results[3], results[4]};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(hvae_kernels, CPU, m) {
+  m.impl("gaussian_mixture.cpp", TORCH_BOX(&gaussian_mixture));
+  m.impl("gaussian_mixture_backward.cpp", TORCH_BOX(&gaussian_mixture_backward));
+  m.impl("gaussian_mixture_double_backward.cpp", TORCH_BOX(&gaussian_mixture_double_backward));
 }
 
 }  // namespace hk

@@ -1,31 +1,12 @@
 // iwae_bound and its surrogates on the CPU: checks, allocation, parallel loops. The arithmetic is in kernels/iwae.h.
 #include "../kernels/iwae.h"
 
-#include <vector>
-
 #include "rows.h"
 
 namespace hk {
 namespace {
 
 using namespace iwae_columns;
-
-// ---- Instruction-set clones of the kernels: thin, not templates ----
-
-#define HK_IWAE_CLONES(T)                                                                                  \
-  HK_CLONES void sums_clone(const Columns<T>& x, int64_t power, const Sums<T>& sums) {                     \
-    sums_block(x, power, sums);                                                                            \
-  }                                                                                                        \
-  HK_CLONES void join_clone(const Sums<T>& sums, int64_t runs, int64_t stride, int64_t n, int64_t power) { \
-    join(sums, runs, stride, n, power);                                                                    \
-  }                                                                                                        \
-  HK_CLONES void gradient_clone(                                                                           \
-      const Columns<T>& x, int64_t power, const Sums<T>& sums, const T* grad, T* to) {                     \
-    gradient_block(x, power, sums, grad, to);                                                              \
-  }
-
-HK_IWAE_CLONES(float)
-HK_IWAE_CLONES(double)
 
 // Log-weights (K, N) in parts, runs of samples of blocks of columns, as sizes alone decide.
 template <class T>
@@ -59,12 +40,12 @@ class Parts {
     totals_.resize(runs_ * n_ * (power ? 2 : 1));
     const Sums<T> first{tops_.data(), totals_.data(), totals_.data() + (power ? runs_ * n_ : 0)};
     each([&](const Columns<T>& x, int64_t, int64_t run, int64_t column) {
-      sums_clone(x, power, first.from(run * n_ + column));
+      hk::run(ColumnSums<T>{x, power, first.from(run * n_ + column)});
     });
     if (runs_ > 1) {
       torch::stable::parallel_for(0, blocks_, 1, [&](int64_t begin, int64_t end) {
         for (int64_t column = begin * kColumns; column < std::min(n_, end * kColumns); column += kColumns) {
-          join_clone(first.from(column), runs_, n_, std::min(kColumns, n_ - column), power);
+          hk::run(Join<T>{first.from(column), runs_, n_, std::min(kColumns, n_ - column), power});
         }
       });
     }
@@ -96,7 +77,7 @@ void backward(const Tensor& grad, const Tensor& log_weights, int64_t power, cons
   T* to = written<T>(d_log_weights);
   const Sums<T> sums = parts.sums(0);
   parts.each([&](const Columns<T>& x, int64_t at, int64_t, int64_t column) {
-    gradient_clone(x, power, sums.from(column), gs + column, to + at);
+    run(Gradient<T>{x, power, sums.from(column), gs + column, to + at});
   });
 }
 
@@ -105,7 +86,7 @@ void check(const Tensor& log_weights) {
   STD_TORCH_CHECK(log_weights.dim() > 0 && log_weights.size(0) > 0, "iwae: log_weights must be (K, ...)");
 }
 
-}  // namespace
+// ---- The operators ----
 
 Tensor iwae(Tensor log_weights, int64_t power) {
   check(log_weights);
@@ -119,6 +100,13 @@ Tensor iwae_backward(Tensor grad, Tensor log_weights, int64_t power) {
   const Tensor d_log_weights = empty_for(log_weights, true);
   HK_DISPATCH("iwae", log_weights, backward, packed(grad), packed(log_weights), power, d_log_weights);
   return d_log_weights;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(hvae_kernels, CPU, m) {
+  m.impl("iwae.cpp", TORCH_BOX(&iwae));
+  m.impl("iwae_backward.cpp", TORCH_BOX(&iwae_backward));
 }
 
 }  // namespace hk

@@ -8,29 +8,6 @@ namespace {
 
 using namespace update;
 
-// ---- Instruction-set clones of the kernels: thin, not templates ----
-
-#define HK_UPDATE_CLONES(T)                                                                                           \
-  HK_CLONES void forward_clone(int64_t rows, int64_t width, const Coefficients<T>& c, const T* z, const T* rho,       \
-                               const T* grad, T* z_out, T* rho_out) {                                                 \
-    forward_rows<T>(rows, width, c, z, rho, grad, z_out, rho_out);                                                    \
-  }                                                                                                                   \
-  HK_CLONES void backward_clone(int64_t first, int64_t rows, int64_t width, const Coefficients<T>& c, In<T> grad_z,   \
-                                In<T> grad_rho, In<T> rho, In<T> grad, Out<T> d_rho, Out<T> d_grad, T* acc,           \
-                                double* sums) {                                                                       \
-    backward_rows<T>(first, rows, width, c, grad_z, grad_rho, rho, grad, d_rho, d_grad, acc, sums);                   \
-  }                                                                                                                   \
-  HK_CLONES void double_backward_clone(int64_t first, int64_t rows, int64_t width, const Coefficients<T>& c,          \
-                                       const Coefficients<T>& h, In<T> h_rho, In<T> h_grad, In<T> grad_z,             \
-                                       In<T> grad_rho, In<T> rho, In<T> grad, Out<T> gg_z, Out<T> gg_rho,             \
-                                       Out<T> d_rho, Out<T> d_grad, T* acc, double* sums) {                           \
-    double_backward_rows<T>(first, rows, width, c, h, h_rho, h_grad, grad_z, grad_rho, rho, grad, gg_z, gg_rho,       \
-                            d_rho, d_grad, acc, sums);                                                                \
-  }
-
-HK_UPDATE_CLONES(float)
-HK_UPDATE_CLONES(double)
-
 // The call's tiles. A call that does not fit is refused here in a few words, and api.py then says which argument is at
 // fault.
 Tiling tiling_of(const Tensor& rho, const Tensor& grad, const Tensor& decay, const Tensor& kick, const Tensor& drift) {
@@ -74,7 +51,7 @@ void store_parameters(const Tiling& tiling, const Buffer<double>& sums, const Te
   for (int64_t j = 0; j < d; ++j) kick[j] = static_cast<T>(-sums[d + j]), drift[j] = static_cast<T>(sums[2 * d + j]);
 }
 
-// ---- The three operators, in one dtype ----
+// ---- In one dtype ----
 
 template <class T>
 void forward(const Tiling& tiling, const Tensor& z, const Tensor& rho, const Tensor& grad, const Tensor& decay,
@@ -88,7 +65,14 @@ void forward(const Tiling& tiling, const Tensor& z, const Tensor& rho, const Ten
     for (int64_t item = begin; item < end; ++item)
       tiling.rows_of(item, [&](int64_t first, int64_t n, int64_t width) {
         const int64_t at = first * tiling.width;
-        forward_clone(n, width, c, z_in + at, rho_in + at, grad_in + at, z_to + at, rho_to + at);
+        run(Forward<T>{.rows = n,
+                       .width = width,
+                       .c = c,
+                       .z = z_in + at,
+                       .rho = rho_in + at,
+                       .grad = grad_in + at,
+                       .z_out = z_to + at,
+                       .rho_out = rho_to + at});
       });
   });
 }
@@ -106,8 +90,18 @@ void backward(const Tiling& tiling, const MaybeTensor& grad_z, const MaybeTensor
   Buffer<double> sums(kSums * tiling.features);
   reduce_rows<T>(tiling, kSums, 2, sums.data(),
                  [&](int64_t, int64_t first, int64_t n, int64_t width, T* scratch, T* acc, double* into) {
-                   backward_clone(first, n, width, c, gz, gr, rs, gs, rows.out(dr, 0, scratch),
-                                  rows.out(dg, 0, scratch + tiling.width), acc, into);
+                   run(Backward<T>{.first = first,
+                                   .rows = n,
+                                   .width = width,
+                                   .c = c,
+                                   .grad_z = gz,
+                                   .grad_rho = gr,
+                                   .rho = rs,
+                                   .grad = gs,
+                                   .d_rho = rows.out(dr, 0, scratch),
+                                   .d_grad = rows.out(dg, 0, scratch + tiling.width),
+                                   .acc = acc,
+                                   .sums = into});
                  });
   if (d_parameters) store_parameters<T>(tiling, sums, d_parameters);
 }
@@ -127,15 +121,28 @@ void double_backward(const Tiling& tiling, const MaybeTensor* h, const MaybeTens
   Buffer<double> sums(kSums * tiling.features);
   reduce_rows<T>(tiling, kSums, 4, sums.data(),
                  [&](int64_t, int64_t first, int64_t n, int64_t width, T* scratch, T* acc, double* into) {
-                   double_backward_clone(first, n, width, c, t, hr, hg, gz, gr, rs, gs, rows.out(ggz, 0, scratch),
-                                         rows.out(ggr, 0, scratch + tiling.width),
-                                         rows.out(dr, 0, scratch + 2 * tiling.width),
-                                         rows.out(dg, 0, scratch + 3 * tiling.width), acc, into);
+                   run(DoubleBackward<T>{.first = first,
+                                         .rows = n,
+                                         .width = width,
+                                         .c = c,
+                                         .h = t,
+                                         .h_rho = hr,
+                                         .h_grad = hg,
+                                         .grad_z = gz,
+                                         .grad_rho = gr,
+                                         .rho = rs,
+                                         .grad = gs,
+                                         .gg_z = rows.out(ggz, 0, scratch),
+                                         .gg_rho = rows.out(ggr, 0, scratch + tiling.width),
+                                         .d_rho = rows.out(dr, 0, scratch + 2 * tiling.width),
+                                         .d_grad = rows.out(dg, 0, scratch + 3 * tiling.width),
+                                         .acc = acc,
+                                         .sums = into});
                  });
   if (d_parameters) store_parameters<T>(tiling, sums, d_parameters);
 }
 
-}  // namespace
+// ---- The operators ----
 
 std::tuple<Tensor, Tensor> leapfrog_update(Tensor z, Tensor rho, Tensor grad, Tensor decay, Tensor kick, Tensor drift) {
   const Tiling tiling = tiling_of(rho, grad, decay, kick, drift);
@@ -174,6 +181,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> leapfrog_upda
               packed(grad), decay, packed(kick), packed(drift), d_outputs, d_state,
               parameters ? d_parameters : nullptr);
   return {d_outputs[0], d_outputs[1], d_state[0], d_state[1], d_parameters[0], d_parameters[1], d_parameters[2]};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(hvae_kernels, CPU, m) {
+  m.impl("leapfrog_update.cpp", TORCH_BOX(&leapfrog_update));
+  m.impl("leapfrog_update_backward.cpp", TORCH_BOX(&leapfrog_update_backward));
+  m.impl("leapfrog_update_double_backward.cpp", TORCH_BOX(&leapfrog_update_double_backward));
 }
 
 }  // namespace hk

@@ -6,63 +6,46 @@
 namespace hk {
 namespace {
 
-// ---- Instruction-set clones of the kernels: thin, not templates ----
-
-#define HK_LOCAL_REPARAM_CLONES(T)                                                                                    \
-  HK_CLONES void square_clone(int64_t n, const T* x, T* to) { local_reparam::square(n, x, to); }                      \
-  HK_CLONES void variance_clone(int64_t n, const T* log_scale, T* to) { local_reparam::variance(n, log_scale, to); }  \
-  HK_CLONES void sample_clone(int64_t n, const T* bias_loc, const T* bias_variance, const T* noise, T* std, T* y) {   \
-    local_reparam::sample(n, bias_loc, bias_variance, noise, std, y);                                                 \
-  }                                                                                                                   \
-  HK_CLONES void variance_grad_clone(int64_t n, const T* grad, const T* noise, const T* std, T* to) {                 \
-    local_reparam::variance_grad(n, grad, noise, std, to);                                                            \
-  }                                                                                                                   \
-  HK_CLONES void add_product_clone(int64_t n, const T* a, const T* b, T* to) {                                        \
-    local_reparam::add_product(n, a, b, to);                                                                          \
-  }                                                                                                                   \
-  HK_CLONES void multiply_clone(int64_t n, const T* a, T* to) { local_reparam::multiply(n, a, to); }
-
-HK_LOCAL_REPARAM_CLONES(float)
-HK_LOCAL_REPARAM_CLONES(double)
+using namespace local_reparam;
 
 constexpr int64_t kGrain = 16384;  // elements that are worth another thread
 
-// kernel(n, inputs..., output) over all elements, in parallel.
-template <class T, class F, class... Inputs>
-void pass(const F& kernel, const Tensor& to, const Inputs&... inputs) {
-  const auto run = [&](T* out, auto... in) {
+// Kernel{n, inputs..., output} over all elements, in parallel.
+template <class Kernel, class T, class... Inputs>
+void pass(const Tensor& to, const Inputs&... inputs) {
+  const auto pass_over = [&](T* out, auto... in) {
     torch::stable::parallel_for(0, to.numel(), kGrain, [&](int64_t begin, int64_t end) {
-      kernel(end - begin, in + begin..., out + begin);
+      run(Kernel{end - begin, in + begin..., out + begin});
     });
   };
-  run(written<T>(to), data<T>(inputs)...);
+  pass_over(written<T>(to), data<T>(inputs)...);
 }
 
 // ---- The passes between the products, in one dtype ----
 
 template <class T>
 void square(const Tensor& x, const Tensor& to) {
-  pass<T>([](auto... a) { square_clone(a...); }, to, x);
+  pass<Square<T>, T>(to, x);
 }
 
 template <class T>
 void variance(const Tensor& log_scale, const Tensor& to) {
-  pass<T>([](auto... a) { variance_clone(a...); }, to, log_scale);
+  pass<Variance<T>, T>(to, log_scale);
 }
 
 template <class T>
 void variance_grad(const Tensor& grad, const Tensor& noise, const Tensor& std, const Tensor& to) {
-  pass<T>([](auto... a) { variance_grad_clone(a...); }, to, grad, noise, std);
+  pass<VarianceGrad<T>, T>(to, grad, noise, std);
 }
 
 template <class T>
 void add_product(const Tensor& x, const Tensor& y, const Tensor& to) {
-  pass<T>([](auto... a) { add_product_clone(a...); }, to, x, y);
+  pass<AddProduct<T>, T>(to, x, y);
 }
 
 template <class T>
 void multiply(const Tensor& by, const Tensor& to) {
-  pass<T>([](auto... a) { multiply_clone(a...); }, to, by);
+  pass<Multiply<T>, T>(to, by);
 }
 
 template <class T>
@@ -71,12 +54,12 @@ void sample(const MaybeTensor& bias_loc, const MaybeTensor& bias_log_scale, cons
   const int64_t units = y.size(1);
   Buffer<T> bias(units), bias_variance(units);
   if (bias_loc) std::copy_n(data<T>(bias_loc), units, bias.data());
-  if (bias_log_scale) variance_clone(units, data<T>(bias_log_scale), bias_variance.data());
+  if (bias_log_scale) run(Variance<T>{units, data<T>(bias_log_scale), bias_variance.data()});
   const T* draws = data<T>(noise);
   T *deviations = written<T>(std), *samples = written<T>(y);
   torch::stable::parallel_for(0, y.size(0), 1 + kGrain / (1 + units), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin * units; i < end * units; i += units)
-      sample_clone(units, bias.data(), bias_variance.data(), draws + i, deviations + i, samples + i);
+      run(Sample<T>{units, bias.data(), bias_variance.data(), draws + i, deviations + i, samples + i});
   });
 }
 
@@ -110,7 +93,7 @@ void check(const Tensor& x, const Tensor& weight_loc, const Tensor& weight_log_s
   STD_TORCH_CHECK(fits, "local_reparam_linear: shapes or dtypes do not fit");
 }
 
-}  // namespace
+// ---- The operators ----
 
 std::tuple<Tensor, Tensor> local_reparam_linear(Tensor x, Tensor weight_loc, Tensor weight_log_scale,
                                                 MaybeTensor bias_loc, MaybeTensor bias_log_scale, Tensor noise) {
@@ -145,6 +128,13 @@ std::tuple<Tensor, Tensor, Tensor> local_reparam_linear_backward(Tensor grad, Te
     HK_DISPATCH("local_reparam_linear", x, multiply, variance, d_log_scale);
   }
   return {twice, d_x, d_log_scale};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(hvae_kernels, CPU, m) {
+  m.impl("local_reparam_linear.cpp", TORCH_BOX(&local_reparam_linear));
+  m.impl("local_reparam_linear_backward.cpp", TORCH_BOX(&local_reparam_linear_backward));
 }
 
 }  // namespace hk

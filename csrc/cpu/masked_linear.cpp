@@ -37,7 +37,7 @@ struct Product {
   T* to;
 
   int64_t units = stairs.unit_order.size(), sources = stairs.source_order.size();
-  int64_t vectors = vectors_for<T>(rows), lanes = vectors * kVectorLanes<T>, tiles = (rows + lanes - 1) / lanes;
+  int64_t lanes = lanes_for<T>(rows), tiles = (rows + lanes - 1) / lanes;
   int64_t chunks = (units + kUnitsAnItem - 1) / kUnitsAnItem, work = rows * units * sources;
 
   int64_t height(int64_t t) const { return std::min(lanes, rows - t * lanes); }
@@ -49,23 +49,23 @@ struct Product {
   // The units of one chunk for one tile.
   void multiply(int64_t t, int64_t chunk, const T* states) const {
     const int64_t first = chunk * kUnitsAnItem, last = std::min(units, first + kUnitsAnItem);
-    const int64_t terms = source_stride == 1 ? kTerms : kColumnTerms;
-    alignas(kVectorBytes) T results[kUnitsAnItem * kMostVectors * kVectorLanes<T>];
+    alignas(kGroupBytes) T results[kUnitsAnItem * kMostGroups * kGroupLanes<T>];
     for (int64_t u = first; u < last; ++u)
       std::fill_n(results + (u - first) * lanes, lanes, bias ? bias[stairs.unit_order[u]] : T(0));
-    for (int64_t start = 0; start < stairs.counts[last - 1]; start += terms)
-      for (int64_t u = first; u < last; u += kMostUnits) {
-        const int64_t n = std::min(kMostUnits, last - u);
-        const T* w[kMostUnits];
-        T* out[kMostUnits];
-        for (int64_t i = 0; i < n; ++i) {
-          w[i] = weight + stairs.unit_order[u + i] * unit_stride;
-          out[i] = results + (u + i - first) * lanes;
-        }
-        tile({start, start + terms, stairs.counts.data() + u, stairs.source_order.data(), source_stride, lanes, w,
-              states, out, vectors},
-             n);
-      }
+    hk::run(StaircaseProduct<T>{.first = first,
+                                .last = last,
+                                .unit = stairs.unit_order.data(),
+                                .ends = stairs.counts.data(),
+                                .begin = 0,
+                                .end = sources,
+                                .index = stairs.source_order.data(),
+                                .weight = weight,
+                                .unit_stride = unit_stride,
+                                .term_stride = source_stride,
+                                .h = states,
+                                .lanes = lanes,
+                                .to = results,
+                                .packed = true});
     out_of_tile(results, lanes, height(t), stairs.unit_order.data() + first, last - first, to + t * lanes * units,
                 units);
   }
@@ -115,12 +115,13 @@ void weight_grad(const Staircase& stairs, const Tensor& grad, const Tensor& x, c
   const T *g = values<T>(grad), *xs = values<T>(x);
   Scratch<T> columns(product.panels * rows * lanes), cotangents(units * rows);
   const int32_t* order = stairs.source_order.data();
-  const int64_t blocks = (rows + kTerms - 1) / kTerms, items = product.panels * blocks;
+  constexpr int64_t kBlock = 512;  // rows
+  const int64_t blocks = (rows + kBlock - 1) / kBlock, items = product.panels * blocks;
   torch::stable::parallel_for(0, items, grain_for(items, product.work), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t p = i / blocks, n = std::min(lanes, sources - p * lanes), first = i % blocks * kTerms;
+      const int64_t p = i / blocks, n = std::min(lanes, sources - p * lanes), first = i % blocks * kBlock;
       const bool contiguous = ascending(order + p * lanes, n);
-      for (int64_t b = first; b < std::min(rows, first + kTerms); ++b) {
+      for (int64_t b = first; b < std::min(rows, first + kBlock); ++b) {
         T* to = columns.data() + (p * rows + b) * lanes;
         const T* row = xs + b * sources;
         if (contiguous) std::copy_n(row + order[p * lanes], n, to);
@@ -130,13 +131,13 @@ void weight_grad(const Staircase& stairs, const Tensor& grad, const Tensor& x, c
     }
   });
   torch::stable::parallel_for(0, blocks, grain_for(blocks, product.work), [&](int64_t begin, int64_t end) {
-    const int64_t first = begin * kTerms, last = std::min(rows, end * kTerms);
+    const int64_t first = begin * kBlock, last = std::min(rows, end * kBlock);
     transposed(g + first * units, units, last - first, units, cotangents.data() + first, rows);
   });
   product.run(cotangents.data(), columns.data(), written<T>(d_weight));
 }
 
-}  // namespace
+// ---- The operators ----
 
 Tensor masked_linear(Tensor x, Tensor weight, MaybeTensor bias, Tensor in_degrees, Tensor out_degrees, bool strict) {
   check_matrix(x, x);
@@ -171,6 +172,14 @@ Tensor masked_linear_weight_grad(Tensor grad, Tensor x, Tensor in_degrees, Tenso
   Tensor d_weight = empty_of({out, in}, grad);
   HK_DISPATCH("masked_linear", grad, weight_grad, stairs, packed(grad), packed(x), d_weight);
   return d_weight;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(hvae_kernels, CPU, m) {
+  m.impl("masked_linear.cpp", TORCH_BOX(&masked_linear));
+  m.impl("masked_linear_input_grad.cpp", TORCH_BOX(&masked_linear_input_grad));
+  m.impl("masked_linear_weight_grad.cpp", TORCH_BOX(&masked_linear_weight_grad));
 }
 
 }  // namespace hk

@@ -15,6 +15,14 @@ struct NetworkArguments {
   double first, second;
 };
 
+// The same as the parameters of an operator.
+#define HK_NETWORK_PARAMETERS                                                                                     \
+  std::vector<Tensor> weights, std::vector<Tensor> biases, std::vector<Tensor> offsets, std::vector<Tensor> gates, \
+      std::vector<Tensor> degrees, std::vector<int64_t> program, int64_t gate, double first, double second
+#define HK_NETWORK                                                                                    \
+  {std::move(weights), std::move(biases),  std::move(offsets), std::move(gates), std::move(degrees), \
+   std::move(program), gate,               first,              second}
+
 // Connections to one source: unit u (ascending degree) sees the source's first counts[u] units (ascending), and source
 // unit i (descending degree) is seen by the first readers[i] units (descending).
 template <class T>

@@ -8,26 +8,6 @@ namespace {
 
 using namespace planar;
 
-// ---- Instruction-set clones of the kernels: thin, not templates ----
-
-#define HK_PLANAR_CLONES(T)                                                                                           \
-  HK_CLONES void forward_clone(int64_t layers, int64_t lanes, const T* table, double offset, double* h, double* slope,\
-                               double* log_det) {                                                                     \
-    forward_block(layers, lanes, table, offset, h, slope, log_det);                                                   \
-  }                                                                                                                   \
-  HK_CLONES void backward_clone(int64_t layers, int64_t lanes, int64_t n, const T* table, double offset,              \
-                                const double* h, const double* slope, const double* grad_log, double* y,              \
-                                double* d_table) {                                                                    \
-    backward_block(layers, lanes, n, table, offset, h, slope, grad_log, y, d_table);                                  \
-  }                                                                                                                   \
-  HK_CLONES void solve_clone(int64_t layers, int64_t lanes, bool transposed, const T* table, const double* slope,     \
-                             double* x) {                                                                             \
-    solve_block(layers, lanes, transposed, table, slope, x);                                                          \
-  }
-
-HK_PLANAR_CLONES(float)
-HK_PLANAR_CLONES(double)
-
 // ---- The batch (R, K, N) in blocks of columns; their borders, and those of chunks of them, depend on sizes alone ----
 
 struct Blocks {
@@ -40,7 +20,7 @@ struct Blocks {
     // A chunk has a table of sums of its own, (K, K): no larger than what the chunk reads.
     constexpr int64_t kChunk = 256, kMostChunks = 32;
     chunk = std::max({kChunk, 4 * layers, (rows + kMostChunks - 1) / kMostChunks});
-    chunk = (chunk + kLanes - 1) / kLanes * kLanes;
+    chunk = (chunk + kColumns - 1) / kColumns * kColumns;
     chunks = (rows + chunk - 1) / chunk;
   }
 
@@ -52,8 +32,8 @@ struct Blocks {
     torch::stable::parallel_for(0, replicas * chunks, grain, [&](int64_t begin, int64_t end) {
       for (int64_t item = begin; item < end; ++item) {
         const int64_t replica = item / chunks, first = item % chunks * chunk, last = std::min(rows, first + chunk);
-        for (int64_t row = first; row < last; row += kLanes)
-          f(item, replica * layers * rows + row, replica * rows + row, std::min(kLanes, last - row));
+        for (int64_t row = first; row < last; row += kColumns)
+          f(item, replica * layers * rows + row, replica * rows + row, std::min(kColumns, last - row));
       }
     });
   }
@@ -69,7 +49,7 @@ int64_t padded(int64_t n) { return (n + kStep - 1) / kStep * kStep; }
 // A block's values, (K, lanes) with zeros in the padding; all zeros if there are none.
 template <class T>
 void gather(const T* from, int64_t layers, int64_t rows, int64_t n, double* to) {
-  for (int64_t i = 0; i < layers; ++i, to += kLanes) {
+  for (int64_t i = 0; i < layers; ++i, to += kColumns) {
     const int64_t there = from ? n : 0;
     std::copy_n(from + (from ? i * rows : 0), there, to);
     std::fill(to + there, to + padded(n), 0.0);
@@ -79,7 +59,7 @@ void gather(const T* from, int64_t layers, int64_t rows, int64_t n, double* to) 
 template <class T>
 void scatter(const double* from, int64_t layers, int64_t rows, int64_t n, T* to) {
   for (int64_t i = 0; i < layers; ++i)
-    for (int64_t l = 0; l < n; ++l) to[i * rows + l] = static_cast<T>(from[i * kLanes + l]);
+    for (int64_t l = 0; l < n; ++l) to[i * rows + l] = static_cast<T>(from[i * kColumns + l]);
 }
 
 template <class T>
@@ -87,7 +67,7 @@ const T* at(const T* data, int64_t offset) {
   return data ? data + offset : nullptr;
 }
 
-// ---- The three operators, in one dtype ----
+// ---- In one dtype ----
 
 template <class T>
 void forward(const Blocks& blocks, double offset, const Tensor& projections, const Tensor& table, const Tensor& h,
@@ -95,11 +75,16 @@ void forward(const Blocks& blocks, double offset, const Tensor& projections, con
   const T *from = data<T>(projections), *tables = data<T>(table);
   T *to = written<T>(h), *slopes = written<T>(slope), *logs = written<T>(log_det);
   blocks.run([&](int64_t item, int64_t element, int64_t row, int64_t n) {
-    Buffer<double> values(blocks.layers * kLanes), q(blocks.layers * kLanes);
-    double sums[kLanes] = {};
+    Buffer<double> values(blocks.layers * kColumns), q(blocks.layers * kColumns);
+    double sums[kColumns] = {};
     gather(at(from, element), blocks.layers, blocks.rows, n, values.data());
-    forward_clone(blocks.layers, padded(n), blocks.table(tables, item), offset, values.data(), q.data(),
-                  sums);
+    run(Forward<T>{.layers = blocks.layers,
+                   .lanes = padded(n),
+                   .table = blocks.table(tables, item),
+                   .offset = offset,
+                   .h = values.data(),
+                   .slope = q.data(),
+                   .log_det = sums});
     scatter(values.data(), blocks.layers, blocks.rows, n, to + element);
     scatter(q.data(), blocks.layers, blocks.rows, n, slopes + element);
     for (int64_t l = 0; l < n; ++l) logs[row + l] = static_cast<T>(sums[l]);
@@ -116,14 +101,22 @@ void backward(const Blocks& blocks, double offset, const MaybeTensor& grad_h, co
   const int64_t size = blocks.layers * blocks.layers;
   Buffer<double> partial(summed ? blocks.replicas * blocks.chunks * size : 0);
   blocks.run([&](int64_t item, int64_t element, int64_t row, int64_t n) {
-    Buffer<double> values(blocks.layers * kLanes), q(blocks.layers * kLanes), y(blocks.layers * kLanes);
-    double logs[kLanes] = {};
+    Buffer<double> values(blocks.layers * kColumns), q(blocks.layers * kColumns), y(blocks.layers * kColumns);
+    double logs[kColumns] = {};
     gather(hs + element, blocks.layers, blocks.rows, n, values.data());
     gather(slopes + element, blocks.layers, blocks.rows, n, q.data());
     gather(at(gs, element), blocks.layers, blocks.rows, n, y.data());
     if (ls) std::copy_n(ls + row, n, logs);
-    backward_clone(blocks.layers, padded(n), n, blocks.table(tables, item), offset, values.data(), q.data(), logs,
-                   y.data(), summed ? partial.data() + item * size : nullptr);
+    run(Backward<T>{.layers = blocks.layers,
+                    .lanes = padded(n),
+                    .rows = n,
+                    .table = blocks.table(tables, item),
+                    .offset = offset,
+                    .h = values.data(),
+                    .slope = q.data(),
+                    .grad_log = logs,
+                    .y = y.data(),
+                    .d_table = summed ? partial.data() + item * size : nullptr});
     scatter(y.data(), blocks.layers, blocks.rows, n, to + element);
   });
   if (T* sums = written<T>(d_table); summed && sums) store_sums(sums, partial, blocks.replicas, blocks.chunks, size);
@@ -135,10 +128,15 @@ void solve(const Blocks& blocks, bool transposed, const Tensor& constant, const 
   const T *es = data<T>(constant), *slopes = data<T>(slope), *tables = data<T>(table);
   T* to = written<T>(x);
   blocks.run([&](int64_t item, int64_t element, int64_t, int64_t n) {
-    Buffer<double> values(blocks.layers * kLanes), q(blocks.layers * kLanes);
+    Buffer<double> values(blocks.layers * kColumns), q(blocks.layers * kColumns);
     gather(es + element, blocks.layers, blocks.rows, n, values.data());
     gather(slopes + element, blocks.layers, blocks.rows, n, q.data());
-    solve_clone(blocks.layers, padded(n), transposed, blocks.table(tables, item), q.data(), values.data());
+    run(Solve<T>{.layers = blocks.layers,
+                 .lanes = padded(n),
+                 .transposed = transposed,
+                 .table = blocks.table(tables, item),
+                 .slope = q.data(),
+                 .x = values.data()});
     scatter(values.data(), blocks.layers, blocks.rows, n, to + element);
   });
 }
@@ -158,7 +156,7 @@ Tensor empty_rows(const Tensor& like) {
   return dim == 3 ? empty_of({like.size(0), like.size(2)}, like) : empty_of({like.size(1)}, like);
 }
 
-}  // namespace
+// ---- The operators ----
 
 std::tuple<Tensor, Tensor, Tensor> planar_recursion(Tensor projections, Tensor table, double offset) {
   check(projections, table);
@@ -186,6 +184,14 @@ Tensor planar_recursion_solve(Tensor constant, Tensor slope, Tensor table, bool 
   HK_DISPATCH("planar_recursion", constant, solve, Blocks(constant), transposed, packed(constant), packed(slope),
               packed(table), x);
   return x;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(hvae_kernels, CPU, m) {
+  m.impl("planar_recursion.cpp", TORCH_BOX(&planar_recursion));
+  m.impl("planar_recursion_backward.cpp", TORCH_BOX(&planar_recursion_backward));
+  m.impl("planar_recursion_solve.cpp", TORCH_BOX(&planar_recursion_solve));
 }
 
 }  // namespace hk

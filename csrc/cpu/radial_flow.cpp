@@ -8,24 +8,6 @@ namespace {
 
 using namespace radial;
 
-// ---- Instruction-set clones of the kernels: thin, not templates ----
-
-#define HK_RADIAL_CLONES(T)                                                                                           \
-  HK_CLONES void forward_clone(const Layers<T>& layers, int64_t rows, Vector<T>* z, T* log_abs_det) {                 \
-    if (rows == kRows) return forward_rows<T, kRows>(layers, z, log_abs_det);                                         \
-    for (int64_t r = 0; r < rows; ++r) forward_rows<T, 1>(layers, z + r * layers.vectors, log_abs_det + r);           \
-  }                                                                                                                   \
-  HK_CLONES void backward_clone(const Layers<T>& layers, int64_t rows, Vector<T>* z, const T* grad_log, Vector<T>* g, \
-                                Vector<T>* ys, Layer* stack, Vector<T>* d_centers, double* d_alpha, double* d_beta) { \
-    if (rows == kRows)                                                                                                \
-      return backward_rows<T, kRows>(layers, z, grad_log, g, ys, stack, d_centers, d_alpha, d_beta);                  \
-    for (int64_t r = 0; r < rows; ++r, z += layers.vectors, g += layers.vectors)                                      \
-      backward_rows<T, 1>(layers, z, grad_log ? grad_log + r : nullptr, g, ys, stack, d_centers, d_alpha, d_beta);    \
-  }
-
-HK_RADIAL_CLONES(float)
-HK_RADIAL_CLONES(double)
-
 struct Sizes {
   int64_t rows = 1, d, layers, chunk, chunks, grain;
 
@@ -52,7 +34,7 @@ struct Sizes {
   }
 };
 
-// ---- Rows in whole vectors ----
+// ---- Rows in whole groups of lanes ----
 
 // `rows` rows of `d` numbers to rows of `width`, or back; the rest of a row is left as it is. Zeros without `from`.
 template <class T>
@@ -64,12 +46,7 @@ void copy_rows(int64_t rows, int64_t d, const T* from, int64_t from_width, T* to
       std::fill_n(to + r * to_width, d, T(0));
 }
 
-template <class T>
-Vector<T>* vectors(Buffer<T>& buffer) {
-  return reinterpret_cast<Vector<T>*>(buffer.data());
-}
-
-// The layers, their centres in whole vectors.
+// The layers, their centres in whole groups of lanes.
 template <class T>
 struct PaddedLayers {
   int64_t width;
@@ -77,14 +54,14 @@ struct PaddedLayers {
   Layers<T> layers;
 
   PaddedLayers(const Sizes& sizes, const Tensor& center, const Tensor& alpha, const Tensor& beta)
-      : width((sizes.d + kVectorLanes<T> - 1) / kVectorLanes<T> * kVectorLanes<T>),
+      : width((sizes.d + kGroupLanes<T> - 1) / kGroupLanes<T> * kGroupLanes<T>),
         centers(sizes.layers * width),
-        layers{sizes.layers, sizes.d, width / kVectorLanes<T>, vectors(centers), data<T>(alpha), data<T>(beta)} {
+        layers{sizes.layers, sizes.d, width, centers.data(), data<T>(alpha), data<T>(beta)} {
     copy_rows(sizes.layers, sizes.d, data<T>(center), sizes.d, centers.data(), width);
   }
 };
 
-// ---- The two operators, in one dtype ----
+// ---- In one dtype ----
 
 template <class T>
 void forward(const Sizes& sizes, const Tensor& z, const Tensor& center, const Tensor& alpha, const Tensor& beta,
@@ -98,7 +75,7 @@ void forward(const Sizes& sizes, const Tensor& z, const Tensor& center, const Te
     for (int64_t row = first; row < last; row += kRows) {
       const int64_t rows = std::min(kRows, last - row);
       copy_rows(rows, d, from + row * d, d, here.data(), width);
-      forward_clone(padded.layers, rows, vectors(here), logs + row);
+      run(Forward<T>{.layers = padded.layers, .rows = rows, .z = here.data(), .log_abs_det = logs + row});
       copy_rows(rows, d, here.data(), width, to + row * d, d);
     }
   });
@@ -113,17 +90,25 @@ void backward(const Sizes& sizes, const MaybeTensor& grad, const MaybeTensor& gr
   T* to = written<T>(results[0]);
   Buffer<double> partial(sizes.chunks * n_sums);
   sizes.run([&](int64_t chunk, int64_t first, int64_t last) {
-    Buffer<T> here(kRows * width), g(kRows * width), ys(kRows * layers * width), run(layers * width);
-    Buffer<double> room(kRows * layers * (sizeof(Layer) / sizeof(double)));
+    Buffer<T> here(kRows * width), g(kRows * width), ys(kRows * layers * width), run_sums(layers * width);
+    std::vector<Layer> stack(kRows * layers);
     double *sums = partial.data() + chunk * n_sums, *d_alpha = sums + layers * width, *d_beta = d_alpha + layers;
     for (int64_t row = first; row < last; row += kRows) {
       const int64_t rows = std::min(kRows, last - row);
       copy_rows(rows, d, from + row * d, d, here.data(), width);
       copy_rows(rows, d, gs ? gs + row * d : nullptr, d, g.data(), width);
-      backward_clone(padded.layers, rows, vectors(here), ls ? ls + row : nullptr, vectors(g), vectors(ys),
-                     reinterpret_cast<Layer*>(room.data()), vectors(run), d_alpha, d_beta);
+      run(Backward<T>{.layers = padded.layers,
+                      .rows = rows,
+                      .z = here.data(),
+                      .grad_log = ls ? ls + row : nullptr,
+                      .g = g.data(),
+                      .ys = ys.data(),
+                      .stack = stack.data(),
+                      .d_centers = run_sums.data(),
+                      .d_alpha = d_alpha,
+                      .d_beta = d_beta});
       copy_rows(rows, d, g.data(), width, to + row * d, d);
-      if ((row - first + kRows) % kRun == 0 || row + kRows >= last) flush(sums, run.data(), layers * width);
+      if ((row - first + kRows) % kRun == 0 || row + kRows >= last) flush(sums, run_sums.data(), layers * width);
     }
   });
   Buffer<double> total(n_sums);
@@ -137,7 +122,7 @@ void backward(const Sizes& sizes, const MaybeTensor& grad, const MaybeTensor& gr
   }
 }
 
-}  // namespace
+// ---- The operators ----
 
 std::tuple<Tensor, Tensor> radial_flow(Tensor z, Tensor center, Tensor alpha, Tensor beta) {
   const Sizes sizes(z, center, alpha, beta);
@@ -155,6 +140,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> radial_flow_backward(MaybeTensor grad
   HK_DISPATCH("radial_flow", z, backward, sizes, packed(grad_output), packed(grad_log_abs_det), packed(z),
               packed(center), packed(alpha), packed(beta), results);
   return {results[0], results[1], results[2], results[3]};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(hvae_kernels, CPU, m) {
+  m.impl("radial_flow.cpp", TORCH_BOX(&radial_flow));
+  m.impl("radial_flow_backward.cpp", TORCH_BOX(&radial_flow_backward));
 }
 
 }  // namespace hk

@@ -10,15 +10,6 @@ namespace {
 
 using namespace rmsprop;
 
-#define HK_RMSPROP_CLONES(T)                                                                              \
-  HK_CLONES double sum_clone(int64_t n, const T* gradient) { return sum_of_squares<T>(n, gradient); }     \
-  HK_CLONES void update_clone(int64_t n, const Step<T>& s, const T* gradient, T* square_average, T* to) { \
-    update<T>(n, s, gradient, square_average, to);                                                        \
-  }
-
-HK_RMSPROP_CLONES(float)
-HK_RMSPROP_CLONES(double)
-
 // Runs f(row, first, n, item) over chunks of the rows. Their borders depend on sizes alone.
 struct Chunks {
   static constexpr int64_t kChunk = 16384;
@@ -44,7 +35,7 @@ void step(const Tensor& parameter, const Tensor& gradient, const Tensor& square_
   T *p = written<T>(parameter), *v = written<T>(square_average);
   Buffer<double> squares(chunks.rows * chunks.a_row);
   chunks.run([&](int64_t row, int64_t first, int64_t n, int64_t item) {
-    squares[item] = sum_clone(n, g + row * chunks.columns + first);
+    squares[item] = run(SumOfSquares<T>{n, g + row * chunks.columns + first});
   });
   Buffer<double> norms(chunks.rows);
   for (int64_t item = 0; item < squares.size(); ++item) norms[item / chunks.a_row] += squares[item];
@@ -52,13 +43,19 @@ void step(const Tensor& parameter, const Tensor& gradient, const Tensor& square_
   if (!*finite) return;
   chunks.run([&](int64_t row, int64_t first, int64_t n, int64_t) {
     const double scale = std::min(1.0, max_norm / (norms[row] + 1e-6));
-    const Step<T> s{static_cast<T>(learning_rate), static_cast<T>(alpha), static_cast<T>(eps), static_cast<T>(scale)};
     const int64_t at = row * chunks.columns + first;
-    update_clone(n, s, g + at, v + at, p + at);
+    run(Update<T>{.n = n,
+                  .learning_rate = static_cast<T>(learning_rate),
+                  .alpha = static_cast<T>(alpha),
+                  .eps = static_cast<T>(eps),
+                  .scale = static_cast<T>(scale),
+                  .gradient = g + at,
+                  .square_average = v + at,
+                  .parameter = p + at});
   });
 }
 
-}  // namespace
+// ---- The operators ----
 
 bool rmsprop_step_(Tensor parameter, Tensor gradient, Tensor square_average, double learning_rate, double alpha,
                    double eps, double max_norm) {
@@ -69,6 +66,12 @@ bool rmsprop_step_(Tensor parameter, Tensor gradient, Tensor square_average, dou
   HK_DISPATCH("rmsprop_step_", gradient, step, parameter, gradient, square_average, learning_rate, alpha, eps,
               max_norm, &finite);
   return finite;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(hvae_kernels, CPU, m) {
+  m.impl("rmsprop_step_.cpp", TORCH_BOX(&rmsprop_step_));
 }
 
 }  // namespace hk

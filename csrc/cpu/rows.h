@@ -3,17 +3,22 @@
 
 #include "../kernels/rows.h"
 
+#include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <algorithm>
 #include <numeric>
-
-#include "ops.h"
+#include <optional>
+#include <tuple>
+#include <vector>
 
 namespace hk {
 
 using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using MaybeTensor = std::optional<Tensor>;
 
 // Bits of `needs`, as in the rooms' autograd.py: which groups of results are wanted.
 constexpr int64_t kNeedsState = 1, kNeedsParameters = 2, kNeedsOutputs = 4;

@@ -1,21 +1,20 @@
 // One tile of samples on its way through an autoregressive network, in either direction, and back.
 #pragma once
 
+#include "../kernels/network.h"
 #include "network.h"
-#include "network_rows.h"
 
 namespace hk {
 
-using network::Tail;
+using namespace network;
 
 constexpr int64_t kAll = std::numeric_limits<int64_t>::max();
 
 template <class T>
 class Sweep {
  public:
-  Sweep(const Network<T>& net, const NetworkArguments& a, int64_t vectors)
-      : net_(net), tail_{a.gate, static_cast<T>(a.first), static_cast<T>(a.second)}, vectors_(vectors),
-        lanes_(vectors * kVectorLanes<T>), x_(net.inputs[0].size() * lanes_), y_(net.inputs[0].size() * lanes_),
+  Sweep(const Network<T>& net, const NetworkArguments& a, int64_t lanes)
+      : net_(net), tail_{a.gate, static_cast<T>(a.first), static_cast<T>(a.second)}, lanes_(lanes), x_(net.inputs[0].size() * lanes_), y_(net.inputs[0].size() * lanes_),
         log_det_(lanes_), through_(net.inputs[0].size() * lanes_), grad_log_det_(lanes_), least_(lanes_),
         tape_(net.units * lanes_) {
     int64_t units = 0;
@@ -74,15 +73,20 @@ class Sweep {
   // The same from their raw values, where nothing is gated.
   void activate_all() {
     for (int64_t s = 0; s < last(); ++s)
-      activate(net_.stages[s].activation, raw(s, 0), net_.stages[s].layer.size() * lanes_, value(s, 0));
+      run(Activate<T>{net_.stages[s].activation, raw(s, 0), net_.stages[s].layer.size() * lanes_, value(s, 0)});
   }
 
   // x and all values known, y wanted.
   void forward() {
     const int64_t features = net_.inputs[0].size();
     for (int64_t j = 0; j < features; ++j)
-      apply_tail(tail_, x() + j * lanes_, output(net_.shift_unit(j)), output(net_.scale_unit(j)),
-                 lanes_, y() + j * lanes_, log_det_.data());
+      run(ApplyTail<T>{.tail = tail_,
+                       .x = x() + j * lanes_,
+                       .shift = output(net_.shift_unit(j)),
+                       .raw = output(net_.scale_unit(j)),
+                       .n = lanes_,
+                       .y = y() + j * lanes_,
+                       .log_det = log_det_.data()});
   }
 
   // y known, x wanted: features in order of degree, each unit finished once, when its last input is known. What lies in
@@ -104,8 +108,14 @@ class Sweep {
         }
         for (int64_t i = features.start[t]; i < features.start[t + 1]; ++i) {
           const int64_t j = features.up[i];
-          invert_tail(tail_, y() + j * lanes_, output(net_.shift_unit(j)),
-                      output(net_.scale_unit(j)), lanes_, x() + j * lanes_, log_det_.data(), least_.data());
+          run(InvertTail<T>{.tail = tail_,
+                            .y = y() + j * lanes_,
+                            .shift = output(net_.shift_unit(j)),
+                            .raw = output(net_.scale_unit(j)),
+                            .n = lanes_,
+                            .x = x() + j * lanes_,
+                            .log_det = log_det_.data(),
+                            .least = least_.data()});
         }
       }
     }
@@ -115,8 +125,13 @@ class Sweep {
   // what reaches x past the network; with `to_features` through() what reaches it through the network.
   void backward(bool to_features) {
     for (int64_t j = 0; j < net_.inputs[0].size(); ++j)
-      backward_tail(tail_, x() + j * lanes_, grad_log_det_.data(), lanes_, y() + j * lanes_, output(net_.shift_unit(j)),
-                    output(net_.scale_unit(j)));
+      run(BackwardTail<T>{.tail = tail_,
+                          .x = x() + j * lanes_,
+                          .h = grad_log_det_.data(),
+                          .n = lanes_,
+                          .g = y() + j * lanes_,
+                          .shift = output(net_.shift_unit(j)),
+                          .raw = output(net_.scale_unit(j))});
     for (int64_t s = last() - 1; s >= 0; --s) {
       const int64_t units = net_.stages[s].layer.size();
       pull(s, 0, units, 0, true);
@@ -147,8 +162,14 @@ class Sweep {
         pull(kFeatures, features.rest[t + 1], features.rest[t], t1, false);
         for (int64_t i = features.rest[t + 1]; i < features.rest[t]; ++i) {
           const int64_t j = features.down[i];
-          solve_tail(tail_, x() + j * lanes_, through(j), grad_log_det_.data(), lanes_, y() + j * lanes_,
-                     output(net_.shift_unit(j)), output(net_.scale_unit(j)));
+          run(SolveTail<T>{.tail = tail_,
+                           .x = x() + j * lanes_,
+                           .through = through(j),
+                           .h = grad_log_det_.data(),
+                           .n = lanes_,
+                           .g = y() + j * lanes_,
+                           .shift = output(net_.shift_unit(j)),
+                           .raw = output(net_.scale_unit(j))});
         }
         for (int64_t s = last() - 1; s >= 0; --s) {
           const Layer& layer = net_.stages[s].layer;
@@ -186,8 +207,8 @@ class Sweep {
       const Layer& source = net_.layer(term.source);
       const T* h = term.source == kFeatures ? x() : value(term.source, 0);
       const int64_t known = source.start[t0];
-      products(layer.up.data(), u0, u1, term.counts, before ? 0 : known, before ? known : kAll, kTerms,
-               source.up.data(), term.weight, term.stride, 1, h, raw_[s]);
+      products(layer.up.data(), u0, u1, term.counts, before ? 0 : known, before ? known : kAll, source.up.data(),
+               term.weight, term.stride, 1, h, raw_[s]);
     }
   }
 
@@ -200,28 +221,28 @@ class Sweep {
       const int64_t known = net_.stages[s].layer.rest[t1];
       for (const Term<T>& term : net_.stages[s].terms)
         if (term.source == source)
-          products(layer.down.data(), i0, i1, term.readers, after ? 0 : known, after ? known : kAll, kColumnTerms,
+          products(layer.down.data(), i0, i1, term.readers, after ? 0 : known, after ? known : kAll,
                    net_.stages[s].layer.down.data(), term.weight, 1, term.stride, cotangent(s, 0), to);
     }
   }
 
   void products(const int32_t* units, int64_t u0, int64_t u1, const std::vector<int64_t>& ends, int64_t begin,
-                int64_t end, int64_t terms, const int32_t* index, const T* weight, int64_t unit_stride,
-                int64_t source_stride, const T* h, T* to) {
-    if (u0 >= u1) return;
-    end = std::min(end, ends[u1 - 1]);
-    for (int64_t at = begin; at < end; at += terms)
-      for (int64_t u = u0; u < u1; u += kMostUnits) {
-        const int64_t n = std::min(kMostUnits, u1 - u);
-        if (ends[u + n - 1] <= at) continue;
-        const T* w[kMostUnits];
-        T* out[kMostUnits];
-        for (int64_t i = 0; i < n; ++i) {
-          w[i] = weight + units[u + i] * unit_stride;
-          out[i] = to + units[u + i] * lanes_;
-        }
-        tile({at, std::min(end, at + terms), ends.data() + u, index, source_stride, lanes_, w, h, out, vectors_}, n);
-      }
+                int64_t end, const int32_t* index, const T* weight, int64_t unit_stride, int64_t term_stride, const T* h,
+                T* to) {
+    run(StaircaseProduct<T>{.first = u0,
+                            .last = u1,
+                            .unit = units,
+                            .ends = ends.data(),
+                            .begin = begin,
+                            .end = end,
+                            .index = index,
+                            .weight = weight,
+                            .unit_stride = unit_stride,
+                            .term_stride = term_stride,
+                            .h = h,
+                            .lanes = lanes_,
+                            .to = to,
+                            .packed = false});
   }
 
   void finish(int64_t s, int64_t u0, int64_t u1) {
@@ -234,7 +255,7 @@ class Sweep {
         multiply(gates_[s].data() + unit * lanes_, r);
       }
       if (stage.residual != kNone) accumulate(raw(stage.residual, unit), r);
-      activate(stage.activation, r, lanes_, value(s, unit));
+      run(Activate<T>{stage.activation, r, lanes_, value(s, unit)});
     }
   }
 
@@ -244,7 +265,7 @@ class Sweep {
     for (int64_t i = i0; i < i1; ++i) {
       const int64_t unit = stage.layer.down[i];
       T *c = value(s, unit), *r = raw(s, unit);
-      times_derivative(stage.activation, r, lanes_, c);
+      run(TimesDerivative<T>{stage.activation, r, lanes_, c});
       for (size_t reader = s + 1; reader < net_.stages.size(); ++reader)
         if (net_.stages[reader].residual == s) accumulate(raw(reader, unit), c);
       std::copy_n(c, lanes_, r);
@@ -261,7 +282,7 @@ class Sweep {
 
   const Network<T>& net_;
   Tail<T> tail_;
-  int64_t vectors_, lanes_;
+  int64_t lanes_;
   Scratch<T> x_, y_;
   Scratch<double> log_det_;
   Scratch<T> through_, grad_log_det_, least_;
@@ -272,15 +293,15 @@ class Sweep {
 
 // Narrow tiles for small batches, so that all threads have one.
 template <class T>
-int64_t tile_vectors(int64_t rows) {
-  if (rows <= 2 * kVectorLanes<T>) return 1;
-  return rows <= 4 * kVectorLanes<T> ? 2 : kMostVectors;
+int64_t tile_lanes(int64_t rows) {
+  const int64_t groups = rows <= 2 * kGroupLanes<T> ? 1 : rows <= 4 * kGroupLanes<T> ? 2 : kMostGroups;
+  return groups * kGroupLanes<T>;
 }
 
 // Rows of a batch with the last tile filled up.
 template <class T>
 int64_t tape_rows(int64_t rows) {
-  const int64_t lanes = tile_vectors<T>(rows) * kVectorLanes<T>;
+  const int64_t lanes = tile_lanes<T>(rows);
   return (rows + lanes - 1) / lanes * lanes;
 }
 

@@ -1,24 +1,16 @@
 // Tiles of samples and staircase masks, for the CPU operators of autoregressive layers.
 #pragma once
 
-#include <vector>
-
 #include "../kernels/tile.h"
 #include "rows.h"
 
 namespace hk {
 
-// Terms that all units of an item add before the next ones: bounds the rounding of float32 sums, and where a weight is
-// read down its columns, keeps the touched cache lines close.
-constexpr int64_t kTerms = 512, kColumnTerms = 96;
-
-// The product in the widest instruction set that this machine has, for 1 to kMostUnits units.
-void tile(const TileProduct<float>& p, int64_t units);
-void tile(const TileProduct<double>& p, int64_t units);
-
 // to[c * to_stride + r] = from[r * from_stride + c].
-void transposed(const float* from, int64_t from_stride, int64_t rows, int64_t columns, float* to, int64_t to_stride);
-void transposed(const double* from, int64_t from_stride, int64_t rows, int64_t columns, double* to, int64_t to_stride);
+template <class T>
+void transposed(const T* from, int64_t from_stride, int64_t rows, int64_t columns, T* to, int64_t to_stride) {
+  run(Transpose<T>{from, from_stride, rows, columns, to, to_stride});
+}
 
 // Indices in ascending order of degree; equal degrees keep their order.
 inline std::vector<int32_t> by_degree(const std::vector<int64_t>& degrees) {
@@ -72,11 +64,11 @@ struct Staircase {
         counts(visible(units, unit_order, sources, source_order, strict)) {}
 };
 
-// Vectors of lanes for tiles of a batch: full tiles, but a small batch should not pay for lanes that it has not.
+// Lanes of a batch's tiles: full tiles, but a small batch should not pay for lanes that it has not.
 template <class T>
-int64_t vectors_for(int64_t rows) {
-  if (rows <= kVectorLanes<T>) return 1;
-  return rows <= 2 * kVectorLanes<T> ? 2 : kMostVectors;
+int64_t lanes_for(int64_t rows) {
+  const int64_t groups = rows <= kGroupLanes<T> ? 1 : rows <= 2 * kGroupLanes<T> ? 2 : kMostGroups;
+  return groups * kGroupLanes<T>;
 }
 
 // to[column][lane] = from[lane][column] for `rows` samples; the other lanes are zero.
@@ -99,7 +91,7 @@ template <class T>
 void out_of_tile(const T* from, int64_t lanes, int64_t rows, const int32_t* column, int64_t n, T* to,
                  int64_t to_stride) {
   if (ascending(column, n)) return transposed(from, lanes, n, rows, to + column[0], to_stride);
-  T local[kUnitsAnItem * kMostVectors * kVectorLanes<T>];
+  T local[kUnitsAnItem * kMostGroups * kGroupLanes<T>];
   transposed(from, lanes, n, rows, local, n);
   for (int64_t lane = 0; lane < rows; ++lane)
     for (int64_t i = 0; i < n; ++i) to[lane * to_stride + column[i]] = local[lane * n + i];

@@ -14,7 +14,7 @@ struct WeightGrad {
   int64_t rows;
 
   int64_t units = unit_order.size(), sources = source_order.size();
-  int64_t vectors = vectors_for<T>(sources), lanes = vectors * kVectorLanes<T>;
+  int64_t lanes = lanes_for<T>(sources);
   int64_t panels = (sources + lanes - 1) / lanes, work = rows * units * sources;
 
   // cotangents[unit][row] and columns[panel][row][lane] into to[unit][source], every entry.
@@ -22,7 +22,7 @@ struct WeightGrad {
     const int64_t step = units_an_item(), chunks = (units + step - 1) / step;
     std::vector<int32_t> samples(rows);
     std::iota(samples.begin(), samples.end(), 0);
-    const std::vector<int64_t> ends(kMostUnits, rows);
+    const std::vector<int64_t> ends(kUnitsAnItem, rows);
     const bool sorted = ascending(source_order.data(), sources);
     for_items(chunks, work, [&](int64_t item) {
       const int64_t first = item * step, last = std::min(units, first + step);
@@ -47,20 +47,25 @@ struct WeightGrad {
                  const T* cotangents, const T* panel, T* to) const {
     const int32_t* order = source_order.data() + p * lanes;
     const bool contiguous = ascending(order, std::min(lanes, sources - p * lanes));
-    alignas(kVectorBytes) T results[kUnitsAnItem * kMostVectors * kVectorLanes<T>];
+    alignas(kGroupBytes) T results[kUnitsAnItem * kMostGroups * kGroupLanes<T>];
     std::fill_n(results, (last - first) * lanes, T(0));
-    for (int64_t start = 0; start < rows; start += kTerms)
-      for (int64_t u = first; u < last; u += kMostUnits) {
-        const int64_t n = std::min(kMostUnits, last - u);
-        const T* w[kMostUnits];
-        T* out[kMostUnits];
-        for (int64_t i = 0; i < n; ++i) {
-          w[i] = cotangents + unit_order[u + i] * rows;
-          out[i] = results + (u + i - first) * lanes;
-        }
-        if (counts[u + n - 1] > p * lanes)
-          tile({start, start + kTerms, ends, samples, 1, lanes, w, panel, out, vectors}, n);
-      }
+    // Units that see none of the panel come first: what they add is nothing.
+    const int64_t blind = std::upper_bound(counts.begin() + first, counts.begin() + last, p * lanes) - counts.begin();
+    const int64_t from = first + (blind - first) / kMostUnits * kMostUnits;
+    hk::run(StaircaseProduct<T>{.first = from,
+                                .last = last,
+                                .unit = unit_order.data(),
+                                .ends = ends - from,
+                                .begin = 0,
+                                .end = rows,
+                                .index = samples,
+                                .weight = cotangents,
+                                .unit_stride = rows,
+                                .term_stride = 1,
+                                .h = panel,
+                                .lanes = lanes,
+                                .to = results + (from - first) * lanes,
+                                .packed = true});
     for (int64_t u = first; u < last; ++u) {
       const int64_t seen = std::min(lanes, counts[u] - p * lanes);
       const T* from = results + (u - first) * lanes;

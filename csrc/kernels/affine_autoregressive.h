@@ -108,48 +108,102 @@ HK_INLINE void with_gate(int64_t gate, T first, T second, const F& call) {
   }
 }
 
-template <class T, class G>
-HK_INLINE void forward_block(const G& gate, int64_t n, const T* __restrict z, const T* __restrict shift,
-                             const T* __restrict log_scale, T* __restrict output, T* __restrict logs) {
-  for (int64_t j = 0; j < n; ++j) {
-    const Point<T> p = gate.at(log_scale[j]);
-    output[j] = p.scale * z[j] + p.rest * shift[j];
-    logs[j] = p.log;
-  }
-}
+// The gate's code and numbers, still in double.
+struct Chosen {
+  int64_t gate;
+  double first, second;
 
-// `y` is the derivative of z' by sigma: z, or z - shift where the gate blends. Absent inputs are zeros and results that
-// are not wanted go to scratch, whose order does not matter: hence ivdep.
-template <class T, class G>
-HK_INLINE void backward_block(const G& gate, int64_t n, const T* grad, const T* grad_log, const T* z, const T* shift,
-                              const T* log_scale, T* d_z, T* d_shift, T* d_log_scale) {
-#pragma GCC ivdep
-  for (int64_t j = 0; j < n; ++j) {
-    const Point<T> p = gate.at(log_scale[j]);
-    const T g = grad[j], y = G::kBlends ? z[j] - shift[j] : z[j];
-    d_z[j] = g * p.scale;
-    d_shift[j] = g * p.rest;
-    d_log_scale[j] = g * p.d_scale * y + grad_log[j] * p.d_log;
+  template <class T, class F>
+  HK_INLINE void with(const F& call) const {
+    with_gate(gate, T(first), T(second), call);
   }
-}
+};
+
+// ---- A block of the batch (rows.h); absent inputs are zeros and results that are not wanted go to scratch, whose order
+// does not matter: hence ivdep ----
+
+template <class T>
+struct Forward {
+  const Chosen& chosen;
+  int64_t rows, width;
+  const T *z, *shift, *log_scale;
+  T *output, *logs;  // logs: scratch of a block
+  double* sums;
+
+  HK_INLINE void operator()(auto) const {
+    chosen.template with<T>([&](const auto& gate) __attribute__((always_inline)) {
+      const T *__restrict zs = z, *__restrict bs = shift, *__restrict ss = log_scale;
+      T *__restrict to = output, *__restrict to_log = logs;
+      for (int64_t j = 0; j < rows * width; ++j) {
+        const Point<T> p = gate.at(ss[j]);
+        to[j] = p.scale * zs[j] + p.rest * bs[j];
+        to_log[j] = p.log;
+      }
+    });
+    add_rows(rows, width, logs, sums);
+  }
+};
+
+// `y` is the derivative of z' by sigma: z, or z - shift where the gate blends.
+template <class T>
+struct Backward {
+  const Chosen& chosen;
+  int64_t rows, width;
+  const T *grad, *grad_log;  // grad_log: one a row, or null
+  T* spread_log;             // scratch of a block
+  const T *z, *shift, *log_scale;
+  T *d_z, *d_shift, *d_log_scale;
+
+  HK_INLINE void operator()(auto) const {
+    spread(rows, width, grad_log, spread_log);
+    chosen.template with<T>([&](const auto& gate) __attribute__((always_inline)) {
+      const T *gs = grad, *ls = spread_log, *zs = z, *bs = shift, *ss = log_scale;
+      T *dz = d_z, *db = d_shift, *ds = d_log_scale;
+#pragma GCC ivdep
+      for (int64_t j = 0; j < rows * width; ++j) {
+        const auto p = gate.at(ss[j]);
+        const T g = gs[j], y = gate.kBlends ? zs[j] - bs[j] : zs[j];
+        dz[j] = g * p.scale;
+        db[j] = g * p.rest;
+        ds[j] = g * p.d_scale * y + ls[j] * p.d_log;
+      }
+    });
+  }
+};
 
 // Directions h of (z, shift, log_scale) and cotangents g; `logs` are the terms of gg_log.
-template <class T, class G>
-HK_INLINE void double_backward_block(const G& gate, int64_t n, const T* h_z, const T* h_shift, const T* h_log_scale,
-                                     const T* grad, const T* grad_log, const T* z, const T* shift, const T* log_scale,
-                                     T* gg, T* logs, T* d_z, T* d_shift, T* d_log_scale) {
+template <class T>
+struct DoubleBackward {
+  const Chosen& chosen;
+  int64_t rows, width;
+  const T *h_z, *h_shift, *h_log_scale, *grad, *grad_log;
+  T* spread_log;
+  const T *z, *shift, *log_scale;
+  T *gg, *logs;
+  double* sums;
+  T *d_z, *d_shift, *d_log_scale;
+
+  HK_INLINE void operator()(auto) const {
+    spread(rows, width, grad_log, spread_log);
+    chosen.template with<T>([&](const auto& gate) __attribute__((always_inline)) {
+      const T *hzs = h_z, *hbs = h_shift, *hss = h_log_scale, *gs = grad, *ls = spread_log;
+      const T *zs = z, *bs = shift, *ss = log_scale;
+      T *to = gg, *to_log = logs, *dz = d_z, *db = d_shift, *ds = d_log_scale;
 #pragma GCC ivdep
-  for (int64_t j = 0; j < n; ++j) {
-    const Point<T> p = gate.at(log_scale[j]);
-    const T g = grad[j], hz = h_z[j], hb = h_shift[j], hs = h_log_scale[j];
-    const T y = G::kBlends ? z[j] - shift[j] : z[j], hy = G::kBlends ? hz - hb : hz;
-    gg[j] = hz * p.scale + hb * p.rest + hs * p.d_scale * y;
-    logs[j] = hs * p.d_log;
-    const T pulled = hs * g * p.d_scale;
-    d_z[j] = pulled;
-    d_shift[j] = G::kBlends ? -pulled : T(0);
-    d_log_scale[j] = g * p.d_scale * hy + hs * (g * p.dd_scale * y + grad_log[j] * p.dd_log);
+      for (int64_t j = 0; j < rows * width; ++j) {
+        const auto p = gate.at(ss[j]);
+        const T g = gs[j], hz = hzs[j], hb = hbs[j], hs = hss[j];
+        const T y = gate.kBlends ? zs[j] - bs[j] : zs[j], hy = gate.kBlends ? hz - hb : hz;
+        to[j] = hz * p.scale + hb * p.rest + hs * p.d_scale * y;
+        to_log[j] = hs * p.d_log;
+        const T pulled = hs * g * p.d_scale;
+        dz[j] = pulled;
+        db[j] = gate.kBlends ? -pulled : T(0);
+        ds[j] = g * p.d_scale * hy + hs * (g * p.dd_scale * y + ls[j] * p.dd_log);
+      }
+    });
+    add_rows(rows, width, logs, sums);
   }
-}
+};
 
 }  // namespace hk::autoregressive

@@ -23,16 +23,6 @@ HK_INLINE T residual(T logit, T x, T small) {
 
 // ---- A block of the batch (rows.h); the value is T or a byte ----
 
-template <class T, class V>
-HK_INLINE void parts_block(int64_t n, const T* __restrict logits, const V* __restrict value, T* __restrict linear,
-                           T* __restrict e) {
-  for (int64_t j = 0; j < n; ++j) {
-    const T logit = logits[j], w = wrong(logit, static_cast<T>(value[j]));
-    linear[j] = w == T(0) ? T(0) : w * std::abs(logit);  // 0 log 0 is 0
-    e[j] = decay(logit);
-  }
-}
-
 // The product of numbers 1 + q, less 1: all q are at least 0, so that none is too small to count.
 template <class T>
 HK_INLINE T times(T product, T q) {
@@ -71,24 +61,71 @@ HK_INLINE void subtract_parts(int64_t rows, int64_t width, const T* __restrict l
 }
 
 template <class T, class V>
-HK_INLINE void backward_block(int64_t n, const T* __restrict grad, const T* __restrict logits, const V* __restrict value,
-                              T* __restrict d_logits) {
-  for (int64_t j = 0; j < n; ++j) {
-    const T logit = logits[j], e = decay(logit);
-    d_logits[j] = grad[j] * residual(logit, static_cast<T>(value[j]), e / (T(1) + e));
-  }
-}
+struct Forward {
+  int64_t rows, width;
+  const T* logits;
+  const V* value;
+  T *linear, *e;  // scratch of a block
+  double* sums;
 
-// `terms` are those of the cotangent's gradient.
-template <class T, class V>
-HK_INLINE void double_backward_block(int64_t n, const T* __restrict h, const T* __restrict grad,
-                                     const T* __restrict logits, const V* __restrict value, T* __restrict terms,
-                                     T* __restrict d_logits) {
-  for (int64_t j = 0; j < n; ++j) {
-    const T logit = logits[j], e = decay(logit), large = T(1) / (T(1) + e), small = e * large;
-    terms[j] = h[j] * residual(logit, static_cast<T>(value[j]), small);
-    d_logits[j] = -grad[j] * h[j] * (small * large);
+  HK_INLINE void operator()(auto) const {
+    const T* __restrict ls = logits;
+    const V* __restrict xs = value;
+    T *__restrict to = linear, *__restrict to_e = e;
+    for (int64_t j = 0; j < rows * width; ++j) {
+      const T logit = ls[j], w = wrong(logit, static_cast<T>(xs[j]));
+      to[j] = w == T(0) ? T(0) : w * std::abs(logit);  // 0 log 0 is 0
+      to_e[j] = decay(logit);
+    }
+    subtract_parts(rows, width, linear, e, sums);
   }
-}
+};
+
+template <class T, class V>
+struct Backward {
+  int64_t rows, width;
+  const T* grad;   // one a row
+  T* spread_grad;  // scratch of a block
+  const T* logits;
+  const V* value;
+  T* d_logits;
+
+  HK_INLINE void operator()(auto) const {
+    spread(rows, width, grad, spread_grad);
+    const T *__restrict gs = spread_grad, *__restrict ls = logits;
+    const V* __restrict xs = value;
+    T* __restrict to = d_logits;
+    for (int64_t j = 0; j < rows * width; ++j) {
+      const T logit = ls[j], e = decay(logit);
+      to[j] = gs[j] * residual(logit, static_cast<T>(xs[j]), e / (T(1) + e));
+    }
+  }
+};
+
+// `terms` are those of the cotangent's gradient, whose sums grow.
+template <class T, class V>
+struct DoubleBackward {
+  int64_t rows, width;
+  const T *h, *grad;
+  T* spread_grad;
+  const T* logits;
+  const V* value;
+  T* terms;
+  double* sums;
+  T* d_logits;
+
+  HK_INLINE void operator()(auto) const {
+    spread(rows, width, grad, spread_grad);
+    const T *__restrict hs = h, *__restrict gs = spread_grad, *__restrict ls = logits;
+    const V* __restrict xs = value;
+    T *__restrict to_terms = terms, *__restrict to = d_logits;
+    for (int64_t j = 0; j < rows * width; ++j) {
+      const T logit = ls[j], e = decay(logit), large = T(1) / (T(1) + e), small = e * large;
+      to_terms[j] = hs[j] * residual(logit, static_cast<T>(xs[j]), small);
+      to[j] = -gs[j] * hs[j] * (small * large);
+    }
+    add_rows(rows, width, terms, sums);
+  }
+};
 
 }  // namespace hk::bernoulli

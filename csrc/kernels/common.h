@@ -1,4 +1,4 @@
-// What every torch-free kernel uses: inlining, run-time instruction-set choice, dual numbers.
+// What every torch-free kernel uses: instruction sets, scratch memory, dual numbers.
 #pragma once
 
 #include <algorithm>
@@ -6,15 +6,7 @@
 #include <memory>
 #include <new>
 
-#define HK_INLINE inline __attribute__((always_inline))
-
-// One source, several instruction sets, chosen when the library loads. Only thin non-template functions can be cloned,
-// so the loops live in HK_INLINE templates and lambdas (which are not cloned) stay outside.
-#if defined(__x86_64__) && defined(__linux__) && !defined(__clang__) && __GNUC__ >= 12
-#define HK_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define HK_CLONES
-#endif
+#include "sets.h"
 
 namespace hk {
 

@@ -87,26 +87,36 @@ HK_INLINE void compose_block(const Shape& shape, const Parameters<T>& in, int64_
   }
 }
 
-// Maps of the dimensions of blocks first..last-1: value[4][features] and, when S is Dual, tangent[4][features].
-template <class S, class T>
-HK_INLINE void compose(const Shape& shape, const Parameters<T>& in, int64_t first, int64_t last, double* value,
-                       double* tangent) {
-  S map[4 * kBlock];
-  for (int64_t j0 = first * kBlock; j0 < last * kBlock; j0 += kBlock) {
-    const int64_t width = std::min(kBlock, shape.features - j0);
-    compose_block<S>(shape, in, j0, width, map, static_cast<S*>(nullptr));
-    for (int64_t i = 0; i < 4; ++i)
-      for (int64_t j = 0; j < width; ++j) {
-        const S entry = map[i * kBlock + j];
-        if constexpr (sizeof(S) == sizeof(double)) {
-          value[i * shape.features + j0 + j] = entry;
-        } else {
-          value[i * shape.features + j0 + j] = entry.value;
-          tangent[i * shape.features + j0 + j] = entry.tangent;
-        }
-      }
+// Maps of the dimensions of blocks first..last-1: value[4][features] and, where there is room for them, their tangents.
+template <class T>
+struct Compose {
+  const Shape& shape;
+  Parameters<T> in;
+  int64_t first, last;
+  double *value, *tangent;
+
+  HK_INLINE void operator()(auto) const {
+    if (tangent) compose<Dual>();
+    else compose<double>();
   }
-}
+
+ private:
+  template <class S>
+  HK_INLINE void compose() const {
+    S map[4 * kBlock];
+    for (int64_t j0 = first * kBlock; j0 < last * kBlock; j0 += kBlock) {
+      const int64_t width = std::min(kBlock, shape.features - j0);
+      compose_block<S>(shape, in, j0, width, map, static_cast<S*>(nullptr));
+      for (int64_t i = 0; i < 4; ++i)
+        for (int64_t j = 0; j < width; ++j) {
+          const S entry = map[i * kBlock + j];
+          const int64_t at = i * shape.features + j0 + j;
+          if constexpr (sizeof(S) == sizeof(double)) value[at] = entry;
+          else value[at] = entry.value, tangent[at] = entry.tangent;
+        }
+    }
+  }
+};
 
 HK_INLINE double derivative_part(double x) { return x; }
 HK_INLINE double derivative_part(Dual x) { return x.tangent; }
@@ -117,44 +127,51 @@ HK_INLINE void assign_cotangent(Dual& x, double value, double tangent) { x = {va
 // block's part of d_precision [features], adds to d_step (laid out as the step sizes) and to d_tempering [K]; for
 // duals, the tangent parts. `prefix` is scratch of K * 4 * kBlock.
 template <class S, class T>
-HK_INLINE void chain_backward(const Shape& shape, const Parameters<T>& in, int64_t number, const double* cotangent,
-                              const double* cotangent_tangent, S* prefix, double* d_precision, double* d_step,
-                              double* d_tempering) {
-  S map[4 * kBlock], g[4 * kBlock];
-  double step_bar[kBlock], precision_bar[kBlock] = {0}, alpha_bar[kBlock];
-  const int64_t j0 = number * kBlock, width = std::min(kBlock, shape.features - j0);
-  compose_block<S>(shape, in, j0, width, map, prefix);
-  Block<S> block(in, j0, width);
-  if (shape.n_steps) block.load_step(shape, in, 0, j0, width);
-  std::fill(g, g + 4 * kBlock, S(0));
-  for (int64_t i = 0; i < 4; ++i)
-    for (int64_t j = 0; j < width; ++j) {
-      const int64_t at = i * shape.features + j0 + j;
-      assign_cotangent(g[i * kBlock + j], cotangent[at], cotangent_tangent ? cotangent_tangent[at] : 0.0);
+struct ChainBackward {
+  const Shape& shape;
+  Parameters<T> in;
+  int64_t number;
+  const double *cotangent, *cotangent_tangent;
+  S* prefix;
+  double *d_precision, *d_step, *d_tempering;
+
+  HK_INLINE void operator()(auto) const {
+    S map[4 * kBlock], g[4 * kBlock];
+    double step_bar[kBlock], precision_bar[kBlock] = {0}, alpha_bar[kBlock];
+    const int64_t j0 = number * kBlock, width = std::min(kBlock, shape.features - j0);
+    compose_block<S>(shape, in, j0, width, map, prefix);
+    Block<S> block(in, j0, width);
+    if (shape.n_steps) block.load_step(shape, in, 0, j0, width);
+    std::fill(g, g + 4 * kBlock, S(0));
+    for (int64_t i = 0; i < 4; ++i)
+      for (int64_t j = 0; j < width; ++j) {
+        const int64_t at = i * shape.features + j0 + j;
+        assign_cotangent(g[i * kBlock + j], cotangent[at], cotangent_tangent ? cotangent_tangent[at] : 0.0);
+      }
+    for (int64_t k = shape.n_steps - 1; k >= 0; --k) {
+      const S* P = prefix + k * 4 * kBlock;
+      const S alpha = load<S>(in.tempering, in.h_tempering, k);
+      block.load_step(shape, in, k, j0, width);
+      for (int64_t j = 0; j < kBlock; ++j) {
+        const auto m = step_of(block.p[j], block.e[j]);
+        const S A = P[j], B = P[kBlock + j], C = P[2 * kBlock + j], D = P[3 * kBlock + j];
+        const S a = g[j], b = g[kBlock + j], c = g[2 * kBlock + j], d = g[3 * kBlock + j];
+        const S m21 = c * A + d * B, m22 = c * C + d * D;
+        const S c_bar = a * A + b * B + alpha * m22, s_bar = alpha * m21, ee = m.e * m.e, pe = m.p * m.e;
+        alpha_bar[j] = derivative_part(m.s * m21 + m.c * m22);
+        precision_bar[j] += derivative_part(S(-0.5) * c_bar * ee + s_bar * m.e * (S(0.5) * pe * m.e - S(1)));
+        step_bar[j] = derivative_part(a * C + b * D - c_bar * pe + s_bar * m.p * (S(0.75) * pe * m.e - S(1)));
+        g[j] = m.c * a + alpha * m.s * c;
+        g[kBlock + j] = m.c * b + alpha * m.s * d;
+        g[2 * kBlock + j] = m.e * a + alpha * m.c * c;
+        g[3 * kBlock + j] = m.e * b + alpha * m.c * d;
+      }
+      for (int64_t j = 0; j < width; ++j) d_tempering[k] += alpha_bar[j];
+      for (int64_t j = 0; j < width; ++j) d_step[k * shape.step_k + (j0 + j) * shape.step_j] += step_bar[j];
     }
-  for (int64_t k = shape.n_steps - 1; k >= 0; --k) {
-    const S* P = prefix + k * 4 * kBlock;
-    const S alpha = load<S>(in.tempering, in.h_tempering, k);
-    block.load_step(shape, in, k, j0, width);
-    for (int64_t j = 0; j < kBlock; ++j) {
-      const auto m = step_of(block.p[j], block.e[j]);
-      const S A = P[j], B = P[kBlock + j], C = P[2 * kBlock + j], D = P[3 * kBlock + j];
-      const S a = g[j], b = g[kBlock + j], c = g[2 * kBlock + j], d = g[3 * kBlock + j];
-      const S m21 = c * A + d * B, m22 = c * C + d * D;
-      const S c_bar = a * A + b * B + alpha * m22, s_bar = alpha * m21, ee = m.e * m.e, pe = m.p * m.e;
-      alpha_bar[j] = derivative_part(m.s * m21 + m.c * m22);
-      precision_bar[j] += derivative_part(S(-0.5) * c_bar * ee + s_bar * m.e * (S(0.5) * pe * m.e - S(1)));
-      step_bar[j] = derivative_part(a * C + b * D - c_bar * pe + s_bar * m.p * (S(0.75) * pe * m.e - S(1)));
-      g[j] = m.c * a + alpha * m.s * c;
-      g[kBlock + j] = m.c * b + alpha * m.s * d;
-      g[2 * kBlock + j] = m.e * a + alpha * m.c * c;
-      g[3 * kBlock + j] = m.e * b + alpha * m.c * d;
-    }
-    for (int64_t j = 0; j < width; ++j) d_tempering[k] += alpha_bar[j];
-    for (int64_t j = 0; j < width; ++j) d_step[k * shape.step_k + (j0 + j) * shape.step_j] += step_bar[j];
+    std::copy_n(precision_bar, width, d_precision + j0);
   }
-  std::copy_n(precision_bar, width, d_precision + j0);
-}
+};
 
 // ---- Row kernels: `width` entries a row, coefficients as long as a row ----
 
@@ -164,74 +181,101 @@ struct Map {
 };
 
 template <class T>
-HK_INLINE void forward_rows(int64_t rows, int64_t width, const Map<T>& m, const T* __restrict z, const T* __restrict rho,
-                            T* __restrict z_out, T* __restrict rho_out) {
-  const T *__restrict A = m.A, *__restrict B = m.B, *__restrict C = m.C, *__restrict D = m.D, *__restrict l = m.loc;
-  for (int64_t row = 0; row < rows; ++row) {
-    for (int64_t j = 0; j < width; ++j) {
-      const T y = z[j] - l[j], r = rho[j];
-      z_out[j] = l[j] + (A[j] * y + B[j] * r);
-      rho_out[j] = C[j] * y + D[j] * r;
+struct Forward {
+  int64_t rows, width;
+  Map<T> map;
+  const T *z, *rho;
+  T *z_out, *rho_out;
+
+  HK_INLINE void operator()(auto) const {
+    const T *__restrict A = map.A, *__restrict B = map.B, *__restrict C = map.C, *__restrict D = map.D;
+    const T *__restrict l = map.loc, *__restrict zi = z, *__restrict ri = rho;
+    T *__restrict to_z = z_out, *__restrict to_rho = rho_out;
+    for (int64_t row = 0; row < rows; ++row) {
+      for (int64_t j = 0; j < width; ++j) {
+        const T y = zi[j] - l[j], r = ri[j];
+        to_z[j] = l[j] + (A[j] * y + B[j] * r);
+        to_rho[j] = C[j] * y + D[j] * r;
+      }
+      zi += width, ri += width, to_z += width, to_rho += width;
     }
-    z += width, rho += width, z_out += width, rho_out += width;
   }
-}
+};
 
-constexpr int64_t kSums = 6, kDoubleSums = 10;
-
-// Writes dz, drho and adds the six column sums  gz y, gz rho, gr y, gr rho, gz, gr  to sums[6][width]. Rows do not
-// overlap, but those of scratch or zeros, whose order does not matter: hence ivdep.
+// Writes dz, drho and adds the six column sums  gz y, gz rho, gr y, gr rho, gz, gr  to sums[6][width]; acc[6][width] is
+// zero before and after. Rows do not overlap, but those of scratch or zeros, whose order does not matter: hence ivdep.
 template <class T>
-HK_INLINE void backward_rows(int64_t first, int64_t rows, int64_t width, const Map<T>& m, In<T> grad_z, In<T> grad_rho,
-                             In<T> z, In<T> rho, Out<T> d_z, Out<T> d_rho, T* acc, double* sums) {
-  const T *A = m.A, *B = m.B, *C = m.C, *D = m.D, *l = m.loc;
-  for (int64_t i = 0; i < rows; ++i) {
-    const T *gz = grad_z.row(first + i), *gr = grad_rho.row(first + i);
-    const T *zi = z.row(first + i), *ri = rho.row(first + i);
-    T *dz = d_z.row(first + i), *dr = d_rho.row(first + i);
-#pragma GCC ivdep
-    for (int64_t j = 0; j < width; ++j) {
-      const T a = gz[j], b = gr[j], y = zi[j] - l[j], r = ri[j];
-      dz[j] = A[j] * a + C[j] * b;
-      dr[j] = B[j] * a + D[j] * b;
-      acc[j] += a * y;
-      acc[width + j] += a * r;
-      acc[2 * width + j] += b * y;
-      acc[3 * width + j] += b * r;
-      acc[4 * width + j] += a;
-      acc[5 * width + j] += b;
-    }
-    if (i % kRun == kRun - 1 || i == rows - 1) flush(sums, acc, kSums * width);
-  }
-}
+struct Backward {
+  static constexpr int64_t kSums = 6;
+  int64_t first, rows, width;
+  Map<T> map;
+  In<T> grad_z, grad_rho, z, rho;
+  Out<T> d_z, d_rho;
+  T* acc;
+  double* sums;
 
-// Directions h and cotangents g; t is the tangent of the map. Writes gg_z, gg_rho, d_z, d_rho and adds the ten sums
+  HK_INLINE void operator()(auto) const {
+    const int64_t n = width;
+    const T *A = map.A, *B = map.B, *C = map.C, *D = map.D, *l = map.loc;
+    T* to = acc;
+    for (int64_t i = 0; i < rows; ++i) {
+      const T *gz = grad_z.row(first + i), *gr = grad_rho.row(first + i);
+      const T *zi = z.row(first + i), *ri = rho.row(first + i);
+      T *dz = d_z.row(first + i), *dr = d_rho.row(first + i);
+#pragma GCC ivdep
+      for (int64_t j = 0; j < n; ++j) {
+        const T a = gz[j], b = gr[j], y = zi[j] - l[j], r = ri[j];
+        dz[j] = A[j] * a + C[j] * b;
+        dr[j] = B[j] * a + D[j] * b;
+        to[j] += a * y;
+        to[n + j] += a * r;
+        to[2 * n + j] += b * y;
+        to[3 * n + j] += b * r;
+        to[4 * n + j] += a;
+        to[5 * n + j] += b;
+      }
+      if (i % kRun == kRun - 1 || i == rows - 1) flush(sums, to, kSums * n);
+    }
+  }
+};
+
+// Directions h and cotangents g; `tangent` is that of the map. Writes gg_z, gg_rho, d_z, d_rho and adds the ten sums
 // gz y, gz rho, gr y, gr rho, gz, gr, gz u, gz hr, gr u, gr hr  with u = hz - hl.
 template <class T>
-HK_INLINE void double_backward_rows(int64_t first, int64_t rows, int64_t width, const Map<T>& m, const Map<T>& t,
-                                    const T* h_loc, In<T> h_z, In<T> h_rho, In<T> grad_z, In<T> grad_rho,
-                                    In<T> z, In<T> rho, Out<T> gg_z, Out<T> gg_rho, Out<T> d_z, Out<T> d_rho,
-                                    T* acc, double* sums) {
-  const T *A = m.A, *B = m.B, *C = m.C, *D = m.D, *l = m.loc;
-  const T *tA = t.A, *tB = t.B, *tC = t.C, *tD = t.D;
-  for (int64_t i = 0; i < rows; ++i) {
-    const T *hz = h_z.row(first + i), *hr = h_rho.row(first + i);
-    const T *gz = grad_z.row(first + i), *gr = grad_rho.row(first + i);
-    const T *zi = z.row(first + i), *ri = rho.row(first + i);
-    T *ggz = gg_z.row(first + i), *ggr = gg_rho.row(first + i);
-    T *dz = d_z.row(first + i), *dr = d_rho.row(first + i);
+struct DoubleBackward {
+  static constexpr int64_t kSums = 10;
+  int64_t first, rows, width;
+  Map<T> map, tangent;
+  const T* h_loc;
+  In<T> h_z, h_rho, grad_z, grad_rho, z, rho;
+  Out<T> gg_z, gg_rho, d_z, d_rho;
+  T* acc;
+  double* sums;
+
+  HK_INLINE void operator()(auto) const {
+    const int64_t n = width;
+    const T *A = map.A, *B = map.B, *C = map.C, *D = map.D, *l = map.loc, *hl = h_loc;
+    const T *tA = tangent.A, *tB = tangent.B, *tC = tangent.C, *tD = tangent.D;
+    T* to = acc;
+    for (int64_t i = 0; i < rows; ++i) {
+      const T *hz = h_z.row(first + i), *hr = h_rho.row(first + i);
+      const T *gz = grad_z.row(first + i), *gr = grad_rho.row(first + i);
+      const T *zi = z.row(first + i), *ri = rho.row(first + i);
+      T *ggz = gg_z.row(first + i), *ggr = gg_rho.row(first + i);
+      T *dz = d_z.row(first + i), *dr = d_rho.row(first + i);
 #pragma GCC ivdep
-    for (int64_t j = 0; j < width; ++j) {
-      const T a = gz[j], b = gr[j], y = zi[j] - l[j], r = ri[j], u = hz[j] - h_loc[j], v = hr[j];
-      ggz[j] = A[j] * u + B[j] * v + h_loc[j] + tA[j] * y + tB[j] * r;
-      ggr[j] = C[j] * u + D[j] * v + tC[j] * y + tD[j] * r;
-      dz[j] = tA[j] * a + tC[j] * b;
-      dr[j] = tB[j] * a + tD[j] * b;
-      const T products[kDoubleSums] = {a * y, a * r, b * y, b * r, a, b, a * u, a * v, b * u, b * v};
-      for (int64_t s = 0; s < kDoubleSums; ++s) acc[s * width + j] += products[s];
+      for (int64_t j = 0; j < n; ++j) {
+        const T a = gz[j], b = gr[j], y = zi[j] - l[j], r = ri[j], u = hz[j] - hl[j], v = hr[j];
+        ggz[j] = A[j] * u + B[j] * v + hl[j] + tA[j] * y + tB[j] * r;
+        ggr[j] = C[j] * u + D[j] * v + tC[j] * y + tD[j] * r;
+        dz[j] = tA[j] * a + tC[j] * b;
+        dr[j] = tB[j] * a + tD[j] * b;
+        const T products[kSums] = {a * y, a * r, b * y, b * r, a, b, a * u, a * v, b * u, b * v};
+        for (int64_t s = 0; s < kSums; ++s) to[s * n + j] += products[s];
+      }
+      if (i % kRun == kRun - 1 || i == rows - 1) flush(sums, to, kSums * n);
     }
-    if (i % kRun == kRun - 1 || i == rows - 1) flush(sums, acc, kDoubleSums * width);
   }
-}
+};
 
 }  // namespace hk::leapfrog

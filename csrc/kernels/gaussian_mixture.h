@@ -4,68 +4,80 @@
 #pragma once
 
 #include "elementary.h"
+#include "rows.h"
 #include "tile.h"
 
 namespace hk::mixture {
 
+// Components lie in blocks of one group of lanes; a tile has as many rows as a block has components. Features are padded
+// to a multiple of kFeatures.
 template <class T>
-using Vector = typename VectorOf<T>::type;
-
-// A tile has as many rows as a vector has lanes; features come in groups that the registers hold.
-template <class T>
-constexpr int64_t kTile = kVectorLanes<T>;
+constexpr int64_t kTile = kGroupLanes<T>;
 constexpr int64_t kFeatures = 4;
 // Sums over features are taken in runs of so many terms: fewer digits are lost.
 constexpr int64_t kTerms = 16;
 
-// Components in blocks of one vector: packed[block][feature][loc, 1 / scale], and base[block] + shift, the log joint
-// density at value = loc. Padding has base = -inf, padded features 1 / scale = 0: neither contributes.
+// packed[block][feature][loc, 1 / scale][component], and base[block][component] + shift, the log joint density at
+// value = loc. Padding has base = -inf, padded features 1 / scale = 0: neither contributes.
 template <class T>
 struct Components {
   int64_t blocks, features;
-  const Vector<T>*packed, *base;
+  const T *packed, *base;
   double shift;
+
+  int64_t width() const { return blocks * kTile<T>; }
 };
 
-// A direction of derivatives: the components', packed[block][feature][loc, log scale] and base[block], and the rows',
-// x[feature][row].
+// A direction of derivatives: the components', packed[block][feature][loc, log scale][component] and base, and the
+// rows', x[feature][row].
 template <class T>
 struct Direction {
-  const Vector<T>*packed, *base;
-  const T* x;
+  const T *packed, *base, *x;
 };
 
-// The sum of term(block) over blocks and lanes, in T over short runs.
-template <class T, class F>
-HK_INLINE double sum_over(int64_t blocks, const F& term) {
-  constexpr int64_t kBlocks = 16;
+// Where the numbers of feature j of a vector of components are, the second ones a group further: `first` is a multiple of
+// the vector's lanes.
+template <class T>
+HK_INLINE int64_t place(int64_t features, int64_t first, int64_t j) {
+  return (first / kTile<T> * features + j) * 2 * kTile<T> + first % kTile<T>;
+}
+
+// The sum of term(first component) over n components, a vector at a time, in T over short runs.
+template <class Set, class T, class F>
+HK_INLINE double sum_over(int64_t n, const F& term) {
+  constexpr int64_t kRun = 16 * kTile<T>, kStep = kLanes<T, Set>;
   double sum = 0;
-  for (int64_t start = 0; start < blocks; start += kBlocks) {
-    Vector<T> run = {};
-    for (int64_t k = start; k < std::min(blocks, start + kBlocks); ++k) run += term(k);
-    for (int64_t i = 0; i < kTile<T>; ++i) sum += run[i];
+  for (int64_t start = 0; start < n; start += kRun) {
+    Vector<T, Set> run = {};
+    for (int64_t i = start; i < std::min(n, start + kRun); i += kStep) run += term(i);
+    for (int64_t l = 0; l < kStep; ++l) sum += run[l];
   }
   return sum;
 }
 
-// l[row][block]: log joint density, less the shift, of each of the tile's rows, x[feature][row], and each component.
-template <class T>
-HK_INLINE void log_joint_tile(const Components<T>& c, const T* x, Vector<T>* l) {
-  constexpr int64_t kRows = 4;
-  for (int64_t row = 0; row < kTile<T>; row += kRows)
-    for (int64_t k = 0; k < c.blocks; ++k) {
-      const Vector<T>* packed = c.packed + k * c.features * 2;
-      Vector<T> total[kRows] = {};
+// l[row][component]: log joint density, less the shift, of each of the tile's rows, x[feature][row], and each component.
+template <class Set, class T>
+HK_INLINE void log_joint_tile(const Components<T>& c, const T* x, T* l) {
+  using Lanes = Vector<T, Set>;
+  constexpr int64_t kRows = 4, n = kTile<T>;
+  const int64_t width = c.width();
+  for (int64_t row = 0; row < n; row += kRows)
+    for (int64_t i = 0; i < width; i += kLanes<T, Set>) {
+      const T* packed = c.packed + place<T>(c.features, i, 0);
+      Lanes total[kRows] = {};
       for (int64_t start = 0; start < c.features; start += kTerms) {
-        Vector<T> run[kRows] = {};
-        for (int64_t j = start; j < std::min(c.features, start + kTerms); ++j)
+        Lanes run[kRows] = {};
+        for (int64_t j = start; j < std::min(c.features, start + kTerms); ++j) {
+          const Lanes loc = *vectors<Set>(packed + 2 * j * n), inverse = *vectors<Set>(packed + (2 * j + 1) * n);
           for (int64_t r = 0; r < kRows; ++r) {
-            const Vector<T> t = (x[j * kTile<T> + row + r] - packed[2 * j]) * packed[2 * j + 1];
+            const Lanes t = (x[j * n + row + r] - loc) * inverse;
             run[r] += t * t;
           }
+        }
         for (int64_t r = 0; r < kRows; ++r) total[r] += run[r];
       }
-      for (int64_t r = 0; r < kRows; ++r) l[(row + r) * c.blocks + k] = c.base[k] - T(0.5) * total[r];
+      const Lanes base = *vectors<Set>(c.base + i);
+      for (int64_t r = 0; r < kRows; ++r) *vectors<Set>(l + (row + r) * width + i) = base - T(0.5) * total[r];
     }
 }
 
@@ -79,163 +91,246 @@ HK_INLINE T share(T x) {
 }
 
 // l of a row becomes the responsibilities, its softmax; returns log sum exp(l).
-template <class T>
-HK_INLINE double normalise(int64_t blocks, Vector<T>* l) {
-  Vector<T> tops = l[0];
-  for (int64_t k = 1; k < blocks; ++k) tops = l[k] > tops ? l[k] : tops;
+template <class Set, class T>
+HK_INLINE double normalise(int64_t width, T* l) {
+  using Lanes = Vector<T, Set>;
+  constexpr int64_t kStep = kLanes<T, Set>;
+  Lanes tops = *vectors<Set>(l);
+  for (int64_t i = kStep; i < width; i += kStep) {
+    const Lanes here = *vectors<Set>(l + i);
+    tops = here > tops ? here : tops;
+  }
   T top = tops[0];
-  for (int64_t i = 1; i < kTile<T>; ++i) top = std::max(top, tops[i]);
+  for (int64_t i = 1; i < kStep; ++i) top = std::max<T>(top, tops[i]);
   if (top == -std::numeric_limits<T>::infinity()) top = 0;
-  T* at = reinterpret_cast<T*>(l);
-  for (int64_t i = 0; i < blocks * kTile<T>; ++i) at[i] = share(at[i] - top);
-  const double total = sum_over<T>(blocks, [&](int64_t k) { return l[k]; });
+  for (int64_t i = 0; i < width; ++i) l[i] = share(l[i] - top);
+  const double total = sum_over<Set, T>(width, [&](int64_t i) __attribute__((always_inline)) {
+    return *vectors<Set>(l + i);
+  });
   const T inverse = static_cast<T>(1 / total);
-  for (int64_t k = 0; k < blocks; ++k) l[k] *= inverse;
+  for (int64_t i = 0; i < width; ++i) l[i] *= inverse;
   return top + std::log(total);
-}
-
-// l[row][block] becomes the responsibilities, log_prob[row] the density.
-template <class T>
-HK_INLINE void forward_tile(const Components<T>& c, const T* x, Vector<T>* l, T* log_prob) {
-  log_joint_tile(c, x, l);
-  for (int64_t r = 0; r < kTile<T>; ++r)
-    log_prob[r] = static_cast<T>(c.shift + normalise<T>(c.blocks, l + r * c.blocks));
 }
 
 // Takes from a row's values their mean under its responsibilities, which it returns. First from all that of the most
 // responsible component: where it is nearly alone, its difference to the mean would have no digits left.
-template <class T>
-HK_INLINE T centre(int64_t blocks, const Vector<T>* responsibilities, Vector<T>* values) {
-  const T* shares = reinterpret_cast<const T*>(responsibilities);
-  const T top = reinterpret_cast<T*>(values)[std::max_element(shares, shares + blocks * kTile<T>) - shares];
-  for (int64_t k = 0; k < blocks; ++k) values[k] -= top;
-  const T mean = static_cast<T>(sum_over<T>(blocks, [&](int64_t k) { return responsibilities[k] * values[k]; }));
-  for (int64_t k = 0; k < blocks; ++k) values[k] -= mean;
+template <class Set, class T>
+HK_INLINE T centre(int64_t width, const T* responsibilities, T* values) {
+  const T top = values[std::max_element(responsibilities, responsibilities + width) - responsibilities];
+  for (int64_t i = 0; i < width; ++i) values[i] -= top;
+  const T mean = static_cast<T>(sum_over<Set, T>(width, [&](int64_t i) __attribute__((always_inline)) {
+    return *vectors<Set>(responsibilities + i) * *vectors<Set>(values + i);
+  }));
+  for (int64_t i = 0; i < width; ++i) values[i] -= mean;
   return top + mean;
 }
 
-// A cotangent: of log_prob, one[row], or, if there is one, of the responsibilities, each[row][block].
+// A cotangent: of log_prob, one[row], or, if there is one, of the responsibilities, each[row][component].
 template <class T>
 struct Cotangent {
-  T* one;
-  Vector<T>* each;
+  T *one, *each;
 };
 
-// w[row][block]: cotangents of the log joint densities.
+// l[row][component] becomes the responsibilities, log_prob[row] the density.
 template <class T>
-HK_INLINE void weights_tile(const Components<T>& c, const T* x, const Cotangent<T>& grad, Vector<T>* w) {
-  log_joint_tile(c, x, w);
-  for (int64_t r = 0; r < kTile<T>; ++r) {
-    Vector<T>* row = w + r * c.blocks;
-    normalise<T>(c.blocks, row);
-    if (grad.each) {
-      Vector<T>* g = grad.each + r * c.blocks;
-      centre<T>(c.blocks, row, g);
-      for (int64_t k = 0; k < c.blocks; ++k) row[k] *= g[k];
-    } else {
-      for (int64_t k = 0; k < c.blocks; ++k) row[k] *= grad.one[r];
+struct Forward {
+  Components<T> c;
+  const T* x;
+  T *l, *log_prob;
+
+  template <class Set>
+  HK_INLINE void operator()(Set) const {
+    log_joint_tile<Set>(c, x, l);
+    for (int64_t r = 0; r < kTile<T>; ++r)
+      log_prob[r] = static_cast<T>(c.shift + normalise<Set>(c.width(), l + r * c.width()));
+  }
+};
+
+// w[row][component]: cotangents of the log joint densities.
+template <class T>
+struct Weights {
+  Components<T> c;
+  const T* x;
+  Cotangent<T> grad;
+  T* w;
+
+  template <class Set>
+  HK_INLINE void operator()(Set) const {
+    const int64_t n = c.width();
+    log_joint_tile<Set>(c, x, w);
+    for (int64_t r = 0; r < kTile<T>; ++r) {
+      T* row = w + r * n;
+      normalise<Set>(n, row);
+      if (grad.each) {
+        T* g = grad.each + r * n;
+        centre<Set>(n, row, g);
+        for (int64_t i = 0; i < n; ++i) row[i] *= g[i];
+      } else {
+        for (int64_t i = 0; i < n; ++i) row[i] *= grad.one[r];
+      }
     }
   }
-}
+};
 
-// The derivative of t = (x - loc) / scale along a direction, for one feature.
+// slope[row][component]: the derivatives of the log joint densities along a direction.
 template <class T>
-HK_INLINE Vector<T> turn(T h_x, const Vector<T>* h, Vector<T> t, Vector<T> inverse) {
-  return (h_x - h[0]) * inverse - t * h[1];
-}
+struct Slopes {
+  Components<T> c;
+  Direction<T> h;
+  const T* x;
+  T* slope;
 
-// slope[row][block]: the derivatives of the log joint densities along a direction.
-template <class T>
-HK_INLINE void slopes_tile(const Components<T>& c, const Direction<T>& h, const T* x, Vector<T>* slope) {
-  for (int64_t r = 0; r < kTile<T>; ++r)
-    for (int64_t k = 0; k < c.blocks; ++k) {
-      const Vector<T>*packed = c.packed + k * c.features * 2, *along = h.packed + k * c.features * 2;
-      Vector<T> total = {};
-      for (int64_t start = 0; start < c.features; start += kTerms) {
-        Vector<T> run = {};
-        for (int64_t j = start; j < std::min(c.features, start + kTerms); ++j) {
-          const Vector<T> inverse = packed[2 * j + 1], t = (x[j * kTile<T> + r] - packed[2 * j]) * inverse;
-          run += t * turn(h.x[j * kTile<T> + r], along + 2 * j, t, inverse);
+  template <class Set>
+  HK_INLINE void operator()(Set) const {
+    using Lanes = Vector<T, Set>;
+    constexpr int64_t n = kTile<T>;
+    for (int64_t r = 0; r < n; ++r)
+      for (int64_t i = 0; i < c.width(); i += kLanes<T, Set>) {
+        const int64_t at = place<T>(c.features, i, 0);
+        Lanes total = {};
+        for (int64_t start = 0; start < c.features; start += kTerms) {
+          Lanes run = {};
+          for (int64_t j = start; j < std::min(c.features, start + kTerms); ++j) {
+            const T *packed = c.packed + at + 2 * j * n, *along = h.packed + at + 2 * j * n;
+            const Lanes inverse = *vectors<Set>(packed + n), t = (x[j * n + r] - *vectors<Set>(packed)) * inverse;
+            // the derivative of t = (x - loc) / scale along the direction
+            run += t * ((h.x[j * n + r] - *vectors<Set>(along)) * inverse - t * *vectors<Set>(along + n));
+          }
+          total += run;
         }
-        total += run;
+        *vectors<Set>(slope + r * c.width() + i) = *vectors<Set>(h.base + i) - total;
       }
-      slope[r * c.blocks + k] = h.base[k] - total;
-    }
-}
+  }
+};
 
-// As weights_tile, and the derivatives along the direction that the slopes belong to: of w in the slopes' place, of the
+// As Weights, and the derivatives along the direction that the slopes belong to: of w in the slopes' place, of the
 // output in its cotangent's.
 template <class T>
-HK_INLINE void weights_and_slopes_tile(const Components<T>& c, const T* x, const Cotangent<T>& grad, Vector<T>* w,
-                                       Vector<T>* slope) {
-  log_joint_tile(c, x, w);
-  for (int64_t r = 0; r < kTile<T>; ++r) {
-    Vector<T>*row = w + r * c.blocks, *slopes = slope + r * c.blocks, *g = grad.each + r * c.blocks;
-    normalise<T>(c.blocks, row);
-    const T mean = centre<T>(c.blocks, row, slopes);
-    if (grad.each) {
-      centre<T>(c.blocks, row, g);
-      const T covariance =
-          static_cast<T>(sum_over<T>(c.blocks, [&](int64_t k) { return row[k] * slopes[k] * g[k]; }));
-      for (int64_t k = 0; k < c.blocks; ++k) {
-        const Vector<T> d_output = row[k] * slopes[k];
-        slopes[k] = row[k] * (slopes[k] * g[k] - covariance);
-        row[k] *= g[k];
-        g[k] = d_output;
+struct WeightsAndSlopes {
+  Components<T> c;
+  const T* x;
+  Cotangent<T> grad;
+  T *w, *slope;
+
+  template <class Set>
+  HK_INLINE void operator()(Set) const {
+    const int64_t n = c.width();
+    log_joint_tile<Set>(c, x, w);
+    for (int64_t r = 0; r < kTile<T>; ++r) {
+      T *row = w + r * n, *slopes = slope + r * n, *g = grad.each + r * n;
+      normalise<Set>(n, row);
+      const T mean = centre<Set>(n, row, slopes);
+      if (grad.each) {
+        centre<Set>(n, row, g);
+        const T covariance = static_cast<T>(sum_over<Set, T>(n, [&](int64_t i) __attribute__((always_inline)) {
+          return *vectors<Set>(row + i) * *vectors<Set>(slopes + i) * *vectors<Set>(g + i);
+        }));
+        for (int64_t i = 0; i < n; ++i) {
+          const T d_output = row[i] * slopes[i];
+          slopes[i] = row[i] * (slopes[i] * g[i] - covariance);
+          row[i] *= g[i];
+          g[i] = d_output;
+        }
+      } else {
+        for (int64_t i = 0; i < n; ++i) slopes[i] *= row[i] *= grad.one[r];
+        grad.one[r] = mean;
       }
-    } else {
-      for (int64_t k = 0; k < c.blocks; ++k) slopes[k] *= row[k] *= grad.one[r];
-      grad.one[r] = mean;
     }
   }
-}
+};
 
 // Sums over rows, laid out as the components: for loc (times the scale), log scale and, in base, the weight.
 template <class T>
 struct Sums {
-  Vector<T>*packed, *base;
+  T *packed, *base;
 };
 
-// From cotangents of the log joint densities, w[row][block], and for kSecond of their slopes along h, v[row][block], to
-// d_x[feature][row]; sums grow.
+// From cotangents of the log joint densities, w[row][component], and for kSecond of their slopes along h,
+// v[row][component], to d_x[feature][row]; sums grow.
 template <bool kSecond, class T>
-HK_INLINE void backward_tile(const Components<T>& c, const Direction<T>& h, const T* x, const Vector<T>* w,
-                             const Vector<T>* v, T* d_x, const Sums<T>& sums) {
-  constexpr int64_t n = kTile<T>;
-  for (int64_t j0 = 0; j0 < c.features; j0 += kFeatures) {
-    Vector<T> pulled[kFeatures][n] = {}, turned[n];
-    for (int64_t k = 0; k < c.blocks; ++k) {
-      const int64_t at = (k * c.features + j0) * 2;
-      Vector<T> weight = {}, along[kFeatures] = {}, across[kFeatures];
-      for (int64_t r = 0; r < n; ++r) weight += w[r * c.blocks + k];
-      if (j0 == 0) sums.base[k] += weight;
-      for (int64_t j = 0; j < kFeatures; ++j) across[j] = -weight;  // here w (t^2 - 1) loses least
-      for (int64_t r = 0; r < n; ++r)
-        for (int64_t j = 0; j < kFeatures; ++j) {
-          const T here = x[(j0 + j) * n + r];
-          const Vector<T> inverse = c.packed[at + 2 * j + 1], t = (here - c.packed[at + 2 * j]) * inverse;
-          Vector<T> pull = w[r * c.blocks + k] * t;
+struct Backward {
+  Components<T> c;
+  Direction<T> h;
+  const T *x, *w, *v;
+  T* d_x;
+  Sums<T> sums;
+
+  template <class Set>
+  HK_INLINE void operator()(Set) const {
+    // As many features at a time as leave registers for what a vector of components gathers.
+    constexpr int64_t kAtOnce = Set::kRegisters >= 32 ? kFeatures : kFeatures / 2;
+    for (int64_t j = 0; j < c.features; j += kAtOnce) features<Set, kAtOnce>(j);
+  }
+
+ private:
+  template <class Set, int64_t F>
+  HK_INLINE void features(int64_t first) const {
+    using Lanes = Vector<T, Set>;
+    constexpr int64_t n = kTile<T>, kStep = kLanes<T, Set>;
+    const int64_t width = c.width();
+    Lanes pulled[F][n] = {}, turned[kStep];
+    for (int64_t i = 0; i < width; i += kStep) {
+      const int64_t at = place<T>(c.features, i, first);
+      Lanes weight = {}, along[F] = {}, across[F], loc[F], inverse[F];
+      for (int64_t r = 0; r < n; ++r) weight += *vectors<Set>(w + r * width + i);
+      if (first == 0) *vectors<Set>(sums.base + i) += weight;
+      for (int64_t j = 0; j < F; ++j) {
+        across[j] = -weight;  // here w (t^2 - 1) loses least
+        loc[j] = *vectors<Set>(c.packed + at + 2 * j * n);
+        inverse[j] = *vectors<Set>(c.packed + at + (2 * j + 1) * n);
+      }
+      for (int64_t r = 0; r < n; ++r) {
+        const Lanes weight_here = *vectors<Set>(w + r * width + i);
+        for (int64_t j = 0; j < F; ++j) {
+          const Lanes t = (x[(first + j) * n + r] - loc[j]) * inverse[j];
+          Lanes pull = weight_here * t;
           across[j] += pull * t;
           if constexpr (kSecond) {
-            const Vector<T> d_t = turn(h.x[(j0 + j) * n + r], h.packed + at + 2 * j, t, inverse);
-            const Vector<T> weighted = v[r * c.blocks + k] * d_t;
-            pull += weighted - v[r * c.blocks + k] * t * h.packed[at + 2 * j + 1];
+            const Lanes slope = *vectors<Set>(v + r * width + i);
+            const Lanes h_loc = *vectors<Set>(h.packed + at + 2 * j * n);
+            const Lanes h_log_scale = *vectors<Set>(h.packed + at + (2 * j + 1) * n);
+            const Lanes weighted = slope * ((h.x[(first + j) * n + r] - h_loc) * inverse[j] - t * h_log_scale);
+            pull += weighted - slope * t * h_log_scale;
             across[j] += T(2) * weighted * t;
           }
           along[j] += pull;
-          pulled[j][r] -= pull * inverse;
+          pulled[j][r] -= pull * inverse[j];
         }
-      for (int64_t j = 0; j < kFeatures; ++j) {
-        sums.packed[at + 2 * j] += along[j];
-        sums.packed[at + 2 * j + 1] += across[j];
+      }
+      for (int64_t j = 0; j < F; ++j) {
+        *vectors<Set>(sums.packed + at + 2 * j * n) += along[j];
+        *vectors<Set>(sums.packed + at + (2 * j + 1) * n) += across[j];
       }
     }
-    for (int64_t j = 0; j < kFeatures; ++j) {
-      transpose_square(reinterpret_cast<const T*>(pulled[j]), n, reinterpret_cast<T*>(turned), n);
-      for (int64_t i = 1; i < n; ++i) turned[0] += turned[i];
-      *reinterpret_cast<Vector<T>*>(d_x + (j0 + j) * n) = turned[0];
-    }
+    for (int64_t j = 0; j < F; ++j)
+      for (int64_t r = 0; r < n; r += kStep) {
+        transpose_square<Set>(reinterpret_cast<const T*>(pulled[j] + r), kStep, reinterpret_cast<T*>(turned), kStep);
+        for (int64_t i = 1; i < kStep; ++i) turned[0] += turned[i];
+        *vectors<Set>(d_x + (first + j) * n + r) = turned[0];
+      }
   }
-}
+};
+
+// Inverse scales.
+template <class T>
+struct Inverse {
+  int64_t n;
+  const T* log_scale;
+  T* inverse;
+
+  HK_INLINE void operator()(auto) const {
+    for (int64_t i = 0; i < n; ++i) inverse[i] = exponential(-log_scale[i]);
+  }
+};
+
+// Sums in T join those in double.
+template <class T>
+struct Flush {
+  double* sums;
+  T* acc;
+  int64_t n;
+
+  HK_INLINE void operator()(auto) const { flush(sums, acc, n); }
+};
 
 }  // namespace hk::mixture

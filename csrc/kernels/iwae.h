@@ -80,49 +80,60 @@ HK_INLINE void add_weighted_samples(
 }
 
 template <class T>
-HK_INLINE void sums_block(const Columns<T>& x, int64_t power, const Sums<T>& sums) {
-  T top[kColumns], base[kColumns];
-  std::fill_n(top, x.n, -std::numeric_limits<T>::infinity());
-  for (int64_t k = 0; k < x.samples; ++k) {
-    const T* row = x.row(k);
-    for (int64_t j = 0; j < x.n; ++j) top[j] = row[j] > top[j] ? row[j] : top[j];
+struct ColumnSums {
+  Columns<T> x;
+  int64_t power;
+  Sums<T> sums;
+
+  HK_INLINE void operator()(auto) const {
+    T top[kColumns], base[kColumns];
+    std::fill_n(top, x.n, -std::numeric_limits<T>::infinity());
+    for (int64_t k = 0; k < x.samples; ++k) {
+      const T* row = x.row(k);
+      for (int64_t j = 0; j < x.n; ++j) top[j] = row[j] > top[j] ? row[j] : top[j];
+    }
+    std::copy_n(top, x.n, sums.top);
+    std::fill_n(sums.total, x.n, 0.0);
+    const bool shifted = shifts(top, x.n, base);
+    if (power) {
+      std::fill_n(sums.weighted, x.n, 0.0);
+      add_weighted_samples(x, base, power, sums.total, sums.weighted);
+    } else if (shifted) {
+      add_samples<true>(x, base, sums.total);
+    } else {
+      add_samples<false>(x, base, sums.total);
+    }
   }
-  std::copy_n(top, x.n, sums.top);
-  std::fill_n(sums.total, x.n, 0.0);
-  const bool shifted = shifts(top, x.n, base);
-  if (power) {
-    std::fill_n(sums.weighted, x.n, 0.0);
-    add_weighted_samples(x, base, power, sums.total, sums.weighted);
-  } else if (shifted) {
-    add_samples<true>(x, base, sums.total);
-  } else {
-    add_samples<false>(x, base, sums.total);
-  }
-}
+};
 
 // Adds the sums of `runs` of samples, n columns of each, `stride` apart: the first run's become those of all.
 template <class T>
-HK_INLINE void join(const Sums<T>& sums, int64_t runs, int64_t stride, int64_t n, int64_t power) {
-  T top[kColumns];
-  std::copy_n(sums.top, n, top);
-  for (int64_t run = 1; run < runs; ++run) {
-    const T* more = sums.from(run * stride).top;
-    for (int64_t j = 0; j < n; ++j) top[j] = more[j] > top[j] ? more[j] : top[j];
-  }
-  for (int64_t run = 0; run < runs; ++run) {
-    const Sums<T> more = sums.from(run * stride);
-    for (int64_t j = 0; j < n; ++j) {
-      const double factor = more.top[j] == top[j] ? T(1) : exponential(more.top[j] - top[j]);
-      const double total = factor * more.total[j];
-      sums.total[j] = run ? sums.total[j] + total : total;
-      if (power) {
-        const double weighted = (power == 2 ? factor * factor : factor) * more.weighted[j];
-        sums.weighted[j] = run ? sums.weighted[j] + weighted : weighted;
+struct Join {
+  Sums<T> sums;
+  int64_t runs, stride, n, power;
+
+  HK_INLINE void operator()(auto) const {
+    T top[kColumns];
+    std::copy_n(sums.top, n, top);
+    for (int64_t run = 1; run < runs; ++run) {
+      const T* more = sums.from(run * stride).top;
+      for (int64_t j = 0; j < n; ++j) top[j] = more[j] > top[j] ? more[j] : top[j];
+    }
+    for (int64_t run = 0; run < runs; ++run) {
+      const Sums<T> more = sums.from(run * stride);
+      for (int64_t j = 0; j < n; ++j) {
+        const double factor = more.top[j] == top[j] ? T(1) : exponential(more.top[j] - top[j]);
+        const double total = factor * more.total[j];
+        sums.total[j] = run ? sums.total[j] + total : total;
+        if (power) {
+          const double weighted = (power == 2 ? factor * factor : factor) * more.weighted[j];
+          sums.weighted[j] = run ? sums.weighted[j] + weighted : weighted;
+        }
       }
     }
+    std::copy_n(top, n, sums.top);
   }
-  std::copy_n(top, n, sums.top);
-}
+};
 
 // The bound (power 0) or a surrogate of each column.
 template <class T>
@@ -151,16 +162,24 @@ HK_INLINE void gradient_rows(
 
 // grad w~^power, into rows like x's.
 template <class T>
-HK_INLINE void gradient_block(const Columns<T>& x, int64_t power, const Sums<T>& sums, const T* grad, T* to) {
-  T base[kColumns], inverse[kColumns];
-  for (int64_t j = 0; j < x.n; ++j) {
-    inverse[j] = static_cast<T>(sums.total[j] == 0 ? 1 : 1 / sums.total[j]);
+struct Gradient {
+  Columns<T> x;
+  int64_t power;
+  Sums<T> sums;
+  const T* grad;
+  T* to;
+
+  HK_INLINE void operator()(auto) const {
+    T base[kColumns], inverse[kColumns];
+    for (int64_t j = 0; j < x.n; ++j) {
+      inverse[j] = static_cast<T>(sums.total[j] == 0 ? 1 : 1 / sums.total[j]);
+    }
+    if (shifts(sums.top, x.n, base)) {
+      gradient_rows<true>(x, power, base, inverse, grad, to);
+    } else {
+      gradient_rows<false>(x, power, base, inverse, grad, to);
+    }
   }
-  if (shifts(sums.top, x.n, base)) {
-    gradient_rows<true>(x, power, base, inverse, grad, to);
-  } else {
-    gradient_rows<false>(x, power, base, inverse, grad, to);
-  }
-}
+};
 
 }  // namespace hk::iwae_columns

@@ -28,31 +28,54 @@ HK_INLINE void with_activation(int64_t code, const F& f) {
 }
 
 template <class T>
-HK_INLINE void activate(int64_t code, const T* raw, int64_t n, T* value) {
-  with_activation(code, [&](auto f) __attribute__((always_inline)) {
-    for (int64_t i = 0; i < n; ++i) value[i] = f.value(raw[i]);
-  });
-}
+struct Activate {
+  int64_t code;
+  const T* raw;
+  int64_t n;
+  T* value;
+
+  HK_INLINE void operator()(auto) const {
+    with_activation(code, [&](auto f) __attribute__((always_inline)) {
+      const T* from = raw;
+      T* to = value;
+      for (int64_t i = 0; i < n; ++i) to[i] = f.value(from[i]);
+    });
+  }
+};
 
 template <class T>
-HK_INLINE void times_derivative(int64_t code, const T* raw, int64_t n, T* grad) {
-  with_activation(code, [&](auto f) __attribute__((always_inline)) {
-    for (int64_t i = 0; i < n; ++i) grad[i] *= f.derivative(raw[i]);
-  });
-}
+struct TimesDerivative {
+  int64_t code;
+  const T* raw;
+  int64_t n;
+  T* grad;
+
+  HK_INLINE void operator()(auto) const {
+    with_activation(code, [&](auto f) __attribute__((always_inline)) {
+      const T* from = raw;
+      T* to = grad;
+      for (int64_t i = 0; i < n; ++i) to[i] *= f.derivative(from[i]);
+    });
+  }
+};
 
 // The sum of a row, in double: chains of additions side by side, in a fixed order.
 template <class T>
-HK_INLINE double row_sum(const T* row, int64_t n) {
-  constexpr int64_t kChains = 32;
-  double sums[kChains] = {0}, total = 0;
-  int64_t i = 0;
-  for (; i + kChains <= n; i += kChains)
-    for (int64_t c = 0; c < kChains; ++c) sums[c] += row[i + c];
-  for (; i < n; ++i) total += row[i];
-  for (double sum : sums) total += sum;
-  return total;
-}
+struct RowSum {
+  const T* row;
+  int64_t n;
+
+  HK_INLINE double operator()(auto) const {
+    constexpr int64_t kChains = 32;
+    double sums[kChains] = {0}, total = 0;
+    int64_t i = 0;
+    for (; i + kChains <= n; i += kChains)
+      for (int64_t c = 0; c < kChains; ++c) sums[c] += row[i + c];
+    for (; i < n; ++i) total += row[i];
+    for (double sum : sums) total += sum;
+    return total;
+  }
+};
 
 // The tail  y = scale x + rest shift  of raw outputs, by rows of lanes.
 template <class T>
@@ -65,60 +88,88 @@ struct Tail {
 };
 
 template <class T>
-HK_INLINE void apply_tail(const Tail<T>& tail, const T* x, const T* shift, const T* raw, int64_t n, T* y,
-                          double* log_det) {
-  tail.with([&](auto gate) __attribute__((always_inline)) {
-    for (int64_t i = 0; i < n; ++i) {
-      const auto p = gate.at(raw[i]);
-      y[i] = p.scale * x[i] + p.rest * shift[i];
-      log_det[i] += p.log;
-    }
-  });
-}
+struct ApplyTail {
+  const Tail<T>& tail;
+  const T *x, *shift, *raw;
+  int64_t n;
+  T* y;
+  double* log_det;
+
+  HK_INLINE void operator()(auto) const {
+    tail.with([&](auto gate) __attribute__((always_inline)) {
+      for (int64_t i = 0; i < n; ++i) {
+        const auto p = gate.at(raw[i]);
+        y[i] = p.scale * x[i] + p.rest * shift[i];
+        log_det[i] += p.log;
+      }
+    });
+  }
+};
 
 // Keeps the least scale of each lane: dividing by one that underflowed is an error, not a NaN.
 template <class T>
-HK_INLINE void invert_tail(const Tail<T>& tail, const T* y, const T* shift, const T* raw, int64_t n, T* x,
-                           double* log_det, T* least) {
-  tail.with([&](auto gate) __attribute__((always_inline)) {
-    for (int64_t i = 0; i < n; ++i) {
-      const auto p = gate.at(raw[i]);
-      x[i] = (y[i] - p.rest * shift[i]) / p.scale;
-      log_det[i] -= p.log;
-      least[i] = p.scale < least[i] ? p.scale : least[i];
-    }
-  });
-}
+struct InvertTail {
+  const Tail<T>& tail;
+  const T *y, *shift, *raw;
+  int64_t n;
+  T* x;
+  double* log_det;
+  T* least;
+
+  HK_INLINE void operator()(auto) const {
+    tail.with([&](auto gate) __attribute__((always_inline)) {
+      for (int64_t i = 0; i < n; ++i) {
+        const auto p = gate.at(raw[i]);
+        x[i] = (y[i] - p.rest * shift[i]) / p.scale;
+        log_det[i] -= p.log;
+        least[i] = p.scale < least[i] ? p.scale : least[i];
+      }
+    });
+  }
+};
 
 // One row of the backward pass: g becomes what reaches x past the network, the cotangents of shift and raw (with that of
 // the log-determinant, h) replace their values.
 template <class T>
-HK_INLINE void backward_tail(const Tail<T>& tail, const T* x, const T* h, int64_t n, T* g, T* shift, T* raw) {
-  tail.with([&](auto gate) __attribute__((always_inline)) {
-    for (int64_t i = 0; i < n; ++i) {
-      const auto p = gate.at(raw[i]);
-      const T v = g[i], blend = gate.kBlends ? x[i] - shift[i] : x[i];
-      raw[i] = v * p.d_scale * blend + h[i] * p.d_log;
-      shift[i] = v * p.rest;
-      g[i] = v * p.scale;
-    }
-  });
-}
+struct BackwardTail {
+  const Tail<T>& tail;
+  const T *x, *h;
+  int64_t n;
+  T *g, *shift, *raw;
+
+  HK_INLINE void operator()(auto) const {
+    tail.with([&](auto gate) __attribute__((always_inline)) {
+      for (int64_t i = 0; i < n; ++i) {
+        const auto p = gate.at(raw[i]);
+        const T v = g[i], blend = gate.kBlends ? x[i] - shift[i] : x[i];
+        raw[i] = v * p.d_scale * blend + h[i] * p.d_log;
+        shift[i] = v * p.rest;
+        g[i] = v * p.scale;
+      }
+    });
+  }
+};
 
 // One row of the solve: v = (g - through) / scale replaces g, the cotangents of shift and raw (with that of the
 // log-determinant, h) replace their values.
 template <class T>
-HK_INLINE void solve_tail(const Tail<T>& tail, const T* x, const T* through, const T* h, int64_t n, T* g, T* shift,
-                          T* raw) {
-  tail.with([&](auto gate) __attribute__((always_inline)) {
-    for (int64_t i = 0; i < n; ++i) {
-      const auto p = gate.at(raw[i]);
-      const T v = (g[i] - through[i]) / p.scale, blend = gate.kBlends ? x[i] - shift[i] : x[i];
-      raw[i] = v * p.d_scale * blend + h[i] * p.d_log;
-      shift[i] = v * p.rest;
-      g[i] = v;
-    }
-  });
-}
+struct SolveTail {
+  const Tail<T>& tail;
+  const T *x, *through, *h;
+  int64_t n;
+  T *g, *shift, *raw;
+
+  HK_INLINE void operator()(auto) const {
+    tail.with([&](auto gate) __attribute__((always_inline)) {
+      for (int64_t i = 0; i < n; ++i) {
+        const auto p = gate.at(raw[i]);
+        const T v = (g[i] - through[i]) / p.scale, blend = gate.kBlends ? x[i] - shift[i] : x[i];
+        raw[i] = v * p.d_scale * blend + h[i] * p.d_log;
+        shift[i] = v * p.rest;
+        g[i] = v;
+      }
+    });
+  }
+};
 
 }  // namespace hk::network

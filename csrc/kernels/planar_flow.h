@@ -6,9 +6,9 @@
 
 namespace hk::planar {
 
-// A block of the batch: all arrays are (K, lanes) with their rows kLanes apart, lanes a multiple of kStep. In double
+// A block of the batch: all arrays are (K, lanes) with their rows kColumns apart, lanes a multiple of kStep. In double
 // whatever the batch's dtype: there are few numbers, and a rounding in one layer would be amplified by all that follow.
-constexpr int64_t kLanes = 64, kStep = 16;
+constexpr int64_t kColumns = 64, kStep = 16;
 
 // tanh(a) and 1 - tanh(a)^2, both without cancellation: to 1e-8 for float32 batches, exact to rounding for float64.
 struct Bounded {
@@ -67,68 +67,89 @@ HK_INLINE void add_coupled(int64_t first, int64_t last, int64_t lanes, const T* 
                            double* __restrict to) {
   for (int64_t j = first; j < last; ++j) {
     const double factor = table[j * stride];
-    for (int64_t l = 0; l < lanes; ++l) to[l] += factor * x[j * kLanes + l];
+    for (int64_t l = 0; l < lanes; ++l) to[l] += factor * x[j * kColumns + l];
   }
 }
 
 // h holds the projections and becomes the layers' tanh, slope what its square lacks to 1; log_det is zero before.
 template <class T>
-HK_INLINE void forward_block(int64_t layers, int64_t lanes, const T* table, double offset, double* h,
-                             double* __restrict slope, double* __restrict log_det) {
-  for (int64_t i = 0; i < layers; ++i) {
-    double* __restrict to = h + i * kLanes;
-    add_coupled(0, i, lanes, table + i * layers, 1, h, to);
-    const double s = table[i * layers + i] + offset;
-    for (int64_t l = 0; l < lanes; ++l) {
-      const Bounded p = bounded<T>(to[l]);
-      to[l] = p.value;
-      slope[i * kLanes + l] = p.slope;
-      log_det[l] += log_of_size<T>(determinant(p.value, p.slope, s));
+struct Forward {
+  int64_t layers, lanes;
+  const T* table;
+  double offset;
+  double *h, *slope, *log_det;
+
+  HK_INLINE void operator()(auto) const {
+    double *__restrict slopes = slope, *__restrict logs = log_det;
+    for (int64_t i = 0; i < layers; ++i) {
+      double* __restrict to = h + i * kColumns;
+      add_coupled(0, i, lanes, table + i * layers, 1, h, to);
+      const double s = table[i * layers + i] + offset;
+      for (int64_t l = 0; l < lanes; ++l) {
+        const Bounded p = bounded<T>(to[l]);
+        to[l] = p.value;
+        slopes[i * kColumns + l] = p.slope;
+        logs[l] += log_of_size<T>(determinant(p.value, p.slope, s));
+      }
     }
   }
-}
+};
 
 // y holds the cotangents of h and becomes those of the projections; d_table (K, K), if wanted, grows by the sums over
-// the first `n` lanes, the others are padding.
+// the first `rows` lanes, the others are padding.
 template <class T>
-HK_INLINE void backward_block(int64_t layers, int64_t lanes, int64_t n, const T* table, double offset, const double* h,
-                              const double* slope, const double* grad_log, double* y, double* d_table) {
-  double terms[kLanes];
-  for (int64_t i = layers - 1; i >= 0; --i) {
-    const double s = table[i * layers + i] + offset, *at = h + i * kLanes, *slopes = slope + i * kLanes;
-    double* __restrict to = y + i * kLanes;
-    add_coupled(i + 1, layers, lanes, table + i, layers, y, to);
-    for (int64_t l = 0; l < lanes; ++l) {
-      const double weight = grad_log[l] / determinant(at[l], slopes[l], s);
-      terms[l] = slopes[l] * weight;
-      to[l] = slopes[l] * (to[l] + 2 * at[l] * (1 - s) * weight);
-    }
-    if (!d_table) continue;
-    for (int64_t l = n; l < lanes; ++l) terms[l] = to[l] = 0;
-    double* sums = d_table + i * layers;
-    for (int64_t j = 0; j <= i; ++j) {
-      double acc[kStep] = {};
-      const double* other = h + j * kLanes;
-      for (int64_t l = 0; l < lanes; l += kStep)
-        for (int64_t m = 0; m < kStep; ++m) acc[m] += j == i ? terms[l + m] : to[l + m] * other[l + m];
-      for (int64_t m = 0; m < kStep; ++m) sums[j] += acc[m];
+struct Backward {
+  int64_t layers, lanes, rows;
+  const T* table;
+  double offset;
+  const double *h, *slope, *grad_log;
+  double *y, *d_table;
+
+  HK_INLINE void operator()(auto) const {
+    double terms[kColumns];
+    for (int64_t i = layers - 1; i >= 0; --i) {
+      const double s = table[i * layers + i] + offset, *at = h + i * kColumns, *slopes = slope + i * kColumns;
+      double* __restrict to = y + i * kColumns;
+      add_coupled(i + 1, layers, lanes, table + i, layers, y, to);
+      for (int64_t l = 0; l < lanes; ++l) {
+        const double weight = grad_log[l] / determinant(at[l], slopes[l], s);
+        terms[l] = slopes[l] * weight;
+        to[l] = slopes[l] * (to[l] + 2 * at[l] * (1 - s) * weight);
+      }
+      if (!d_table) continue;
+      for (int64_t l = rows; l < lanes; ++l) terms[l] = to[l] = 0;
+      double* sums = d_table + i * layers;
+      for (int64_t j = 0; j <= i; ++j) {
+        double acc[kStep] = {};
+        const double* other = h + j * kColumns;
+        for (int64_t l = 0; l < lanes; l += kStep)
+          for (int64_t m = 0; m < kStep; ++m) acc[m] += j == i ? terms[l + m] : to[l + m] * other[l + m];
+        for (int64_t m = 0; m < kStep; ++m) sums[j] += acc[m];
+      }
     }
   }
-}
+};
 
 // x_i += slope_i sum_{j<i} table_ij x_j, or, transposed, slope_i sum_{j>i} table_ji x_j.
 template <class T>
-HK_INLINE void solve_block(int64_t layers, int64_t lanes, bool transposed, const T* table, const double* slope,
-                           double* x) {
-  for (int64_t step = 0; step < layers; ++step) {
-    double sum[kLanes] = {};
-    const int64_t i = transposed ? layers - 1 - step : step;
-    if (transposed)
-      add_coupled(i + 1, layers, lanes, table + i, layers, x, sum);
-    else
-      add_coupled(0, i, lanes, table + i * layers, 1, x, sum);
-    for (int64_t l = 0; l < lanes; ++l) x[i * kLanes + l] += slope[i * kLanes + l] * sum[l];
+struct Solve {
+  int64_t layers, lanes;
+  bool transposed;
+  const T* table;
+  const double* slope;
+  double* x;
+
+  HK_INLINE void operator()(auto) const {
+    for (int64_t step = 0; step < layers; ++step) {
+      double sum[kColumns] = {};
+      const int64_t i = transposed ? layers - 1 - step : step;
+      if (transposed)
+        add_coupled(i + 1, layers, lanes, table + i, layers, x, sum);
+      else
+        add_coupled(0, i, lanes, table + i * layers, 1, x, sum);
+      for (int64_t l = 0; l < lanes; ++l) x[i * kColumns + l] += slope[i * kColumns + l] * sum[l];
+    }
   }
-}
+};
 
 }  // namespace hk::planar

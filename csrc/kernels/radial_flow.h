@@ -11,24 +11,20 @@ namespace hk::radial {
 // Rows taken together: their chains of roots and divisions overlap, and the centres are read once for all of them.
 constexpr int64_t kRows = 4;
 
-template <class T>
-using Vector = typename VectorOf<T>::type;
-
-// K layers; rows and centres are `vectors` vectors long, the last one filled up with zeros.
+// K layers; rows and centres are `width` numbers long, whole groups of lanes, the last one filled up with zeros.
 template <class T>
 struct Layers {
-  int64_t count, d, vectors;
-  const Vector<T>* centers;
-  const T *alpha, *beta;
+  int64_t count, d, width;
+  const T *centers, *alpha, *beta;
 };
 
 // The sum of a vector's lanes, in double.
-template <class T>
-HK_INLINE double total(const Vector<T>& lanes) {
-  constexpr int64_t half = kVectorLanes<T> / 2;
-  double sum[half];
-  for (int64_t l = 0; l < half; ++l) sum[l] = double(lanes[l]) + double(lanes[l + half]);
-  for (int64_t width = half / 2; width; width /= 2)
+template <class Set, class T>
+HK_INLINE double total(const Vector<T, Set>& lanes) {
+  constexpr int64_t kHalf = kLanes<T, Set> / 2;
+  double sum[kHalf];
+  for (int64_t l = 0; l < kHalf; ++l) sum[l] = double(lanes[l]) + double(lanes[l + kHalf]);
+  for (int64_t width = kHalf / 2; width; width /= 2)
     for (int64_t l = 0; l < width; ++l) sum[l] += sum[l + width];
   return sum[0];
 }
@@ -56,34 +52,33 @@ struct Layer {
 
 // The end of one layer and the beginning of the next in one pass: z += factor (z - last), y = z - next, and |y|^2. The
 // first layer has no `last`, the last one no `next`; y is kept if kKeep.
-template <class T, int R, bool kLast, bool kNext, bool kKeep>
-HK_INLINE void step(int64_t n, const Vector<T>* last, const Vector<T>* next, const T* factor, Vector<T>* z,
-                    Vector<T>* y, double* squares) {
-  constexpr int64_t kAhead = 12;
-  Vector<T> sums[R] = {};
-  for (int64_t v = 0; v < n; ++v)
+template <class Set, int R, bool kLast, bool kNext, bool kKeep, class T>
+HK_INLINE void step(int64_t n, const T* last, const T* next, const T* factor, T* z, T* y, double* squares) {
+  constexpr int64_t kAhead = 12 * kGroupLanes<T>;
+  Vector<T, Set> sums[R] = {};
+  for (int64_t i = 0; i < n; i += kLanes<T, Set>)
     for (int r = 0; r < R; ++r) {
-      Vector<T> at = z[r * n + v];
-      if constexpr (kLast) z[r * n + v] = at += factor[r] * (at - last[v]);
+      Vector<T, Set> at = *vectors<Set>(z + r * n + i);
+      if constexpr (kLast) *vectors<Set>(z + r * n + i) = at += factor[r] * (at - *vectors<Set>(last + i));
       if constexpr (!kNext) continue;
-      at -= next[v];
+      at -= *vectors<Set>(next + i);
       sums[r] += at * at;
       if constexpr (!kKeep) continue;
-      __builtin_prefetch(y + r * n + v + kAhead, 1);  // its lines come from L2, and stores that wait hold up loads
-      y[r * n + v] = at;
+      __builtin_prefetch(y + r * n + i + kAhead, 1);  // its lines come from L2, and stores that wait hold up loads
+      *vectors<Set>(y + r * n + i) = at;
     }
   if constexpr (kNext)
-    for (int r = 0; r < R; ++r) squares[r] = total<T>(sums[r]);
+    for (int r = 0; r < R; ++r) squares[r] = total<Set, T>(sums[r]);
 }
 
-// z becomes z_K; each layer of a row goes to done(layer, row, k). With kKeep, ys receives y, (K, R, vectors).
-template <class T, int R, bool kKeep, class F>
-HK_INLINE void forward_rows(const Layers<T>& layers, Vector<T>* z, Vector<T>* ys, const F& done) {
-  const int64_t n = layers.vectors, last = layers.count - 1;
-  const Vector<T>* c = layers.centers;
+// z becomes z_K; each layer of a row goes to done(layer, row, k). With kKeep, ys receives y, (K, R, width).
+template <class Set, int R, bool kKeep, class T, class F>
+HK_INLINE void forward_rows(const Layers<T>& layers, T* z, T* ys, const F& done) {
+  const int64_t n = layers.width, last = layers.count - 1;
+  const T* c = layers.centers;
   if (last < 0) return;
   double squares[R];
-  step<T, R, false, true, kKeep>(n, nullptr, c, nullptr, z, ys, squares);
+  step<Set, R, false, true, kKeep>(n, c, c, c, z, ys, squares);
   for (int64_t k = 0; k <= last; ++k, c += n) {
     T factor[R];
     for (int r = 0; r < R; ++r) {
@@ -92,76 +87,113 @@ HK_INLINE void forward_rows(const Layers<T>& layers, Vector<T>* z, Vector<T>* ys
       done(layer, r, k);
     }
     if (k < last)
-      step<T, R, true, true, kKeep>(n, c, c + n, factor, z, ys + (k + 1) * R * n, squares);
+      step<Set, R, true, true, kKeep>(n, c, c + n, factor, z, ys + (k + 1) * R * n, squares);
     else if constexpr (!kKeep)
-      step<T, R, true, false, false>(n, c, nullptr, factor, z, nullptr, nullptr);
+      step<Set, R, true, false, false>(n, c, c, factor, z, z, squares);
   }
 }
 
-template <class T, int R>
-HK_INLINE void forward_rows(const Layers<T>& layers, Vector<T>* z, T* log_abs_det) {
-  LogProduct across[R], along[R];
-  forward_rows<T, R, false>(layers, z, z, [&](const Layer& layer, int r, int64_t) {
-    across[r].times(layer.stretch);
-    along[r].times(layer.along);
-  });
-  for (int r = 0; r < R; ++r) {
-    across[r].flush();
-    along[r].flush();
-    log_abs_det[r] = static_cast<T>(double(layers.d - 1) * across[r].sum + along[r].sum);
+// z, (rows, width), becomes z_K.
+template <class T>
+struct Forward {
+  Layers<T> layers;
+  int64_t rows;
+  T *z, *log_abs_det;
+
+  template <class Set>
+  HK_INLINE void operator()(Set) const {
+    if (rows == kRows) return some<Set, kRows>(z, log_abs_det);
+    for (int64_t r = 0; r < rows; ++r) some<Set, 1>(z + r * layers.width, log_abs_det + r);
   }
-}
+
+ private:
+  template <class Set, int R>
+  HK_INLINE void some(T* at, T* log) const {
+    LogProduct across[R], along[R];
+    forward_rows<Set, R, false>(layers, at, at, [&](const Layer& layer, int r, int64_t) __attribute__((always_inline)) {
+      across[r].times(layer.stretch);
+      along[r].times(layer.along);
+    });
+    for (int r = 0; r < R; ++r) {
+      across[r].flush();
+      along[r].flush();
+      log[r] = static_cast<T>(double(layers.d - 1) * across[r].sum + along[r].sum);
+    }
+  }
+};
 
 // The same backwards: v = keep g + turn y, g += v, sums -= v over the rows, and then g.next for the layer before.
-template <class T, int R, bool kLast, bool kNext>
-HK_INLINE void step_back(int64_t n, const T* keep, const T* turn, const Vector<T>* y, const Vector<T>* next,
-                         Vector<T>* g, Vector<T>* sums, double* projected) {
-  Vector<T> products[R] = {};
-  for (int64_t v = 0; v < n; ++v) {
-    Vector<T> moved_rows = {};
+template <class Set, int R, bool kLast, bool kNext, class T>
+HK_INLINE void step_back(int64_t n, const T* keep, const T* turn, const T* y, const T* next, T* g, T* sums,
+                         double* projected) {
+  Vector<T, Set> products[R] = {};
+  for (int64_t i = 0; i < n; i += kLanes<T, Set>) {
+    Vector<T, Set> moved_rows = {};
     for (int r = 0; r < R; ++r) {
-      Vector<T> at = g[r * n + v];
+      Vector<T, Set> at = *vectors<Set>(g + r * n + i);
       if constexpr (kLast) {
-        const Vector<T> moved = keep[r] * at + turn[r] * y[r * n + v];
+        const Vector<T, Set> moved = keep[r] * at + turn[r] * *vectors<Set>(y + r * n + i);
         moved_rows += moved;
-        g[r * n + v] = at += moved;
+        *vectors<Set>(g + r * n + i) = at += moved;
       }
-      if constexpr (kNext) products[r] += at * next[r * n + v];
+      if constexpr (kNext) products[r] += at * *vectors<Set>(next + r * n + i);
     }
-    if constexpr (kLast) sums[v] -= moved_rows;
+    if constexpr (kLast) *vectors<Set>(sums + i) -= moved_rows;
   }
   if constexpr (kNext)
-    for (int r = 0; r < R; ++r) projected[r] = total<T>(products[r]);
+    for (int r = 0; r < R; ++r) projected[r] = total<Set, T>(products[r]);
 }
 
-// g holds the cotangents of z_K and becomes those of z_0; z is scratch with z_0, ys room for (K, R, vectors), `stack`
-// for (K, R). The sums (K, vectors), (K), (K) grow by the rows' gradients; the first in T, to be flushed after a run.
-template <class T, int R>
-HK_INLINE void backward_rows(const Layers<T>& layers, Vector<T>* z, const T* grad_log, Vector<T>* g, Vector<T>* ys,
-                             Layer* stack, Vector<T>* d_centers, double* d_alpha, double* d_beta) {
-  const int64_t n = layers.vectors;
-  if (!layers.count) return;
-  forward_rows<T, R, true>(layers, z, ys, [&](const Layer& layer, int r, int64_t k) { stack[k * R + r] = layer; });
-  double projected[R];
-  step_back<T, R, false, true>(n, nullptr, nullptr, nullptr, ys + (layers.count - 1) * R * n, g, nullptr, projected);
-  for (int64_t k = layers.count - 1; k >= 0; --k) {
-    T keep[R], turn[R];
-    for (int r = 0; r < R; ++r) {
-      const Layer& p = stack[k * R + r];
-      const double a = layers.alpha[k], b = layers.beta[k], square = p.h * p.h, log = grad_log ? grad_log[r] : 0;
-      const double across = double(layers.d - 1) * log / p.stretch, along = log / p.along;
-      const double d_h = b * (projected[r] + across + 2 * a * p.h * along);
-      d_alpha[k] += square * (b * along - d_h);
-      d_beta[k] += p.h * (projected[r] + across) + a * square * along;
-      keep[r] = static_cast<T>(b * p.h), turn[r] = static_cast<T>(p.radius > 0 ? -square * d_h / p.radius : 0);
-    }
-    const Vector<T>* y = ys + k * R * n;
-    Vector<T>* sums = d_centers + k * n;
-    if (k > 0)
-      step_back<T, R, true, true>(n, keep, turn, y, y - R * n, g, sums, projected);
-    else
-      step_back<T, R, true, false>(n, keep, turn, y, nullptr, g, sums, nullptr);
+// g, (rows, width), holds the cotangents of z_K and becomes those of z_0; z is scratch with z_0, ys scratch for (K, R,
+// width), `stack` for (K, R). The sums (K, width), (K), (K) grow by the rows' gradients; the first in T, to be flushed
+// after a run.
+template <class T>
+struct Backward {
+  Layers<T> layers;
+  int64_t rows;
+  T* z;
+  const T* grad_log;
+  T *g, *ys;
+  Layer* stack;
+  T* d_centers;
+  double *d_alpha, *d_beta;
+
+  template <class Set>
+  HK_INLINE void operator()(Set) const {
+    if (!layers.count) return;
+    if (rows == kRows) return some<Set, kRows>(z, grad_log, g);
+    for (int64_t r = 0; r < rows; ++r)
+      some<Set, 1>(z + r * layers.width, grad_log ? grad_log + r : nullptr, g + r * layers.width);
   }
-}
+
+ private:
+  template <class Set, int R>
+  HK_INLINE void some(T* at, const T* grads_log, T* grads) const {
+    const int64_t n = layers.width;
+    forward_rows<Set, R, true>(layers, at, ys, [&](const Layer& layer, int r, int64_t k) __attribute__((always_inline)) {
+      stack[k * R + r] = layer;
+    });
+    double projected[R];
+    T keep[R], turn[R];
+    step_back<Set, R, false, true>(n, keep, turn, ys, ys + (layers.count - 1) * R * n, grads, d_centers, projected);
+    for (int64_t k = layers.count - 1; k >= 0; --k) {
+      for (int r = 0; r < R; ++r) {
+        const Layer& p = stack[k * R + r];
+        const double a = layers.alpha[k], b = layers.beta[k], square = p.h * p.h, log = grads_log ? grads_log[r] : 0;
+        const double across = double(layers.d - 1) * log / p.stretch, along = log / p.along;
+        const double d_h = b * (projected[r] + across + 2 * a * p.h * along);
+        d_alpha[k] += square * (b * along - d_h);
+        d_beta[k] += p.h * (projected[r] + across) + a * square * along;
+        keep[r] = static_cast<T>(b * p.h), turn[r] = static_cast<T>(p.radius > 0 ? -square * d_h / p.radius : 0);
+      }
+      const T* y = ys + k * R * n;
+      T* sums = d_centers + k * n;
+      if (k > 0)
+        step_back<Set, R, true, true>(n, keep, turn, y, y - R * n, grads, sums, projected);
+      else
+        step_back<Set, R, true, false>(n, keep, turn, y, y, grads, sums, projected);
+    }
+  }
+};
 
 }  // namespace hk::radial

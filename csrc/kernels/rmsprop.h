@@ -7,34 +7,42 @@
 
 namespace hk::rmsprop {
 
-template <class T>
-struct Step {
-  T learning_rate, alpha, eps, scale;  // scale multiplies the gradient: clipping
-};
-
 // Partial sums in lanes, so that the order of additions is the same in every instruction set.
 template <class T>
-HK_INLINE double sum_of_squares(int64_t n, const T* gradient) {
-  constexpr int64_t kLanes = 16;
-  double lanes[kLanes] = {};
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes)
-    for (int64_t l = 0; l < kLanes; ++l) lanes[l] += static_cast<double>(gradient[i + l]) * gradient[i + l];
-  for (; i < n; ++i) lanes[i % kLanes] += static_cast<double>(gradient[i]) * gradient[i];
-  double sum = 0;
-  for (double lane : lanes) sum += lane;
-  return sum;
-}
+struct SumOfSquares {
+  int64_t n;
+  const T* gradient;
+
+  HK_INLINE double operator()(auto) const {
+    constexpr int64_t kSums = 16;
+    double sums[kSums] = {};
+    int64_t i = 0;
+    for (; i + kSums <= n; i += kSums)
+      for (int64_t l = 0; l < kSums; ++l) sums[l] += static_cast<double>(gradient[i + l]) * gradient[i + l];
+    for (; i < n; ++i) sums[i % kSums] += static_cast<double>(gradient[i]) * gradient[i];
+    double total = 0;
+    for (double sum : sums) total += sum;
+    return total;
+  }
+};
 
 template <class T>
-HK_INLINE void update(int64_t n, const Step<T>& s, const T* __restrict gradient, T* __restrict square_average,
-                      T* __restrict parameter) {
-  for (int64_t i = 0; i < n; ++i) {
-    const T g = s.scale * gradient[i];
-    const T v = s.alpha * square_average[i] + (1 - s.alpha) * g * g;
-    square_average[i] = v;
-    parameter[i] -= s.learning_rate * g / (std::sqrt(v) + s.eps);
+struct Update {
+  int64_t n;
+  T learning_rate, alpha, eps, scale;  // scale multiplies the gradient: clipping
+  const T* gradient;
+  T *square_average, *parameter;
+
+  HK_INLINE void operator()(auto) const {
+    const T* __restrict gs = gradient;
+    T *__restrict averages = square_average, *__restrict to = parameter;
+    for (int64_t i = 0; i < n; ++i) {
+      const T g = scale * gs[i];
+      const T v = alpha * averages[i] + (1 - alpha) * g * g;
+      averages[i] = v;
+      to[i] -= learning_rate * g / (std::sqrt(v) + eps);
+    }
   }
-}
+};
 
 }  // namespace hk::rmsprop

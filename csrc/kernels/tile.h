@@ -3,128 +3,174 @@
 // no packing, no mask, any order of rows and columns.
 #pragma once
 
+#include <utility>
+
 #include "common.h"
 
 namespace hk {
 
+// Lanes come in groups of a cache line, whatever the instruction set: a tile's layout does not depend on it.
+constexpr int64_t kGroupBytes = 64, kMostUnits = 6, kMostGroups = 4;
+
+template <class T>
+constexpr int64_t kGroupLanes = kGroupBytes / sizeof(T);
+
 // out[u][lane] += sum over begin <= i < min(ends[u], end) of w[u][index[i] * w_stride] * h[index[i] * h_stride + lane]
-// for a tile of `vectors` (1, 2 or 4) times 64 bytes of lanes. ends ascends with u.
-template <class T>
-struct TileProduct {
-  int64_t begin, end;
-  const int64_t* ends;
-  const int32_t* index;
-  int64_t w_stride, h_stride;
-  const T* const* w;
-  const T* h;
-  T* const* out;
-  int64_t vectors;
-};
-
-constexpr int64_t kVectorBytes = 64, kMostUnits = 6, kMostVectors = 4;
-
-template <class T>
-constexpr int64_t kVectorLanes = kVectorBytes / sizeof(T);
-
-template <class T>
-struct VectorOf {
-  typedef T type __attribute__((vector_size(kVectorBytes), aligned(alignof(T)), may_alias));
-};
-
-template <class T, int U, int V>
-HK_INLINE void tile_product(const TileProduct<T>& p, int64_t vector) {
-  using Vector = typename VectorOf<T>::type;
-  const T* h = p.h + vector * kVectorLanes<T>;
-  const int64_t stop = std::min(p.end, p.ends[U - 1]), dense = std::min(stop, p.ends[0]);
-  Vector sum[U][V] = {};
-  const auto add = [&](int64_t i, auto sees) {
-    const int64_t at = p.index[i];
-    const Vector* x = reinterpret_cast<const Vector*>(h + at * p.h_stride);
+// for U units and V vectors of lanes. ends ascends with u.
+template <class Set, int U, int V, class T>
+HK_INLINE void tile_block(int64_t begin, int64_t end, const int64_t* ends, const int32_t* index, const T* const* w,
+                          int64_t w_stride, const T* h, int64_t h_stride, T* const* out) {
+  using Lanes = Vector<T, Set>;
+  const int64_t stop = std::min(end, ends[U - 1]), dense = std::min(stop, ends[0]);
+  Lanes sum[U][V] = {};
+  const auto add = [&](int64_t i, auto sees) __attribute__((always_inline)) {
+    const int64_t at = index[i];
+    const Lanes* x = vectors<Set>(h + at * h_stride);
     for (int u = 0; u < U; ++u) {
       if (!sees(u)) continue;
-      const Vector w = p.w[u][at * p.w_stride] - Vector{};
-      for (int v = 0; v < V; ++v) sum[u][v] += w * x[v];
+      const Lanes weight = w[u][at * w_stride] - Lanes{};
+      for (int v = 0; v < V; ++v) sum[u][v] += weight * x[v];
     }
   };
-  int64_t i = p.begin;
-  for (; i < dense; ++i) add(i, [](int) { return true; });
-  for (; i < stop; ++i) add(i, [&](int u) { return i < p.ends[u]; });  // the steps of the staircase
+  int64_t i = begin;
+  for (; i < dense; ++i) add(i, [](int) __attribute__((always_inline)) { return true; });
+  for (; i < stop; ++i)  // the steps of the staircase
+    add(i, [&](int u) __attribute__((always_inline)) { return i < ends[u]; });
   for (int u = 0; u < U; ++u) {
-    Vector* to = reinterpret_cast<Vector*>(p.out[u] + vector * kVectorLanes<T>);
+    Lanes* to = vectors<Set>(out[u]);
     for (int v = 0; v < V; ++v) to[v] += sum[u][v];
   }
 }
 
-// `Block` vectors of lanes at a time: as many as the registers of an instruction set hold for `U` units.
-template <class T, int U, int Block>
-HK_INLINE void tile_lanes(const TileProduct<T>& p) {
-  int64_t vector = 0;
-  for (; vector + Block <= p.vectors; vector += Block) tile_product<T, U, Block>(p, vector);
-  if constexpr (Block > 2)
-    for (; vector + 2 <= p.vectors; vector += 2) tile_product<T, U, 2>(p, vector);
-  for (; vector < p.vectors; ++vector) tile_product<T, U, 1>(p, vector);
-}
-
-template <class T, int Block>
-HK_INLINE void tile_units(const TileProduct<T>& p, int64_t units) {
-  switch (units) {
-    case 1: return tile_lanes<T, 1, Block>(p);
-    case 2: return tile_lanes<T, 2, Block>(p);
-    case 3: return tile_lanes<T, 3, Block>(p);
-    case 4: return tile_lanes<T, 4, Block>(p);
-    case 5: return tile_lanes<T, 5, Block>(p);
-    default: return tile_lanes<T, 6, Block>(p);
-  }
-}
-
+// to[p][lane] += the sum over the terms i in [begin, end) that unit u sees, i < ends[u], of
+// weight[unit[u] * unit_stride + index[i] * term_stride] * h[index[i] * lanes + lane]  for first <= u < last, where p is
+// unit[u], or u - first where `packed`. ends ascends with u; lanes are 1, 2 or 4 groups.
 template <class T>
-struct Interleave;
-template <>
-struct Interleave<float> {
-  typedef int32_t Mask __attribute__((vector_size(kVectorBytes)));
-  static constexpr Mask low = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23};
+struct StaircaseProduct {
+  int64_t first, last;
+  const int32_t* unit;
+  const int64_t* ends;
+  int64_t begin, end;
+  const int32_t* index;
+  const T* weight;
+  int64_t unit_stride, term_stride;
+  const T* h;
+  int64_t lanes;
+  T* to;
+  bool packed;
+
+  template <class Set>
+  HK_INLINE void operator()(Set) const {
+    if (first >= last) return;
+    // Terms that all units add before the next ones: this bounds the rounding of float32 sums and keeps their rows of h
+    // in the cache; where a weight is read down its columns, the touched lines of the weight.
+    constexpr int64_t kTerms = Set::kVectorBytes == 64 ? 512 : 128, kColumnTerms = 96;
+    const int64_t terms = term_stride == 1 ? kTerms : kColumnTerms, stop = std::min(end, ends[last - 1]);
+    for (int64_t at = begin; at < stop; at += terms)
+      for (int64_t u = first; u < last; u += kMostUnits) {
+        const int64_t n = std::min(kMostUnits, last - u);
+        if (ends[u + n - 1] <= at) continue;
+        const T* w[kMostUnits];
+        T* out[kMostUnits];
+        for (int64_t i = 0; i < n; ++i) {
+          w[i] = weight + unit[u + i] * unit_stride;
+          out[i] = to + (packed ? u + i - first : unit[u + i]) * lanes;
+        }
+        some<Set>(n, at, std::min(stop, at + terms), ends + u, w, out);
+      }
+  }
+
+ private:
+  template <class Set>
+  HK_INLINE void some(int64_t n, int64_t from, int64_t until, const int64_t* seen, const T** w, T** out) const {
+    switch (n) {
+      case 1: return units<Set, 1>(from, until, seen, w, out);
+      case 2: return units<Set, 2>(from, until, seen, w, out);
+      case 3: return units<Set, 3>(from, until, seen, w, out);
+      case 4: return units<Set, 4>(from, until, seen, w, out);
+      case 5: return units<Set, 5>(from, until, seen, w, out);
+      default: return units<Set, 6>(from, until, seen, w, out);
+    }
+  }
+
+  // So many vectors of lanes at a time that their sums, one vector of each and a weight fill the registers.
+  template <class Set, int U>
+  static constexpr int block() {
+    if constexpr (Set::kRegisters >= 32) return 4;
+    else return U == 1 ? 8 : U == 2 ? 4 : 2;
+  }
+
+  template <class Set, int U>
+  HK_INLINE void units(int64_t from, int64_t until, const int64_t* seen, const T** w, T** out) const {
+    constexpr int64_t kAGroup = kGroupBytes / Set::kVectorBytes;
+    constexpr int kBlock = block<Set, U>();
+    const int64_t vectors = lanes / kLanes<T, Set>;
+    int64_t done = 0;
+    const auto block = [&](auto size) __attribute__((always_inline)) {
+      for (; done + size <= vectors; done += size) {
+        tile_block<Set, U, size>(from, until, seen, index, w, term_stride, h + done * kLanes<T, Set>, lanes, out);
+        for (int u = 0; u < U; ++u) out[u] += size * kLanes<T, Set>;
+      }
+    };
+    block(std::integral_constant<int, kBlock>{});
+    if constexpr (kBlock > 4) block(std::integral_constant<int, 4>{});
+    if constexpr (kBlock > 2) block(std::integral_constant<int, 2>{});
+    if constexpr (kAGroup == 1) block(std::integral_constant<int, 1>{});
+  }
 };
-template <>
-struct Interleave<double> {
-  typedef int64_t Mask __attribute__((vector_size(kVectorBytes)));
-  static constexpr Mask low = {0, 8, 1, 9, 2, 10, 3, 11};
-};
+
+// The lanes of two vectors in turn: of their first halves, or of their second.
+template <class Set, class T, int64_t kFirst, int64_t... kIndex>
+HK_INLINE Vector<T, Set> interleaved(const Vector<T, Set>& a, const Vector<T, Set>& b,
+                                     std::integer_sequence<int64_t, kIndex...>) {
+  constexpr int64_t n = sizeof...(kIndex);
+  return __builtin_shufflevector(a, b, (kFirst + kIndex / 2 + kIndex % 2 * n)...);
+}
 
 // to[c * to_stride + r] = from[r * from_stride + c] for a square of one vector a side: log2(side) perfect shuffles.
-template <class T>
+template <class Set, class T>
 HK_INLINE void transpose_square(const T* from, int64_t from_stride, T* to, int64_t to_stride) {
-  using Vector = typename VectorOf<T>::type;
-  constexpr int n = kVectorLanes<T>;
-  Vector a[n], b[n];
-  for (int r = 0; r < n; ++r) a[r] = *reinterpret_cast<const Vector*>(from + r * from_stride);
-  for (int step = 1; step < n; step *= 2) {
-    for (int r = 0; r < n / 2; ++r) {
-      b[2 * r] = __builtin_shuffle(a[r], a[r + n / 2], Interleave<T>::low);
-      b[2 * r + 1] = __builtin_shuffle(a[r], a[r + n / 2], Interleave<T>::low + n / 2);
+  using Lanes = Vector<T, Set>;
+  constexpr int64_t n = kLanes<T, Set>;
+  constexpr auto indices = std::make_integer_sequence<int64_t, n>();
+  Lanes a[n], b[n];
+  for (int64_t r = 0; r < n; ++r) a[r] = *vectors<Set>(from + r * from_stride);
+  for (int64_t step = 1; step < n; step *= 2) {
+    for (int64_t r = 0; r < n / 2; ++r) {
+      b[2 * r] = interleaved<Set, T, 0>(a[r], a[r + n / 2], indices);
+      b[2 * r + 1] = interleaved<Set, T, n / 2>(a[r], a[r + n / 2], indices);
     }
-    for (int r = 0; r < n; ++r) a[r] = b[r];
+    for (int64_t r = 0; r < n; ++r) a[r] = b[r];
   }
-  for (int r = 0; r < n; ++r) *reinterpret_cast<Vector*>(to + r * to_stride) = a[r];
+  for (int64_t r = 0; r < n; ++r) *vectors<Set>(to + r * to_stride) = a[r];
 }
 
 // The same for any matrix; squares that stick out go through a local one.
 template <class T>
-HK_INLINE void transpose(const T* from, int64_t from_stride, int64_t rows, int64_t columns, T* to, int64_t to_stride) {
-  constexpr int64_t n = kVectorLanes<T>;
-  for (int64_t r0 = 0; r0 < rows; r0 += n)
-    for (int64_t c0 = 0; c0 < columns; c0 += n) {
-      const T* source = from + r0 * from_stride + c0;
-      T* target = to + c0 * to_stride + r0;
-      const int64_t height = std::min(n, rows - r0), width = std::min(n, columns - c0);
-      if (height == n && width == n) {
-        transpose_square(source, from_stride, target, to_stride);
-        continue;
+struct Transpose {
+  const T* from;
+  int64_t from_stride, rows, columns;
+  T* to;
+  int64_t to_stride;
+
+  template <class Set>
+  HK_INLINE void operator()(Set) const {
+    constexpr int64_t n = kLanes<T, Set>;
+    for (int64_t r0 = 0; r0 < rows; r0 += n)
+      for (int64_t c0 = 0; c0 < columns; c0 += n) {
+        const T* source = from + r0 * from_stride + c0;
+        T* target = to + c0 * to_stride + r0;
+        const int64_t height = std::min(n, rows - r0), width = std::min(n, columns - c0);
+        if (height == n && width == n) {
+          transpose_square<Set>(source, from_stride, target, to_stride);
+          continue;
+        }
+        T square[n * n];
+        for (int64_t r = 0; r < height; ++r) std::copy_n(source + r * from_stride, width, square + r * n);
+        for (int64_t c = 0; c < width; ++c)
+          for (int64_t r = 0; r < height; ++r) target[c * to_stride + r] = square[r * n + c];
       }
-      T square[n * n];
-      for (int64_t r = 0; r < height; ++r) std::copy_n(source + r * from_stride, width, square + r * n);
-      for (int64_t c = 0; c < width; ++c)
-        for (int64_t r = 0; r < height; ++r) target[c * to_stride + r] = square[r * n + c];
-    }
-}
+  }
+};
 
 }  // namespace hk

@@ -1,0 +1,110 @@
+// Instruction sets. A kernel is a struct of named arguments with one body, operator()(Set): it is compiled for every set
+// that this compiler can make, and run() calls the form for the set that was chosen. Only what is inlined into the body
+// is compiled for the set, so bodies, and the lambdas in them, call HK_INLINE functions alone.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <cstdint>
+
+#define HK_INLINE inline __attribute__((always_inline))
+
+#if defined(__x86_64__) && (defined(__clang__) ? __clang_major__ >= 16 : __GNUC__ >= 12)
+#define HK_X86_SETS 1
+#else
+#define HK_X86_SETS 0
+#endif
+
+namespace hk {
+
+// What a kernel may know of its set at compile time.
+struct Baseline {
+  static constexpr int64_t kVectorBytes = 16;
+#if defined(__aarch64__)
+  static constexpr int64_t kRegisters = 32;
+#else
+  static constexpr int64_t kRegisters = 16;
+#endif
+};
+struct Avx2 {
+  static constexpr int64_t kVectorBytes = 32, kRegisters = 16;
+};
+struct Avx512 {
+  static constexpr int64_t kVectorBytes = 64, kRegisters = 32;
+};
+
+// In ascending order: a machine that has one has those before it.
+enum class SetId : int { baseline, avx2, avx512 };
+constexpr int kSets = 3;
+constexpr std::array<const char*, kSets> kSetNames = {"baseline", "avx2", "avx512"};
+
+// Null where the set can be used here, otherwise why not.
+inline const char* why_not(SetId set) {
+  if (set == SetId::baseline) return nullptr;
+#if HK_X86_SETS
+  __builtin_cpu_init();
+  bool here = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
+              __builtin_cpu_supports("bmi2");
+  if (set == SetId::avx512)
+    here = here && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512vl");
+  return here ? nullptr : "not on this CPU";
+#elif defined(__x86_64__)
+  return "not compiled: needs GCC 12 or clang 16";
+#else
+  return "not on this CPU";
+#endif
+}
+
+inline SetId best_set() {
+  SetId best = SetId::baseline;
+  for (SetId set : {SetId::avx2, SetId::avx512})
+    if (!why_not(set)) best = set;
+  return best;
+}
+
+// Of the whole process; a call that is under way keeps to no promise while it changes.
+inline std::atomic<SetId> chosen_set{best_set()};
+
+template <class Kernel>
+struct Compiled {
+  static auto baseline(const Kernel& kernel) { return kernel(Baseline{}); }
+#if HK_X86_SETS
+  __attribute__((target("arch=x86-64-v3"))) static auto avx2(const Kernel& kernel) { return kernel(Avx2{}); }
+  __attribute__((target("arch=x86-64-v4"))) static auto avx512(const Kernel& kernel) { return kernel(Avx512{}); }
+#endif
+};
+
+template <class Kernel>
+auto run(const Kernel& kernel) {
+#if HK_X86_SETS
+  const SetId set = chosen_set.load(std::memory_order_relaxed);
+  if (set == SetId::avx512) return Compiled<Kernel>::avx512(kernel);
+  if (set == SetId::avx2) return Compiled<Kernel>::avx2(kernel);
+#endif
+  return Compiled<Kernel>::baseline(kernel);
+}
+
+// ---- Vectors of a set ----
+
+template <class T, int64_t kBytes>
+struct VectorOf {
+  typedef T type __attribute__((vector_size(kBytes), aligned(alignof(T)), may_alias));
+};
+template <class T, class Set>
+using Vector = typename VectorOf<T, Set::kVectorBytes>::type;
+template <class T, class Set>
+constexpr int64_t kLanes = Set::kVectorBytes / int64_t{sizeof(T)};
+
+// The vectors that begin at p, aligned or not. A vector's type is no template argument: that would align it.
+template <class Set, class T>
+HK_INLINE Vector<T, Set>* vectors(T* p) {
+  return reinterpret_cast<Vector<T, Set>*>(p);
+}
+template <class Set, class T>
+HK_INLINE const Vector<T, Set>* vectors(const T* p) {
+  return reinterpret_cast<const Vector<T, Set>*>(p);
+}
+
+}  // namespace hk
