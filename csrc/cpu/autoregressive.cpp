@@ -15,9 +15,9 @@ bool run_tile(Sweep<T>& sweep, bool inverse, int64_t features, int64_t n, const 
   if (inverse) {
     sweep.inverse();
   } else {
+    sweep.write_to(tape);
     sweep.evaluate();
     sweep.forward();
-    if (tape) std::copy_n(sweep.tape(), sweep.tape_size(), tape);
   }
   std::copy_n(sweep.log_det(), n, log_det);
   transposed(inverse ? sweep.x() : sweep.y(), sweep.lanes(), features, n, wanted, features);

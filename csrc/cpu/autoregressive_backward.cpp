@@ -1,73 +1,180 @@
 // Gradients of autoregressive maps on the CPU, for the known values and every tensor of the network: of the map, and of
 // its inverse by the solve with its transposed Jacobian.
+#include <deque>
+
 #include "sweep.h"
 #include "weight_grad.h"
 
 namespace hk {
 namespace {
 
-// What the weight gradients sum over, of all samples: each stage's cotangents [unit][row], and the values of every source
-// that is read, in panels of lanes [panel][row][lane] in ascending order of degree. Index 0 is the features.
+// The values of every source that is read, in panels of lanes [panel][row][lane] in ascending order of degree. Index 0 is
+// the features.
 template <class T>
-class Samples {
+class Columns {
  public:
-  Samples(const Network<T>& net, int64_t rows) : net_(net), rows_(rows) {
-    for (int64_t s = kFeatures; s < int64_t(net.stages.size()); ++s) {
+  Columns(const Network<T>& net, int64_t rows) : net_(net), rows_(rows) {
+    for (int64_t s = kFeatures; s + 1 < int64_t(net.stages.size()); ++s) {
       const int64_t units = net.layer(s).size(), lanes = lanes_for<T>(units);
-      const bool read = s + 1 < int64_t(net.stages.size());
       lanes_.push_back(lanes);
-      columns_.emplace_back(read ? (units + lanes - 1) / lanes * lanes * rows : 0);
-      cotangents_.emplace_back(s == kFeatures ? 0 : units * rows);
+      columns_.emplace_back((units + lanes - 1) / lanes * lanes * rows);
     }
   }
 
-  // The values of one tile, before cotangents take their place.
-  void keep_values(Sweep<T>& sweep, int64_t row, int64_t n) {
+  int64_t rows() const { return rows_; }
+  int64_t lanes(int64_t source) const { return lanes_[source + 1]; }
+  int64_t panels(int64_t source) const { return (net_.layer(source).size() + lanes(source) - 1) / lanes(source); }
+  const T* of(int64_t source) const { return columns_[source + 1].data(); }
+
+  // The values of one tile, from `row` on, before cotangents take their place.
+  void keep(Sweep<T>& sweep, int64_t row, int64_t n) {
     Scratch<T> panel(kMostGroups * kGroupLanes<T> * sweep.lanes());
     for (int64_t s = kFeatures; s + 1 < int64_t(net_.stages.size()); ++s) {
       const Layer& layer = net_.layer(s);
       const T* values = s == kFeatures ? sweep.x() : sweep.value(s, 0);
-      const int64_t lanes = lanes_[s + 1];
+      const int64_t lanes = this->lanes(s);
       for (int64_t first = 0; first < layer.size(); first += lanes) {
         const int64_t width = std::min(lanes, layer.size() - first);
-        for (int64_t i = 0; i < width; ++i)
+        const bool in_order = ascending(layer.up.data() + first, width);
+        for (int64_t i = 0; i < width && !in_order; ++i)
           std::copy_n(values + layer.up[first + i] * sweep.lanes(), n, panel.data() + i * sweep.lanes());
         T* to = columns_[s + 1].data() + first * rows_ + row * lanes;
-        transposed(panel.data(), sweep.lanes(), width, n, to, lanes);
-        for (int64_t r = 0; r < n; ++r) std::fill_n(to + r * lanes + width, lanes - width, T(0));
+        transposed(in_order ? values + layer.up[first] * sweep.lanes() : panel.data(), sweep.lanes(), width, n, to, lanes);
+        for (int64_t r = 0; r < n && width < lanes; ++r) std::fill_n(to + r * lanes + width, lanes - width, T(0));
       }
     }
-  }
-
-  void keep_cotangents(Sweep<T>& sweep, int64_t row, int64_t n, T sign) {
-    for (int64_t s = 0; s < int64_t(net_.stages.size()); ++s)
-      for (int64_t unit = 0; unit < net_.stages[s].layer.size(); ++unit) {
-        const T* from = sweep.cotangent(s, unit);
-        T* to = cotangents_[s + 1].data() + unit * rows_ + row;
-        for (int64_t i = 0; i < n; ++i) to[i] = sign * from[i];
-      }
-  }
-
-  void weight_grad(int64_t s, const Term<T>& term, T* to) const {
-    const Layer &layer = net_.stages[s].layer, &source = net_.layer(term.source);
-    if (layer.size() == 0 || source.size() == 0) return;
-    WeightGrad<T>{layer.up, source.up, term.counts, rows_}.run(cotangents_[s + 1].data(),
-                                                               columns_[term.source + 1].data(), to);
-  }
-
-  void bias_grad(int64_t s, T* to) const {
-    const int64_t units = net_.stages[s].layer.size();
-    torch::stable::parallel_for(0, units, grain_for(units, units * rows_), [&](int64_t begin, int64_t end) {
-      for (int64_t unit = begin; unit < end; ++unit)
-        to[unit] = static_cast<T>(run(RowSum<T>{cotangents_[s + 1].data() + unit * rows_, rows_}));
-    });
   }
 
  private:
   const Network<T>& net_;
   int64_t rows_;
   std::vector<int64_t> lanes_;
-  std::vector<Scratch<T>> columns_, cotangents_;
+  std::vector<Scratch<T>> columns_;
+};
+
+// What the gradients of weights and biases sum over, of all samples: values, and each stage's cotangents [unit][row].
+template <class T>
+class Samples {
+ public:
+  Samples(const Network<T>& net, int64_t rows) : net_(net), rows_(rows), values_(net, rows) {
+    for (const Stage<T>& stage : net.stages) cotangents_.emplace_back(stage.layer.size() * rows);
+  }
+
+  void keep_values(Sweep<T>& sweep, int64_t row, int64_t n) { values_.keep(sweep, row, n); }
+
+  void keep_cotangents(Sweep<T>& sweep, int64_t row, int64_t n) {
+    for (int64_t s = 0; s < int64_t(net_.stages.size()); ++s)
+      for (int64_t unit = 0; unit < net_.stages[s].layer.size(); ++unit)
+        std::copy_n(sweep.cotangent(s, unit), n, cotangents_[s].data() + unit * rows_ + row);
+  }
+
+  void weight_grad(int64_t s, const Term<T>& term, T sign, T* to) const {
+    const Layer &layer = net_.stages[s].layer, &source = net_.layer(term.source);
+    if (layer.size() == 0 || source.size() == 0) return;
+    WeightGrad<T>{layer.up, source.up, term.counts, rows_, sign}.run(cotangents_[s].data(), values_.of(term.source), to);
+  }
+
+  void bias_grad(int64_t s, T sign, T* to) const {
+    const int64_t units = net_.stages[s].layer.size();
+    torch::stable::parallel_for(0, units, grain_for(units, units * rows_), [&](int64_t begin, int64_t end) {
+      Buffer<double> sums(end - begin);
+      run(RowSums<T>{.rows = end - begin, .n = rows_, .stride = rows_, .from = cotangents_[s].data() + begin * rows_,
+                     .sums = sums.data()});
+      for (int64_t unit = begin; unit < end; ++unit) to[unit] = static_cast<T>(sign * sums[unit - begin]);
+    });
+  }
+
+ private:
+  const Network<T>& net_;
+  int64_t rows_;
+  Columns<T> values_;
+  std::vector<Scratch<T>> cotangents_;
+};
+
+// The same sums of a few tiles, taken while the tiles are in the cache: for networks whose weights are, too.
+template <class T>
+class TileSums {
+ public:
+  // Padded entries of all weights: as many as stay in a core's cache beside a tile.
+  static bool fits(const Network<T>& net) {
+    int64_t size = 0;
+    for (const Stage<T>& stage : net.stages)
+      for (const Term<T>& term : stage.terms) {
+        const int64_t sources = net.layer(term.source).size(), lanes = lanes_for<T>(sources);
+        size += stage.layer.size() * ((sources + lanes - 1) / lanes * lanes);
+      }
+    return size * int64_t{sizeof(T)} <= 1 << 18;
+  }
+
+  TileSums(const Network<T>& net, int64_t lanes) : net_(net), values_(net, lanes), samples_(lanes) {
+    std::iota(samples_.begin(), samples_.end(), 0);
+    for (const Stage<T>& stage : net.stages) {
+      biases_.emplace_back(stage.layer.size());
+      for (const Term<T>& term : stage.terms)
+        weights_.emplace_back(values_.panels(term.source) * values_.lanes(term.source) * stage.layer.size());
+    }
+  }
+
+  void keep_values(Sweep<T>& sweep, int64_t, int64_t n) { values_.keep(sweep, 0, n); }
+
+  void add(Sweep<T>& sweep, int64_t n) {
+    const std::vector<int64_t> ends(net_.widest, n);
+    auto sums = weights_.begin();
+    for (int64_t s = 0; s < int64_t(net_.stages.size()); ++s) {
+      const Layer& layer = net_.stages[s].layer;
+      run(RowSums<T>{.rows = layer.size(), .n = n, .stride = sweep.lanes(), .from = sweep.cotangent(s, 0),
+                     .sums = biases_[s].data()});
+      for (const Term<T>& term : net_.stages[s].terms) {
+        const int64_t lanes = values_.lanes(term.source);
+        for (int64_t p = 0; p < values_.panels(term.source); ++p)
+          run(StaircaseProduct<T>{.first = first_that_sees(term, p * lanes), .last = layer.size(), .unit = layer.up.data(),
+                                  .ends = ends.data(), .begin = 0, .end = n, .index = samples_.data(),
+                                  .weight = sweep.cotangent(s, 0), .unit_stride = sweep.lanes(), .term_stride = 1,
+                                  .h = values_.of(term.source) + p * values_.rows() * lanes, .lanes = lanes,
+                                  .to = sums->data() + p * layer.size() * lanes, .packed = false});
+        ++sums;
+      }
+    }
+  }
+
+  // All entries of one weight's gradient; `n`th among the terms of all stages.
+  static void weight_grad(const std::vector<std::unique_ptr<TileSums>>& all, int64_t s, int64_t n, const Term<T>& term,
+                          T sign, T* to) {
+    const TileSums& one = *all[0];
+    const Layer &layer = one.net_.stages[s].layer, &source = one.net_.layer(term.source);
+    const int64_t lanes = one.values_.lanes(term.source), sources = source.size();
+    std::fill_n(to, layer.size() * sources, T(0));
+    for (int64_t u = 0; u < layer.size(); ++u)
+      for (int64_t first = 0; first < term.counts[u]; first += lanes) {
+        const int64_t at = first * layer.size() + layer.up[u] * lanes;
+        double total[kMostGroups * kGroupLanes<T>] = {};
+        for (const auto& part : all)
+          for (int64_t i = 0; i < lanes; ++i) total[i] += part->weights_[n][at + i];
+        for (int64_t i = 0; i < std::min(lanes, term.counts[u] - first); ++i)
+          to[layer.up[u] * sources + source.up[first + i]] = static_cast<T>(sign * total[i]);
+      }
+  }
+
+  static void bias_grad(const std::vector<std::unique_ptr<TileSums>>& all, int64_t s, T sign, T* to) {
+    for (int64_t unit = 0; unit < all[0]->biases_[s].size(); ++unit) {
+      double total = 0;
+      for (const auto& part : all) total += part->biases_[s][unit];
+      to[unit] = static_cast<T>(sign * total);
+    }
+  }
+
+ private:
+  // A multiple of kMostUnits, that no unit's sums depend on where the panel's begin.
+  static int64_t first_that_sees(const Term<T>& term, int64_t source) {
+    const int64_t blind = std::upper_bound(term.counts.begin(), term.counts.end(), source) - term.counts.begin();
+    return blind / kMostUnits * kMostUnits;
+  }
+
+  const Network<T>& net_;
+  Columns<T> values_;
+  std::vector<int32_t> samples_;
+  std::deque<Buffer<double>> biases_;
+  std::deque<Buffer<T>> weights_;
 };
 
 template <class T>
@@ -77,24 +184,19 @@ struct Gradients {
 };
 
 // Cotangents of one tile, whose known values, cotangents and tape (or null) are given.
-template <class T>
+template <class T, class Values>
 void run_tile(Sweep<T>& sweep, const Network<T>& net, bool inverse, int64_t row, int64_t n, const T* tape,
-              Samples<T>* samples, const Gradients<T>& to) {
+              Values* values, const Gradients<T>& to) {
   const int64_t features = net.inputs[0].size(), lanes = sweep.lanes();
-  if (tape) {
-    std::copy_n(tape, sweep.tape_size(), sweep.tape());
-    sweep.activate_all();
-  } else {
-    sweep.evaluate();
-  }
-  if (samples) samples->keep_values(sweep, row, n);
+  if (tape) sweep.read_from(tape);
+  else sweep.evaluate();
+  if (values) values->keep_values(sweep, row, n);
   if (inverse) sweep.solve();
   else sweep.backward(to.known);
   const T sign = inverse ? T(-1) : T(1);
-  if (samples) samples->keep_cotangents(sweep, row, n, sign);
   for (int64_t s = 0; s < int64_t(net.stages.size()); ++s) {
     const int64_t units = net.stages[s].layer.size();
-    for (int64_t unit = 0; unit < units; ++unit) {
+    for (int64_t unit = 0; unit < units && (to.offsets[s] || to.gates[s]); ++unit) {
       for (int64_t i = 0; i < n && to.offsets[s]; ++i)
         to.offsets[s][(row + i) * units + unit] = sign * sweep.cotangent(s, unit)[i];
       for (int64_t i = 0; i < n && to.gates[s]; ++i)
@@ -120,27 +222,54 @@ void backward(const NetworkArguments& a, bool inverse, const MaybeTensor& grad, 
     to.offsets[s] = written<T>((*results)[n_weights + n_stages + s]);
     to.gates[s] = written<T>((*results)[n_weights + 2 * n_stages + s]);
   }
-  Samples<T> samples(net, results ? rows : 0);
-  torch::stable::parallel_for(0, tiles, grain_for(tiles, rows * net.connections), [&](int64_t begin, int64_t end) {
+  const auto load = [&](const T* from, int64_t width, int64_t row, int64_t n, T* into) {
+    if (from) into_tile(from + row * width, width, n, width, lanes, into);
+    else std::fill_n(into, width * lanes, T(0));
+  };
+  // Cotangents of tiles first to last - 1, and done(sweep, row, n) after each.
+  const auto run_tiles = [&](int64_t first, int64_t last, auto* values, const auto& done) {
     Sweep<T> sweep(net, a, lanes);
-    const auto load = [&](const T* from, int64_t width, int64_t row, int64_t n, T* into) {
-      if (from) into_tile(from + row * width, width, n, width, lanes, into);
-      else std::fill_n(into, width * lanes, T(0));
-    };
-    for (int64_t t = begin; t < end; ++t) {
+    for (int64_t t = first; t < last; ++t) {
       const int64_t row = t * lanes, n = std::min(lanes, rows - row);
       sweep.load_context(row, n);
       load(xs, features, row, n, sweep.x());
       load(g, features, row, n, sweep.y());
       load(h, 1, row, n, sweep.grad_log_det());
-      run_tile(sweep, net, inverse, row, n, kept ? kept + t * sweep.tape_size() : nullptr,
-               results ? &samples : nullptr, to);
+      run_tile(sweep, net, inverse, row, n, kept ? kept + t * sweep.tape_size() : nullptr, values, to);
+      done(sweep, row, n);
+    }
+  };
+  const T sign = inverse ? T(-1) : T(1);
+  const bool in_tiles = results && rows && TileSums<T>::fits(net);
+  if (!in_tiles) {
+    Samples<T> samples(net, results ? rows : 0);
+    torch::stable::parallel_for(0, tiles, grain_for(tiles, rows * net.connections), [&](int64_t begin, int64_t end) {
+      run_tiles(begin, end, results ? &samples : nullptr, [&](Sweep<T>& sweep, int64_t row, int64_t n) {
+        if (results) samples.keep_cotangents(sweep, row, n);
+      });
+    });
+    for (int64_t s = 0; s < n_stages && results; ++s) {
+      for (const Term<T>& term : net.stages[s].terms)
+        samples.weight_grad(s, term, sign, written<T>((*results)[term.index]));
+      if (T* bias = written<T>((*results)[n_weights + s])) samples.bias_grad(s, sign, bias);
+    }
+    return;
+  }
+  // Borders of chunks depend on sizes alone, so sums do not depend on the number of threads.
+  constexpr int64_t kMostChunks = 16;
+  const int64_t chunk = (tiles + kMostChunks - 1) / kMostChunks, chunks = (tiles + chunk - 1) / chunk;
+  std::vector<std::unique_ptr<TileSums<T>>> sums(chunks);
+  torch::stable::parallel_for(0, chunks, grain_for(chunks, rows * net.connections), [&](int64_t begin, int64_t end) {
+    for (int64_t c = begin; c < end; ++c) {
+      sums[c] = std::make_unique<TileSums<T>>(net, lanes);
+      run_tiles(c * chunk, std::min(tiles, (c + 1) * chunk), sums[c].get(),
+                [&](Sweep<T>& sweep, int64_t, int64_t n) { sums[c]->add(sweep, n); });
     }
   });
-  for (int64_t s = 0; s < n_stages && results; ++s) {
+  for (int64_t s = 0, n = 0; s < n_stages; ++s) {
     for (const Term<T>& term : net.stages[s].terms)
-      samples.weight_grad(s, term, written<T>((*results)[term.index]));
-    if (T* bias = written<T>((*results)[n_weights + s])) samples.bias_grad(s, bias);
+      TileSums<T>::weight_grad(sums, s, n++, term, sign, written<T>((*results)[term.index]));
+    if (T* bias = written<T>((*results)[n_weights + s])) TileSums<T>::bias_grad(sums, s, sign, bias);
   }
 }
 

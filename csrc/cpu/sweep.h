@@ -17,10 +17,8 @@ class Sweep {
       : net_(net), tail_{a.gate, static_cast<T>(a.first), static_cast<T>(a.second)}, lanes_(lanes), x_(net.inputs[0].size() * lanes_), y_(net.inputs[0].size() * lanes_),
         log_det_(lanes_), through_(net.inputs[0].size() * lanes_), grad_log_det_(lanes_), least_(lanes_),
         tape_(net.units * lanes_) {
-    int64_t units = 0;
+    place(tape_.data());
     for (const Stage<T>& s : net.stages) {
-      raw_.push_back(tape_.data() + units * lanes_);
-      units += s.layer.size();
       value_.emplace_back(s.layer.size() * lanes_);
       offset_.emplace_back(s.offset ? s.layer.size() * lanes_ : 0);
       gates_.emplace_back(s.gate ? s.layer.size() * lanes_ : 0);
@@ -38,10 +36,25 @@ class Sweep {
   }
   const double* log_det() const { return log_det_.data(); }
   int64_t lanes() const { return lanes_; }
-  T* tape() { return tape_.data(); }
   int64_t tape_size() const { return net_.units * lanes_; }
-  // One unit's values; after a backward pass or a solve its cotangents instead: of its raw value, and of what its weights
-  // gave.
+  // Raw values are computed into this tape, or into the sweep's own.
+  void write_to(T* tape) { place(tape ? tape : tape_.data()); }
+  // All units' values from a tape, where nothing is gated; what a backward pass overwrites is copied.
+  void read_from(const T* tape) {
+    place(tape_.data());
+    int64_t units = 0;
+    for (int64_t s = 0; s <= last(); ++s) {
+      const Stage<T>& stage = net_.stages[s];
+      const int64_t size = stage.layer.size() * lanes_;
+      const T* kept = tape + units * lanes_;
+      if (s == last() || stage.residual != kNone) std::copy_n(kept, size, raw_[s]);
+      else raw_[s] = const_cast<T*>(kept);
+      if (s < last()) run(Activate<T>{stage.activation, kept, size, value(s, 0)});
+      units += stage.layer.size();
+    }
+  }
+  // One unit's values; after a backward pass or a solve its cotangents instead: of what its weights gave, and, where that
+  // differs or is read, of its raw value.
   T* raw(int64_t s, int64_t unit) { return raw_[s] + unit * lanes_; }
   T* value(int64_t s, int64_t unit) { return value_[s].data() + unit * lanes_; }
   T* cotangent(int64_t s, int64_t unit) { return s == last() ? raw(s, unit) : value(s, unit); }
@@ -68,12 +81,6 @@ class Sweep {
       add(s, 0, units, net_.steps + 1, true);
       finish(s, 0, units);
     }
-  }
-
-  // The same from their raw values, where nothing is gated.
-  void activate_all() {
-    for (int64_t s = 0; s < last(); ++s)
-      run(Activate<T>{net_.stages[s].activation, raw(s, 0), net_.stages[s].layer.size() * lanes_, value(s, 0)});
   }
 
   // x and all values known, y wanted.
@@ -148,7 +155,7 @@ class Sweep {
       const Layer& layer = net_.stages[s].layer;
       for (int64_t i = 0; i < layer.rest[net_.steps]; ++i) {
         std::fill_n(value(s, layer.down[i]), lanes_, T(0));
-        std::fill_n(raw(s, layer.down[i]), lanes_, T(0));
+        if (net_.stages[s].gate || net_.stages[s].residual != kNone) std::fill_n(raw(s, layer.down[i]), lanes_, T(0));
       }
     }
     for (int64_t t1 = net_.steps, t0; t1 > 0; t1 = t0) {
@@ -182,6 +189,15 @@ class Sweep {
 
  private:
   int64_t last() const { return net_.stages.size() - 1; }
+
+  void place(T* tape) {
+    raw_.clear();
+    for (const Stage<T>& s : net_.stages) {
+      raw_.push_back(tape);
+      tape += s.layer.size() * lanes_;
+    }
+  }
+
   T* output(int64_t unit) { return raw(last(), unit); }
 
   // Wide enough for the large products, narrow enough that little is left to the step by step part.
@@ -245,8 +261,14 @@ class Sweep {
                             .packed = false});
   }
 
+  // Whether all units of a stage are asked for, and nothing but their own raw values enters.
+  bool plain(const Stage<T>& stage, int64_t u0, int64_t u1) const {
+    return u0 == 0 && u1 == stage.layer.size() && !stage.gate && stage.residual == kNone;
+  }
+
   void finish(int64_t s, int64_t u0, int64_t u1) {
     const Stage<T>& stage = net_.stages[s];
+    if (plain(stage, u0, u1)) return run(Activate<T>{stage.activation, raw(s, 0), u1 * lanes_, value(s, 0)});
     for (int64_t u = u0; u < u1; ++u) {
       const int64_t unit = stage.layer.up[u];
       T* r = raw(s, unit);
@@ -262,13 +284,16 @@ class Sweep {
   // From the cotangent of a unit's value to those of its raw value (kept in its place) and of what its weights gave.
   void finish_cotangent(int64_t s, int64_t i0, int64_t i1) {
     const Stage<T>& stage = net_.stages[s];
+    const bool read = std::any_of(net_.stages.begin(), net_.stages.end(), [&](auto& r) { return r.residual == s; });
+    if (plain(stage, i0, i1) && !read)
+      return run(TimesDerivative<T>{stage.activation, raw(s, 0), i1 * lanes_, value(s, 0)});
     for (int64_t i = i0; i < i1; ++i) {
       const int64_t unit = stage.layer.down[i];
       T *c = value(s, unit), *r = raw(s, unit);
       run(TimesDerivative<T>{stage.activation, r, lanes_, c});
       for (size_t reader = s + 1; reader < net_.stages.size(); ++reader)
         if (net_.stages[reader].residual == s) accumulate(raw(reader, unit), c);
-      std::copy_n(c, lanes_, r);
+      if (stage.gate || stage.residual != kNone) std::copy_n(c, lanes_, r);
       if (stage.gate) multiply(gates_[s].data() + unit * lanes_, c);
     }
   }

@@ -12,6 +12,7 @@ struct WeightGrad {
   const std::vector<int32_t>&unit_order, &source_order;
   const std::vector<int64_t>& counts;
   int64_t rows;
+  T sign = 1;  // of the cotangents
 
   int64_t units = unit_order.size(), sources = source_order.size();
   int64_t lanes = lanes_for<T>(sources);
@@ -70,8 +71,10 @@ struct WeightGrad {
       const int64_t seen = std::min(lanes, counts[u] - p * lanes);
       const T* from = results + (u - first) * lanes;
       T* row = to + unit_order[u] * sources;
-      if (contiguous && seen > 0) std::copy_n(from, seen, row + order[0]);
-      else for (int64_t j = 0; j < seen; ++j) row[order[j]] = from[j];
+      if (contiguous)
+        for (int64_t j = 0; j < seen; ++j) row[order[0] + j] = sign * from[j];
+      else
+        for (int64_t j = 0; j < seen; ++j) row[order[j]] = sign * from[j];
     }
   }
 };

@@ -59,21 +59,27 @@ struct TimesDerivative {
   }
 };
 
-// The sum of a row, in double: chains of additions side by side, in a fixed order.
+// sums[row] += the sum of each of `rows` rows of n numbers, `stride` apart, in double: chains of additions side by side,
+// in a fixed order.
 template <class T>
-struct RowSum {
-  const T* row;
-  int64_t n;
+struct RowSums {
+  int64_t rows, n, stride;
+  const T* from;
+  double* sums;
 
-  HK_INLINE double operator()(auto) const {
+  HK_INLINE void operator()(auto) const {
     constexpr int64_t kChains = 32;
-    double sums[kChains] = {0}, total = 0;
-    int64_t i = 0;
-    for (; i + kChains <= n; i += kChains)
-      for (int64_t c = 0; c < kChains; ++c) sums[c] += row[i + c];
-    for (; i < n; ++i) total += row[i];
-    for (double sum : sums) total += sum;
-    return total;
+    for (int64_t r = 0; r < rows; ++r) {
+      const T* row = from + r * stride;
+      double chains[kChains] = {0}, rest = 0;
+      int64_t i = 0;
+      for (; i + kChains <= n; i += kChains)
+        for (int64_t c = 0; c < kChains; ++c) chains[c] += row[i + c];
+      for (; i < n; ++i) rest += row[i];
+      for (int64_t width = kChains / 2; width; width /= 2)
+        for (int64_t c = 0; c < width; ++c) chains[c] += chains[c + width];
+      sums[r] += chains[0] + rest;
+    }
   }
 };
 

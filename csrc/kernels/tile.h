@@ -62,36 +62,49 @@ struct StaircaseProduct {
   template <class Set>
   HK_INLINE void operator()(Set) const {
     if (first >= last) return;
+    if constexpr (Set::kRegisters < 32)
+      if (last - first > kMostUnits) return copied<Set>();
     // Terms that all units add before the next ones: this bounds the rounding of float32 sums and keeps their rows of h
     // in the cache; where a weight is read down its columns, the touched lines of the weight.
     constexpr int64_t kTerms = Set::kVectorBytes == 64 ? 512 : 128, kColumnTerms = 96;
     const int64_t terms = term_stride == 1 ? kTerms : kColumnTerms, stop = std::min(end, ends[last - 1]);
     for (int64_t at = begin; at < stop; at += terms)
       for (int64_t u = first; u < last; u += kMostUnits) {
-        const int64_t n = std::min(kMostUnits, last - u);
-        if (ends[u + n - 1] <= at) continue;
-        const T* w[kMostUnits];
-        T* out[kMostUnits];
-        for (int64_t i = 0; i < n; ++i) {
-          w[i] = weight + unit[u + i] * unit_stride;
-          out[i] = to + (packed ? u + i - first : unit[u + i]) * lanes;
-        }
-        some<Set>(n, at, std::min(stop, at + terms), ends + u, w, out);
+        const Units some = units(u);
+        if (ends[u + some.n - 1] > at) in_place<Set>(some, u, at, std::min(stop, at + terms));
       }
   }
 
  private:
-  template <class Set>
-  HK_INLINE void some(int64_t n, int64_t from, int64_t until, const int64_t* seen, const T** w, T** out) const {
+  struct Units {
+    int64_t n;
+    const T* w[kMostUnits];
+    T* out[kMostUnits];
+  };
+
+  HK_INLINE Units units(int64_t u) const {
+    Units some{std::min(kMostUnits, last - u), {}, {}};
+    for (int64_t i = 0; i < some.n; ++i) {
+      some.w[i] = weight + unit[u + i] * unit_stride;
+      some.out[i] = to + (packed ? u + i - first : unit[u + i]) * lanes;
+    }
+    return some;
+  }
+
+  // Runs f with the number of units as a constant.
+  template <class F>
+  static HK_INLINE void with_units(int64_t n, const F& f) {
     switch (n) {
-      case 1: return units<Set, 1>(from, until, seen, w, out);
-      case 2: return units<Set, 2>(from, until, seen, w, out);
-      case 3: return units<Set, 3>(from, until, seen, w, out);
-      case 4: return units<Set, 4>(from, until, seen, w, out);
-      case 5: return units<Set, 5>(from, until, seen, w, out);
-      default: return units<Set, 6>(from, until, seen, w, out);
+      case 1: return f(std::integral_constant<int, 1>{});
+      case 2: return f(std::integral_constant<int, 2>{});
+      case 3: return f(std::integral_constant<int, 3>{});
+      case 4: return f(std::integral_constant<int, 4>{});
+      case 5: return f(std::integral_constant<int, 5>{});
+      default: return f(std::integral_constant<int, 6>{});
     }
   }
+
+  // ---- Weights and h where they lie: for many registers, or few units ----
 
   // So many vectors of lanes at a time that their sums, one vector of each and a weight fill the registers.
   template <class Set, int U>
@@ -100,22 +113,99 @@ struct StaircaseProduct {
     else return U == 1 ? 8 : U == 2 ? 4 : 2;
   }
 
-  template <class Set, int U>
-  HK_INLINE void units(int64_t from, int64_t until, const int64_t* seen, const T** w, T** out) const {
+  template <class Set>
+  HK_INLINE void in_place(Units some, int64_t u, int64_t from, int64_t until) const {
     constexpr int64_t kAGroup = kGroupBytes / Set::kVectorBytes;
-    constexpr int kBlock = block<Set, U>();
-    const int64_t vectors = lanes / kLanes<T, Set>;
-    int64_t done = 0;
-    const auto block = [&](auto size) __attribute__((always_inline)) {
-      for (; done + size <= vectors; done += size) {
-        tile_block<Set, U, size>(from, until, seen, index, w, term_stride, h + done * kLanes<T, Set>, lanes, out);
-        for (int u = 0; u < U; ++u) out[u] += size * kLanes<T, Set>;
+    with_units(some.n, [&](auto n) __attribute__((always_inline)) {
+      constexpr int U = n, kBlock = block<Set, U>();
+      const int64_t vectors = lanes / kLanes<T, Set>;
+      int64_t done = 0;
+      const auto block = [&](auto size) __attribute__((always_inline)) {
+        for (; done + size <= vectors; done += size) {
+          tile_block<Set, U, size>(from, until, ends + u, index, some.w, term_stride, h + done * kLanes<T, Set>, lanes,
+                                   some.out);
+          for (int i = 0; i < U; ++i) some.out[i] += size * kLanes<T, Set>;
+        }
+      };
+      block(std::integral_constant<int, kBlock>{});
+      if constexpr (kBlock > 4) block(std::integral_constant<int, 4>{});
+      if constexpr (kBlock > 2) block(std::integral_constant<int, 2>{});
+      if constexpr (kAGroup == 1) block(std::integral_constant<int, 1>{});
+    });
+  }
+
+  // ---- Copies that are read in order: for few registers, whose blocks go through h and the weights more often ----
+
+  static constexpr int64_t kCopied = 128;
+
+  template <class Set>
+  HK_INLINE void copied() const {
+    constexpr int64_t kBlock = 2 * kLanes<T, Set>, kMostLanes = kMostGroups * kGroupLanes<T>;
+    const int64_t stop = std::min(end, ends[last - 1]);
+    alignas(kGroupBytes) T rows[kCopied * kMostLanes];  // [block][term][lane]
+    alignas(kGroupBytes) T weights[kCopied * kMostUnits];  // [term][unit]
+    for (int64_t at = begin; at < stop; at += kCopied) {
+      const int64_t terms = std::min(kCopied, stop - at);
+      bool in_order = term_stride == 1;  // such weights are read where they lie
+      for (int64_t i = 1; i < terms; ++i) in_order &= index[at + i] == index[at] + i;
+      for (int64_t block = 0; block < lanes; block += kBlock)
+        for (int64_t i = 0; i < terms; ++i)
+          for (int64_t v = 0; v < kBlock; v += kLanes<T, Set>)
+            *vectors<Set>(rows + block * kCopied + i * kBlock + v) = *vectors<Set>(h + index[at + i] * lanes + block + v);
+      for (int64_t u = first; u < last; u += kMostUnits) {
+        const Units some = units(u);
+        const int64_t seen = std::min(terms, ends[u + some.n - 1] - at);
+        if (seen <= 0) continue;
+        with_units(some.n, [&](auto n) __attribute__((always_inline)) {
+          constexpr int U = n;
+          for (int64_t i = 0; i < seen && !in_order; ++i) {
+            const int64_t term = index[at + i] * term_stride;
+            for (int k = 0; k < U; ++k) weights[i * kMostUnits + k] = some.w[k][term];
+          }
+          for (int64_t block = 0; block < lanes; block += kBlock) {
+            const T* from = rows + block * kCopied;
+            if (in_order) {
+              const T* w[U];
+              for (int k = 0; k < U; ++k) w[k] = some.w[k] + index[at];
+              copied_block<Set, U>(seen, ends + u, at, from, some.out, block,
+                                   [&](int64_t i, int k) __attribute__((always_inline)) { return w[k][i]; });
+            } else {
+              copied_block<Set, U>(seen, ends + u, at, from, some.out, block,
+                                   [&](int64_t i, int k) __attribute__((always_inline)) {
+                                     return weights[i * kMostUnits + k];
+                                   });
+            }
+          }
+        });
+      }
+    }
+  }
+
+  template <class Set, int U, class F>
+  HK_INLINE void copied_block(int64_t seen, const int64_t* limits, int64_t at, const T* rows, T* const* out,
+                              int64_t block, const F& weight) const {
+    using Lanes = Vector<T, Set>;
+    const int64_t dense = std::min(seen, limits[0] - at);
+    Lanes sum[U][2] = {};
+    const auto add = [&](int64_t i, auto sees) __attribute__((always_inline)) {
+      const Lanes* x = vectors<Set>(rows + i * 2 * kLanes<T, Set>);
+      const Lanes a = x[0], b = x[1];
+      for (int u = 0; u < U; ++u) {
+        if (!sees(u)) continue;
+        const Lanes w = weight(i, u) - Lanes{};
+        sum[u][0] += w * a;
+        sum[u][1] += w * b;
       }
     };
-    block(std::integral_constant<int, kBlock>{});
-    if constexpr (kBlock > 4) block(std::integral_constant<int, 4>{});
-    if constexpr (kBlock > 2) block(std::integral_constant<int, 2>{});
-    if constexpr (kAGroup == 1) block(std::integral_constant<int, 1>{});
+    int64_t i = 0;
+    for (; i < dense; ++i) add(i, [](int) __attribute__((always_inline)) { return true; });
+    for (; i < seen; ++i)  // the steps of the staircase
+      add(i, [&](int u) __attribute__((always_inline)) { return at + i < limits[u]; });
+    for (int u = 0; u < U; ++u) {
+      Lanes* results = vectors<Set>(out[u] + block);
+      results[0] += sum[u][0];
+      results[1] += sum[u][1];
+    }
   }
 };
 
