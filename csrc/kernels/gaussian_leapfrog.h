@@ -180,14 +180,18 @@ struct Map {
   const T *A, *B, *C, *D, *loc;
 };
 
+// Results go past the caches where that gains and `streams`: then rows are a whole number of vectors, and aligned.
 template <class T>
 struct Forward {
   int64_t rows, width;
   Map<T> map;
   const T *z, *rho;
   T *z_out, *rho_out;
+  bool streams;
 
-  HK_INLINE void operator()(auto) const {
+  template <class Set>
+  HK_INLINE void operator()(Set) const {
+    if (streams && Set::kStreams) return past_caches<Set>();
     const T *__restrict A = map.A, *__restrict B = map.B, *__restrict C = map.C, *__restrict D = map.D;
     const T *__restrict l = map.loc, *__restrict zi = z, *__restrict ri = rho;
     T *__restrict to_z = z_out, *__restrict to_rho = rho_out;
@@ -200,6 +204,18 @@ struct Forward {
       zi += width, ri += width, to_z += width, to_rho += width;
     }
   }
+
+ private:
+  template <class Set>
+  HK_INLINE void past_caches() const {
+    using Lanes = Vector<T, Set>;
+    for (int64_t row = 0, i = 0; row < rows; ++row)
+      for (int64_t j = 0; j < width; j += kLanes<T, Set>, i += kLanes<T, Set>) {
+        const Lanes l = *vectors<Set>(map.loc + j), y = *vectors<Set>(z + i) - l, r = *vectors<Set>(rho + i);
+        stream<Set>(l + (*vectors<Set>(map.A + j) * y + *vectors<Set>(map.B + j) * r), z_out + i);
+        stream<Set>(*vectors<Set>(map.C + j) * y + *vectors<Set>(map.D + j) * r, rho_out + i);
+      }
+  }
 };
 
 // Writes dz, drho and adds the six column sums  gz y, gz rho, gr y, gr rho, gz, gr  to sums[6][width]; acc[6][width] is
@@ -211,17 +227,20 @@ struct Backward {
   Map<T> map;
   In<T> grad_z, grad_rho, z, rho;
   Out<T> d_z, d_rho;
-  T* acc;
+  T *acc, *scratch;
   double* sums;
+  bool streams;  // past the caches, by way of scratch [2][width]
 
-  HK_INLINE void operator()(auto) const {
+  template <class Set>
+  HK_INLINE void operator()(Set) const {
     const int64_t n = width;
     const T *A = map.A, *B = map.B, *C = map.C, *D = map.D, *l = map.loc;
     T* to = acc;
+    const bool past_caches = streams && Set::kStreams;
     for (int64_t i = 0; i < rows; ++i) {
       const T *gz = grad_z.row(first + i), *gr = grad_rho.row(first + i);
       const T *zi = z.row(first + i), *ri = rho.row(first + i);
-      T *dz = d_z.row(first + i), *dr = d_rho.row(first + i);
+      T *dz = past_caches ? scratch : d_z.row(first + i), *dr = past_caches ? scratch + n : d_rho.row(first + i);
 #pragma GCC ivdep
       for (int64_t j = 0; j < n; ++j) {
         const T a = gz[j], b = gr[j], y = zi[j] - l[j], r = ri[j];
@@ -233,6 +252,10 @@ struct Backward {
         to[3 * n + j] += b * r;
         to[4 * n + j] += a;
         to[5 * n + j] += b;
+      }
+      if (past_caches) {
+        stream_row<Set>(n, dz, d_z.row(first + i));
+        stream_row<Set>(n, dr, d_rho.row(first + i));
       }
       if (i % kRun == kRun - 1 || i == rows - 1) flush(sums, to, kSums * n);
     }

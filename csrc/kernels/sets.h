@@ -20,6 +20,7 @@ namespace hk {
 // What a kernel may know of its set at compile time.
 struct Baseline {
   static constexpr int64_t kVectorBytes = 16;
+  static constexpr bool kStreams = false;
 #if defined(__aarch64__)
   static constexpr int64_t kRegisters = 32;
 #else
@@ -28,9 +29,11 @@ struct Baseline {
 };
 struct Avx2 {
   static constexpr int64_t kVectorBytes = 32, kRegisters = 16;
+  static constexpr bool kStreams = true;  // measured to gain; on machines with the other sets not yet
 };
 struct Avx512 {
   static constexpr int64_t kVectorBytes = 64, kRegisters = 32;
+  static constexpr bool kStreams = false;
 };
 
 // In ascending order: a machine that has one has those before it.
@@ -105,6 +108,44 @@ HK_INLINE Vector<T, Set>* vectors(T* p) {
 template <class Set, class T>
 HK_INLINE const Vector<T, Set>* vectors(const T* p) {
   return reinterpret_cast<const Vector<T, Set>*>(p);
+}
+
+// ---- Stores past the caches: results too large to be found there again need not be read before they are written ----
+
+// Whether results of so many bytes in all are.
+inline bool streams(int64_t bytes) {
+  constexpr int64_t kLarge = 8 << 20;
+  return bytes >= kLarge;
+}
+
+// After the last store past the caches, before another thread reads; it waits for all of them.
+inline void end_stores() {
+#if defined(__x86_64__)
+  asm volatile("sfence" ::: "memory");
+#endif
+}
+
+// One vector; `to` is aligned to its size.
+template <class Set, class T>
+HK_INLINE void stream(const Vector<T, Set>& value, T* to) {
+#if defined(__clang__)
+  __builtin_nontemporal_store(value, reinterpret_cast<Vector<T, Set>*>(__builtin_assume_aligned(to, Set::kVectorBytes)));
+#elif HK_X86_SETS
+  if constexpr (Set::kVectorBytes > 16) asm volatile("vmovntps %1, %0" : "=m"(*vectors<Set>(to)) : "v"(value));
+  else asm volatile("movntps %1, %0" : "=m"(*vectors<Set>(to)) : "x"(value));
+#else
+  *vectors<Set>(to) = value;
+#endif
+}
+
+// to[i] = from[i] for n numbers.
+template <class Set, class T>
+HK_INLINE void stream_row(int64_t n, const T* from, T* to) {
+  constexpr int64_t kStep = kLanes<T, Set>;
+  int64_t i = 0;
+  for (; i < n && reinterpret_cast<uintptr_t>(to + i) % Set::kVectorBytes; ++i) to[i] = from[i];
+  for (; i + kStep <= n; i += kStep) stream<Set>(*vectors<Set>(from + i), to + i);
+  for (; i < n; ++i) to[i] = from[i];
 }
 
 }  // namespace hk
