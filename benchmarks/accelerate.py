@@ -1,4 +1,4 @@
-"""Other libraries' flows before and after ``hk.accelerate``: ``python benchmarks/accelerate.py [--tiny] [--out DIR]``.
+"""Other libraries' flows before and after ``hk.accelerate``: ``python benchmarks/accelerate.py [--tiny] [--cpu SET]``.
 
 Masked autoregressive flows of zuko, nflows, normflows and pyro, on the CPU: density takes one pass through every
 network, sampling one a feature before and one in all after. A flow and its swapped copy take turns; the ratio is that
@@ -19,7 +19,12 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-import torch  # noqa: E402 - needs the repository on the path, as the next lines do
+from benchmarks import cpu  # noqa: E402 - needs the repository on the path, as the next lines do
+
+if __name__ == "__main__":
+    cpu.hold()
+
+import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 import hvae_kernels as hk  # noqa: E402
@@ -31,7 +36,7 @@ SLOW = 0.5
 FIELDS = (
     *("library", "version", "features", "hidden", "layers", "batch", "dtype", "direction"),
     *("before_us", "after_us", "before_samples", "after_samples", "speedup"),
-    *("device", "threads", "torch", "python", "commit", "date"),
+    *("device", "cpu", "threads", "torch", "python", "commit", "date"),
 )
 
 
@@ -256,7 +261,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tiny", action="store_true", help="tiny flows, to see that everything runs; writes no CSV")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where the CSV goes (benchmarks/results/flows)")
-    options = parser.parse_args(arguments)
+    options = cpu.parse(parser, arguments)
     run.keep_freed_memory()
     device = torch.device("cpu")
     origin, records = run.provenance(device), []
@@ -265,10 +270,9 @@ def main(arguments: list[str] | None = None) -> int:
             for record in measure(library, size, QUICK):
                 records.append({key: results.text((record | origin).get(key)) for key in FIELDS})
             print(f"  timed {records[-1]['library']}, d = {size.features}", flush=True)
-    print(f"\n{origin['device']}, {origin['threads']} threads, torch {origin['torch']}\n\n{table(records)}")
+    print(f"\n{results.machine(origin)}, torch {origin['torch']}\n\n{table(records)}")
     if options.out or not options.tiny:
-        name = f"accelerate-{results.slug(str(origin['device']))}-{origin['threads']}-threads.csv"
-        path = (options.out or results.FLOWS) / name
+        path = (options.out or results.FLOWS) / f"accelerate-{results.stem(origin)}.csv"
         results.write(path, records, FIELDS)
         print(f"wrote {path}")
     if not options.out and not options.tiny:

@@ -1,4 +1,4 @@
-"""One autoregressive step against other libraries': ``python benchmarks/autoregressive.py [--tiny] [--out DIR]``.
+"""One autoregressive step against other libraries': ``python benchmarks/autoregressive.py [--tiny] [--cpu SET] ...``.
 
 The affine step with a masked network of ReLU layers, float32, on the CPU: forward + backward for the parameters, the
 forward direction without gradients, and the inverse, which takes the others one network pass a feature. *no mask* is
@@ -19,7 +19,12 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-import torch  # noqa: E402 - needs the repository on the path, as the next lines do
+from benchmarks import cpu  # noqa: E402 - needs the repository on the path, as the next lines do
+
+if __name__ == "__main__":
+    cpu.hold()
+
+import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 import hvae_kernels as hk  # noqa: E402
@@ -32,7 +37,8 @@ GROWTH = (64, 128, 256, 512, 784, 1568)
 FIELDS = (
     *("features", "hidden", "batch", "dtype", "direction", "implementation"),
     *("min_us", "p20_us", "p50_us", "samples", "speedup_vs_best_peer", "times_of_no_mask", "times_of_forward"),
-    *("peak_bytes", "saved_bytes", "round_trip_error", "device", "threads", "torch", "python", "commit", "date"),
+    *("peak_bytes", "saved_bytes", "round_trip_error"),
+    *("device", "cpu", "threads", "torch", "python", "commit", "date"),
 )
 
 
@@ -276,17 +282,17 @@ def main(arguments: list[str] | None = None) -> int:
         action="store_true",
         help="leave freed memory to glibc, which gives it back to the system and pays for it again",
     )
-    options = parser.parse_args(arguments)
+    options = cpu.parse(parser, arguments)
     if not options.stock_allocator:
         run.keep_freed_memory()
     origin = run.provenance(torch.device("cpu"))
     measured = [record for size in (TINY if options.tiny else SIZES) for record in _announced(size)]
     measured += [growth(features, QUICK) for features in ((4, 8) if options.tiny else GROWTH)]
     rows = [{key: results.text((record | origin).get(key)) for key in FIELDS} for record in measured]
-    print(f"\n{origin['device']}, {origin['threads']} threads, torch {origin['torch']}\n\n{table(rows)}")
+    print(f"\n{results.machine(origin)}, torch {origin['torch']}\n\n{table(rows)}")
     print(f"\n{growth_table(rows)}")
     if options.out or not options.tiny:
-        name = f"autoregressive-{results.slug(str(origin['device']))}-{origin['threads']}-threads"
+        name = f"autoregressive-{results.stem(origin)}"
         folder = options.out or results.FLOWS
         results.write(folder / f"{name}.csv", rows, FIELDS)
         draw(rows, folder / f"{name}.svg")

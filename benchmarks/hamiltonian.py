@@ -13,7 +13,7 @@ Trajectory, final energy and all gradients, float32, on the CPU, by every rival:
 
 Before anything is timed, every rival's gradients have to equal those of the formula in float64. A full run takes most
 of an hour; ``--figures``, ``--decoder``, ``--steps``, ``--batch`` and ``--rivals`` choose, and replace only the rows
-that they measure.
+that they measure; ``--cpu`` holds all of them to one instruction set.
 """
 
 from __future__ import annotations
@@ -33,7 +33,12 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-import torch  # noqa: E402 - needs the repository on the path, as the next lines do
+from benchmarks import cpu  # noqa: E402 - needs the repository on the path, as the next lines do
+
+if __name__ == "__main__":
+    cpu.hold()
+
+import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
@@ -53,7 +58,7 @@ KEY = ("figure", "decoder", "batch", "steps", "implementation")
 FIELDS = (
     *KEY,
     *("first_call_s", "min_us", "p20_us", "p50_us", "samples", "speedup", "start_bytes", "peak_bytes"),
-    *("device", "threads", "torch", "python", "commit", "date"),
+    *("device", "cpu", "threads", "torch", "python", "commit", "date"),
 )
 #: Seconds for a fresh process; its compilation may take longer than anyone would wait.
 LIMIT = 900.0
@@ -410,18 +415,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rivals", nargs="+", choices=RIVALS, help="(by default those of each figure)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where the CSV goes; without it nothing is written")
     parser.add_argument("--child", help=argparse.SUPPRESS)
-    options = parser.parse_args(arguments)
+    options = cpu.parse(parser, arguments)
     if options.child:
         print(json.dumps(child(options.figures[0], options.decoder[0], options.batch, options.steps[0], options.child)))
         return 0
     origin = run.provenance(torch.device("cpu"))
-    name = f"hamiltonian-{results.slug(str(origin['device']))}-{origin['threads']}-threads.csv"
+    name = f"hamiltonian-{results.stem(origin)}.csv"
     new = []
     for record in measure(options):
         new.append({key: results.text((record | origin).get(key)) for key in FIELDS})
         if options.out and not _failed(new[-1]):  # now, as the next may take long
             _keep(options.out / name, new[-1])
-    print(f"\n{origin['device']}, {origin['threads']} threads, torch {origin['torch']}\n\n{table(new)}")
+    print(f"\n{results.machine(origin)}, torch {origin['torch']}\n\n{table(new)}")
     return 1 if any(map(_failed, new)) else 0
 
 

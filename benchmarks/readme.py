@@ -93,11 +93,11 @@ def update_flows(readme: Path, folder: Path = results.FLOWS) -> str:
 
 def _origin(record: Record) -> str:
     commit = f"commit {record['commit']}, {record['date']}"
-    return f"{record['device']}, {record['threads']} threads, torch {record['torch']}, float32, {commit}:"
+    return f"{results.machine(record)}, torch {record['torch']}, float32, {commit}:"
 
 
 def section(folder: Path, link: str) -> str:
-    """The section's Markdown: chart and table of every device that has a CSV in ``folder``.
+    """The section's Markdown: chart and table of every device and instruction set that has a CSV in ``folder``.
 
     Args:
         folder: where the CSV files and charts are.
@@ -113,11 +113,10 @@ def section(folder: Path, link: str) -> str:
 
 def _device(path: Path, link: str, records: Sequence[Record]) -> str:
     first = records[0]
-    threads = f", {first['threads']} threads" if "cuda" not in first["torch"] and first["threads"] else ""
-    origin = f"torch {first['torch']}{threads}, commit {first['commit']}, {first['date']}"
+    machine, origin = results.machine(first), f"torch {first['torch']}, commit {first['commit']}, {first['date']}"
     image = path.with_suffix(".svg")
-    picture = f"![Time a call on {first['device']}]({link}/{image.name})\n\n" if image.exists() else ""
-    return f"{picture}**{first['device']}** ([all figures]({link}/{path.name}); {origin}):\n\n{_table(records)}"
+    picture = f"![Time a call on {machine}]({link}/{image.name})\n\n" if image.exists() else ""
+    return f"{picture}**{machine}** ([all figures]({link}/{path.name}); {origin}):\n\n{_table(records)}"
 
 
 def _table(records: Sequence[Record]) -> str:

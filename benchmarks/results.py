@@ -1,4 +1,4 @@
-"""Results: one CSV a device, the table and the chart made from it."""
+"""Results: one CSV a device and instruction set, the table and the chart made from it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FIELDS = (
     *KEY,
     *("min_us", "p20_us", "p50_us", "p80_us", "gbytes_per_s", "gflops_per_s", "share_of_copy"),
     *("speedup_vs_eager", "speedup_vs_compile", "peak_bytes", "saved_bytes"),
-    *("device", "threads", "torch", "triton", "python", "commit", "date"),
+    *("device", "cpu", "threads", "torch", "triton", "python", "commit", "date"),
 )
 
 Record = Mapping[str, str]
@@ -26,6 +26,18 @@ def slug(name: str) -> str:
     """A device's name as a file name: ``"Intel(R) Xeon(R) Processor"`` becomes ``"intel-xeon-processor"``."""
     name = re.sub(r"\((R|TM|C)\)|@.*", " ", name, flags=re.IGNORECASE)
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def stem(origin: Mapping[str, object]) -> str:
+    """The name of a results file: the device, and of a CPU its threads and the instruction set of the kernels."""
+    where = slug(str(origin["device"]))
+    return f"{where}-{origin['threads']}-threads-{origin['cpu']}" if origin["cpu"] else where
+
+
+def machine(origin: Mapping[str, object]) -> str:
+    """The same for people."""
+    where = str(origin["device"])
+    return f"{where}, {origin['threads']} threads, {origin['cpu']}" if origin["cpu"] else where
 
 
 def text(value: object) -> str:
@@ -131,7 +143,7 @@ def chart(records: Sequence[Record], path: Path) -> str | None:
         for axis, (title, bars) in zip(axes[:, 0], panels.items(), strict=True):
             _draw(axis, title, bars)
         axes[-1, 0].set_xlabel("microseconds a call, logarithmic; dashed: copying as many bytes")
-        figure.suptitle(f"forward + backward on {records[0]['device']}", fontsize="medium")
+        figure.suptitle(f"forward + backward on {machine(records[0])}", fontsize="medium")
         figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
         plt.close(figure)
     return None

@@ -1,8 +1,9 @@
-"""The comparison: ``python benchmarks/run.py [-k OP] [--quick] [--device cpu|cuda] [--out DIR] [--breakdown]``.
+"""The comparison: ``python benchmarks/run.py [-k OP] [--quick] [--device cpu|cuda] [--cpu SET] [--out DIR] ...``.
 
 Every op is first compared with its formula in float64; one that fails is not timed, and the exit status is 1. Then
 ours, the plain formula, ``torch.compile`` of it, peers and a copy of as many bytes take turns, all sizes of an op in
-one run. Ratios are made of 20th percentiles. A full run writes ``results/<device>.csv`` and its chart and rewrites the
+one run. Ratios are made of 20th percentiles. ``--cpu`` holds ours and rivals to one instruction set. A full run writes
+``results/<device>.csv``, of a CPU ``results/<device>-<threads>-threads-<set>.csv``, and its chart, and rewrites the
 README's table; a quick one writes only where ``--out`` says.
 """
 
@@ -25,8 +26,14 @@ if str(ROOT) not in sys.path:
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the memory profiler's start and stop are no news
 
-import torch  # noqa: E402 - needs the repository on the path, as the next lines do
+from benchmarks import cpu  # noqa: E402 - needs the repository on the path, as the next lines do
 
+if __name__ == "__main__":
+    cpu.hold()
+
+import torch  # noqa: E402
+
+import hvae_kernels as hk  # noqa: E402
 from benchmarks import gate, memory, readme, registry, results, roofline  # noqa: E402
 from benchmarks.registry import DIRECTIONS, Case, Row  # noqa: E402
 from benchmarks.results import Record  # noqa: E402
@@ -81,6 +88,7 @@ def provenance(device: torch.device) -> dict[str, object]:
         triton_version = ""
     return {
         "device": device_name(device),
+        "cpu": "" if device.type == "cuda" else hk.config()["cpu"]["chosen"] or "none",
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "triton": triton_version,
@@ -153,12 +161,11 @@ def _memory(problem: Problem, direction: str, candidate: Candidate) -> dict[str,
 
 
 def header(device: torch.device) -> str:
-    """Device, versions and the matrix-product rate, the ceiling for arithmetic as the copy is for bytes."""
+    """Machine, torch and the matrix-product rate, the ceiling for arithmetic as the copy is for bytes."""
     product, flops = roofline.matrix_product(DTYPE, device)
     rate = flops / interleave([product], device.type, QUICK)[product.name].p20 / 1e6
     origin = provenance(device)
-    threads = "" if device.type == "cuda" else f", {origin['threads']} threads"
-    return f"{origin['device']}{threads}, torch {origin['torch']}, matrix product {rate:.2f} TFLOP/s in {DTYPE}"
+    return f"{results.machine(origin)}, torch {origin['torch']}, matrix product {rate:.2f} TFLOP/s in {DTYPE}"
 
 
 def disturbed(records: list[Record]) -> bool:
@@ -183,13 +190,15 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, metavar="DIR", help="where CSV and chart go (default: benchmarks/results)")
     parser.add_argument("--graphs", action="store_true", help="on a GPU: also replayed as CUDA graphs")
     parser.add_argument("--breakdown", action="store_true", help="only show where a small call's microseconds go")
-    return parser.parse_args(arguments)
+    options = cpu.parse(parser, arguments)
+    if options.cpu and options.device != "cpu":
+        parser.error("--cpu goes with --device cpu")
+    return options
 
 
 def write(records: list[Record], device: torch.device, folder: Path) -> None:
     """CSV and chart of the device, and the README's table where the folder is the committed one."""
-    threads = "" if device.type == "cuda" else f"-{torch.get_num_threads()}-threads"
-    path = folder / f"{results.slug(device_name(device))}{threads}.csv"
+    path = folder / f"{results.stem(provenance(device))}.csv"
     merged = results.merge(results.read(path), records)
     results.write(path, merged)
     print(f"wrote {path}")

@@ -1,4 +1,4 @@
-"""One training step of the Gaussian study: ``python benchmarks/training_step.py [--dim 25] [--steps 10] [--quick]``.
+"""One training step of the Gaussian study: ``python benchmarks/training_step.py [--dim 25] [--steps 10] [--cpu SET]``.
 
 The HVAE with K leapfrog steps, setting ``published``: mini-batches of 256, each treated as a data set of its own, ten
 latent samples, ``clip_grad_norm_``, RMSProp. The loops take turns, epochs at a time:
@@ -25,13 +25,18 @@ for folder in (ROOT, ROOT / "python"):
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
 
-import torch  # noqa: E402 - needs the repository on the path, as the next lines do
+from benchmarks import cpu  # noqa: E402 - needs the repository on the path, as the next lines do
+
+if __name__ == "__main__":
+    cpu.hold()
+
+import torch  # noqa: E402
 from hvae.gaussian import data, models, study, train  # noqa: E402
 from hvae.gaussian.models import N_SAMPLES  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from torch.utils.data import DataLoader, TensorDataset  # noqa: E402
 
-from benchmarks import results  # noqa: E402
+from benchmarks import results, run  # noqa: E402
 from benchmarks.timing import FULL, QUICK, Candidate, Plan, Timing, interleave  # noqa: E402
 from hvae_kernels.ops.leapfrog import reference  # noqa: E402
 
@@ -227,17 +232,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--dim", type=int, default=25)
     parser.add_argument("--steps", type=int, default=10, help="K")
     parser.add_argument("--quick", action="store_true", help="few rounds, for a look")
-    options = parser.parse_args(arguments)
+    options = cpu.parse(parser, arguments)
     agree(options.dim, options.steps)
     timings = compare(options.dim, options.steps, QUICK if options.quick else FULL)
-    ours = timings["ours"].p20
+    ours, origin = timings["ours"].p20, run.provenance(torch.device("cpu"))
     rows = [
         (name, *(f"{value:.1f}" for value in (t.min, t.p20, t.p50, t.p80)), f"{t.p20 / ours:.3g}x")
         for name, t in timings.items()
     ]
     print(
-        f"HVAE, d = {options.dim}, K = {options.steps}, published setting, {torch.get_num_threads()} threads, "
-        f"torch {torch.__version__}: microseconds a training step and data set (ours: {DATASETS} at a time)\n"
+        f"HVAE, d = {options.dim}, K = {options.steps}, published setting, {results.machine(origin)}, "
+        f"torch {origin['torch']}: microseconds a training step and data set (ours: {DATASETS} at a time)\n"
     )
     print(results.table(("loop", "min", "p20", "p50", "p80", "over ours"), rows))
     return 0

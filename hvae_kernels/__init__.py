@@ -7,9 +7,10 @@ libraries' flows; ``show_config()`` says what runs where.
 __version__ = "0.1.0"
 
 from hvae_kernels import functional
-from hvae_kernels._dispatch import show_config, use_impl
+from hvae_kernels._dispatch import config, show_config, use_impl
+from hvae_kernels._extension import use_cpu
 
-__all__ = ["__version__", "accelerate", "functional", "nn", "show_config", "use_impl"]
+__all__ = ["__version__", "accelerate", "config", "functional", "nn", "show_config", "use_cpu", "use_impl"]
 
 from hvae_kernels import nn
 from hvae_kernels.compat import accelerate

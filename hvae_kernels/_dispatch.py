@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.metadata
 import os
-from collections.abc import Iterator
+import platform
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -138,30 +141,103 @@ def resolve(name: str, tensor: torch.Tensor) -> str:
     return _lookup(name, _State.requested, tensor.device.type, tensor.dtype)
 
 
-def config() -> str:
-    """Versions, and for each op the implementation used here and the reasons against the others, as text."""
+def config() -> dict[str, Any]:
+    """Versions, and what runs where: the same facts that :func:`show_config` prints.
+
+    Returns:
+        A dict of
+
+        - ``"versions"``: of ``"hvae_kernels"``, ``"python"``, ``"torch"`` and ``"triton"`` (None where there is none);
+        - ``"extension"``: why there are no C++ kernels, None where they are there;
+        - ``"cpu"``: their instruction set: ``"requested"`` by ``HVAE_KERNELS_CPU``, ``"chosen"`` (None where there are
+          no kernels or the request cannot be met), and by name the ``"others"``, each with the reason against it;
+        - ``"implementation"``: the present choice of :func:`use_impl`;
+        - ``"ops"``: by name and device, for float32, the implementation ``"chosen"`` (None where the choice cannot be
+          met), and by name the ``"others"``, each with the reason against it.
+
+    Example:
+        >>> import hvae_kernels as hk
+        >>> hk.config()["ops"]["gaussian_leapfrog"]["cpu"]["chosen"]
+        'cpp'
+    """
     from hvae_kernels import __version__
 
     devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
-    lines = [
-        f"hvae_kernels {__version__}, torch {torch.__version__}, devices: {', '.join(devices)}",
-        f"compiled extension: {_extension.why_absent() or 'loaded'}",
-        f"requested implementation: {_State.requested}",
-    ]
-    for op in OPS.values():
-        for device in devices:
-            try:
-                chosen = _lookup(op.name, _State.requested, device, FULL_PRECISION[0])
-            except RuntimeError as error:
-                chosen = f"none ({error})"
-            lines.append(f"{op.name} on {device}: {chosen}")
-            for other in IMPLEMENTATIONS:
-                if other != chosen:
-                    reason = why_not(op, other, device, FULL_PRECISION[0])
-                    lines.append(f"    not {other}: {reason or 'available, slower here'}")
-    return "\n".join(lines)
+    return {
+        "versions": {
+            "hvae_kernels": __version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "triton": _triton_version(),
+        },
+        "extension": _or_error(_extension.why_absent),
+        "cpu": _cpu(),
+        "implementation": _State.requested,
+        "ops": {name: {device: _choice(op, device) for device in devices} for name, op in OPS.items()},
+    }
+
+
+def _triton_version() -> str | None:
+    try:
+        return importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _or_error(function: Callable[..., str | None], *args: Any) -> str | None:
+    """What ``function`` returns, or what it says when it refuses a choice."""
+    try:
+        return function(*args)
+    except RuntimeError as error:
+        return str(error)
+
+
+def _cpu() -> dict[str, Any]:
+    sets = _extension.cpu_sets()
+    try:
+        chosen = _extension.cpu_set()
+    except RuntimeError:
+        chosen = None
+    others = {
+        name: reason or f"available: use_cpu({name!r}) selects it" for name, reason in sets.items() if name != chosen
+    }
+    return {"requested": _extension.REQUESTED_CPU, "chosen": chosen, "others": others}
+
+
+def _choice(op: Op, device: str) -> dict[str, Any]:
+    try:
+        chosen = _lookup(op.name, _State.requested, device, FULL_PRECISION[0])
+    except RuntimeError:
+        chosen = None
+    others = {
+        name: _or_error(why_not, op, name, device, FULL_PRECISION[0]) or f"available: use_impl({name!r}) selects it"
+        for name in IMPLEMENTATIONS
+        if name != chosen
+    }
+    return {"chosen": chosen, "others": others}
 
 
 def show_config() -> None:
-    """Print versions, which implementation each op would use here, and why not the others."""
-    print(config())
+    """Print :func:`config`: versions, what the CPU kernels and each op would use here, and why not the others."""
+    found = config()
+    versions = (f"{'Python' if name == 'python' else name} {version}" for name, version in found["versions"].items())
+    print(", ".join(versions))
+    print(f"CPU kernels: {_cpu_text(found)}")
+    print(f"requested implementation: {found['implementation']}")
+    for name, devices in found["ops"].items():
+        for device, choice in devices.items():
+            print(f"{name} on {device}: {choice['chosen'] or 'none'}")
+            for other, reason in choice["others"].items():
+                print(f"    not {other}: {reason}")
+
+
+def _cpu_text(found: dict[str, Any]) -> str:
+    """The instruction set, and why none that is better."""
+    if found["extension"] is not None:
+        return f"none ({found['extension']})"
+    chosen = found["cpu"]["chosen"]
+    if platform.machine().lower() in ("aarch64", "arm64"):
+        return f"{chosen} (NEON)"
+    better = _extension.CHOICES[_extension.CHOICES.index(chosen) + 1 :]
+    reasons = "; ".join(f"{name}: {found['cpu']['others'][name]}" for name in better)
+    return f"{chosen} ({reasons})" if reasons else chosen

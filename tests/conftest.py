@@ -1,5 +1,6 @@
-"""Runs Triton in its interpreter where there is no GPU, and prints the contract matrix on request."""
+"""Runs Triton in its interpreter where there is no GPU, sets rows' instruction sets, prints the contract matrix."""
 
+import contextlib
 import glob
 import os
 import re
@@ -14,6 +15,8 @@ os.environ.setdefault("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")
 import pytest
 import torch
 from hypothesis import settings
+
+import hvae_kernels as hk
 
 settings.register_profile("repeatable", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("repeatable")
@@ -31,12 +34,24 @@ def seed():
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def instruction_set(request):
+    """The one that the mark ``cpu_set`` names."""
+    mark = request.node.get_closest_marker("cpu_set")
+    with hk.use_cpu(*mark.args) if mark else contextlib.nullcontext():
+        yield
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "cpu_set(name): the instruction set of the C++ kernels during the test")
+
+
 def pytest_addoption(parser):
     parser.addoption("--matrix", action="store_true", help="print the contract matrix: op x implementation x check")
 
 
 def pytest_runtest_logreport(report):
-    found = re.search(r"test_contract\.py::test_(\w+)\[([\w-]+?)/(\w+)/(\w+)", report.nodeid)
+    found = re.search(r"test_contract\.py::test_(\w+)\[([\w-]+?)/([\w-]+)/(\w+)", report.nodeid)
     if found and (report.when == "call" or report.outcome != "passed"):
         check, op, implementation, device = found.groups()
         _matrix[op, f"{implementation}/{device}"][check].append(report.outcome)
@@ -46,17 +61,26 @@ def pytest_terminal_summary(terminalreporter, config):
     if not config.getoption("--matrix") or not _matrix:
         return
     checks = list(dict.fromkeys(check for row in _matrix.values() for check in row))
-    terminalreporter.section("contract matrix (ok = every case passed, number of cases)")
-    for (op, implementation), row in sorted(_matrix.items()):
-        terminalreporter.write_line(f"{op} {implementation}")
+    terminalreporter.section("contract matrix (ok = every case passed, number of cases; - = of the chosen set alone)")
+    blanks = 0
+    for op in sorted({op for op, _ in _matrix}):
+        columns = sorted(column for of, column in _matrix if of == op)
+        terminalreporter.write_line(f"{op:<36}" + "".join(f"{column:<18}" for column in columns))
         for check in checks:
-            terminalreporter.write_line(f"    {check:<36} {_cell(row.get(check))}")
-    blanks = sum(check not in row for row in _matrix.values() for check in checks)
+            cells = [_cell(op, column, check) for column in columns]
+            terminalreporter.write_line(f"    {check:<32}" + "".join(f"{cell:<18}" for cell in cells))
+            blanks += cells.count("BLANK")
     terminalreporter.write_line(f"{len(_matrix)} rows x {len(checks)} checks, {blanks} blank")
 
 
-def _cell(outcomes):
-    if not outcomes:
-        return "BLANK"
-    failed = sum(outcome != "passed" for outcome in outcomes)
-    return f"ok {len(outcomes)}" if not failed else f"RED {failed} of {len(outcomes)}"
+def _cell(op, column, check):
+    if outcomes := _matrix[op, column].get(check):
+        failed = sum(outcome != "passed" for outcome in outcomes)
+        return f"ok {len(outcomes)}" if not failed else f"RED {failed} of {len(outcomes)}"
+    kin = (row for (of, other), row in _matrix.items() if of == op and _without_set(other) == _without_set(column))
+    return "-" if any(check in row for row in kin) else "BLANK"
+
+
+def _without_set(column):
+    """``cpp-avx2/cpu`` is ``cpp/cpu`` in one of its instruction sets."""
+    return re.sub(r"-\w+/", "/", column)

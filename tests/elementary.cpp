@@ -1,18 +1,29 @@
-// Loops over the functions of csrc/kernels/elementary.h, for tests/test_elementary.py to call through ctypes.
+// Loops over the functions of csrc/kernels/elementary.h, for tests/test_elementary.py to call through ctypes in each
+// instruction set.
 #include "../csrc/kernels/elementary.h"
+#include "../csrc/kernels/sets.h"
 
-#ifdef BASELINE
-#define CLONES
-#else
-#define CLONES HK_CLONES
-#endif
+extern "C" void use_cpu_set(int set) { hk::chosen_set = static_cast<hk::SetId>(set); }
 
-#define EXPOSE(name, expression)                                                          \
-  extern "C" CLONES void name##_float(int64_t n, const float* from, float* to) {              \
-    for (int64_t i = 0; i < n; ++i) { const float x = from[i]; to[i] = hk::expression; }      \
-  }                                                                                        \
-  extern "C" CLONES void name##_double(int64_t n, const double* from, double* to) {           \
-    for (int64_t i = 0; i < n; ++i) { const double x = from[i]; to[i] = hk::expression; }     \
+#define EXPOSE(name, expression)                                                                               \
+  template <class T>                                                                                           \
+  struct name##_loop {                                                                                         \
+    int64_t n;                                                                                                 \
+    const T* from;                                                                                             \
+    T* to;                                                                                                     \
+    template <class Set>                                                                                       \
+    HK_INLINE void operator()(Set) const {                                                                     \
+      for (int64_t i = 0; i < n; ++i) {                                                                        \
+        const T x = from[i];                                                                                   \
+        to[i] = hk::expression;                                                                                \
+      }                                                                                                        \
+    }                                                                                                          \
+  };                                                                                                           \
+  extern "C" void name##_float(int64_t n, const float* from, float* to) {                                      \
+    hk::run(name##_loop<float>{n, from, to});                                                                  \
+  }                                                                                                            \
+  extern "C" void name##_double(int64_t n, const double* from, double* to) {                                   \
+    hk::run(name##_loop<double>{n, from, to});                                                                 \
   }
 
 #define EXPOSE_ACTIVATION(name, kind)          \

@@ -1,6 +1,9 @@
 """The benchmarks' own arithmetic: percentiles, tables, the gate. Nothing here is about speed."""
 
 import dataclasses
+import json
+import os
+import platform
 import subprocess
 import sys
 import time
@@ -16,6 +19,7 @@ if str(ROOT) not in sys.path:
 from benchmarks import (  # noqa: E402
     accelerate,
     breakdown,
+    cpu,
     gate,
     memory,
     readme,
@@ -28,6 +32,7 @@ from benchmarks import (  # noqa: E402
 )
 from benchmarks.registry import GAUSSIAN_LEAPFROG, Case, Row  # noqa: E402
 from benchmarks.timing import Candidate, Plan, Timing  # noqa: E402
+from hvae_kernels import _extension  # noqa: E402
 
 CPU = torch.device("cpu")
 TINY = Case("(5, 3), K = 2", {"batch": 5, "features": 3, "steps": 2})
@@ -138,6 +143,8 @@ def test_a_green_run_writes_every_column(monkeypatch, capsys, tmp_path):
     assert {r["implementation"] for r in records} == {"hvae_kernels", "eager", "torch.compile", "peer", "copy"}
     assert {r["direction"] for r in records} == set(registry.DIRECTIONS)
     assert all(set(r) == set(results.FIELDS) and float(r["p20_us"]) > 0 for r in records)
+    assert {r["cpu"] for r in records} == {_extension.cpu_set()}
+    assert path.stem.endswith(f"-{torch.get_num_threads()}-threads-{_extension.cpu_set()}")
 
 
 def test_a_disturbed_machine_is_noticed():
@@ -186,6 +193,114 @@ def test_units_for_people():
 def test_slug_is_a_plain_file_name():
     assert results.slug("Intel(R) Xeon(R) Gold 6354 CPU @ 3.00GHz") == "intel-xeon-gold-6354-cpu"
     assert results.slug("NVIDIA H200") == "nvidia-h200"
+
+
+def test_files_are_named_by_device_threads_and_instruction_set():
+    origin = {"device": "AMD EPYC", "threads": 2, "cpu": "avx2"}
+    assert (results.stem(origin), results.machine(origin)) == ("amd-epyc-2-threads-avx2", "AMD EPYC, 2 threads, avx2")
+    origin = {"device": "NVIDIA H200", "threads": 8, "cpu": ""}
+    assert (results.stem(origin), results.machine(origin)) == ("nvidia-h200", "NVIDIA H200")
+
+
+def test_readme_shows_every_set_of_a_device(tmp_path):
+    origin = {"device": "A Device", "threads": "2", "torch": "2.13.0", "commit": "abc", "date": "2026-01-01"}
+    key = {
+        "op": "an_op",
+        "size": "(2, 3)",
+        "dtype": "float32",
+        "direction": "forward",
+        "implementation": "hvae_kernels",
+    }
+    swap = dict.fromkeys(accelerate.FIELDS, "1") | {"library": "zuko"} | origin
+    for name, us in (("avx2", "20"), ("avx512", "10")):
+        measured = dict.fromkeys(results.FIELDS, "") | key | origin | {"cpu": name, "p20_us": us}
+        results.write(tmp_path / f"{results.stem(measured)}.csv", [measured])
+        flows = tmp_path / f"accelerate-{results.stem(measured)}.csv"
+        results.write(tmp_path / "flows" / flows.name, [swap | {"cpu": name}], accelerate.FIELDS)
+    text = readme.section(tmp_path, "results")
+    assert text.index("A Device, 2 threads, avx2** ([all figures](results/a-device-2-threads-avx2.csv)") < text.index(
+        "20 us"
+    )
+    assert text.index("20 us") < text.index("A Device, 2 threads, avx512**") < text.index("10 us")
+    document = tmp_path / "README.md"
+    document.write_text(f"{readme.SWAP_BEGIN}\n{readme.SWAP_END}\n")
+    readme.update_flows(document, tmp_path / "flows")
+    assert document.read_text().count("| zuko, d = 1") == 2
+    assert "A Device, 2 threads, avx2, torch 2.13.0" in document.read_text()
+
+
+#: What each of the libraries that rivals are made of goes by, once it has read the environment.
+HELD = """
+import json, sys
+sys.path.insert(0, {root!r})
+from benchmarks import cpu
+cpu.hold(["--quick", "--cpu", {name!r}])
+import torch
+from torch._inductor.cpp_builder import _get_cpu_arch_cflags
+from torch._inductor.cpu_vec_isa import pick_vec_isa
+from benchmarks import run
+options = run.parse(["--quick", "--cpu", {name!r}])
+arch, width = _get_cpu_arch_cflags("c++"), pick_vec_isa()
+print(json.dumps([options.cpu, run.provenance(torch.device("cpu"))["cpu"], torch.backends.cpu.get_cpu_capability(),
+                  arch, width.bit_width() if width else 0]))
+"""
+RIVALS_OF = {
+    "baseline": ["DEFAULT", ["march=x86-64"], 0],
+    "avx2": ["AVX2", ["march=x86-64-v3"], 256],
+    "avx512": ["AVX512", ["march=x86-64-v4"], 512],
+}
+
+
+def python(*arguments, **environment):
+    inherited = {name: value for name, value in os.environ.items() if name not in cpu.variables("avx2")}
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(command, env=inherited | environment, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="its instruction sets")
+@pytest.mark.parametrize("name", [name for name, reason in _extension.cpu_sets().items() if reason is None])
+def test_cpu_holds_ours_and_rivals(name):
+    result = python("-c", HELD.format(root=str(ROOT), name=name))
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout) == [name, name, *RIVALS_OF[name]]
+
+
+@pytest.mark.parametrize("script", ["run", "accelerate", "autoregressive", "hamiltonian", "training_step"])
+def test_scripts_hold_before_torch_is_imported(script):
+    """The environment is set before the line that imports torch, or ``hold`` would raise."""
+    result = python(ROOT / "benchmarks" / f"{script}.py", "--cpu", "baseline", "--help")
+    assert result.returncode == 0, result.stderr
+    assert "--cpu {baseline,avx2,avx512}" in result.stdout
+
+
+def test_cpu_that_cannot_be_held_is_refused(monkeypatch, capsys):
+    with pytest.raises(RuntimeError, match="torch is imported already"):
+        cpu.hold(["--cpu", "avx2"])
+    for name in cpu.variables("avx2"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(SystemExit):
+        run.parse(["--cpu", "baseline"])
+    assert "--cpu baseline works on the command line alone" in capsys.readouterr().err
+    for name, value in cpu.variables("baseline").items():
+        monkeypatch.setenv(name, value)
+    assert run.parse(["--cpu", "baseline"]).cpu == "baseline"
+    with pytest.raises(SystemExit):
+        run.parse(["--cpu", "baseline", "--device", "cuda"])
+    assert "--cpu goes with --device cpu" in capsys.readouterr().err
+    monkeypatch.setattr(_extension, "why_absent", lambda: "the extension was not built")
+    with pytest.raises(SystemExit):
+        run.parse(["--cpu", "baseline"])
+    assert "--cpu baseline: the extension was not built" in capsys.readouterr().err
+
+
+def test_our_own_variable_alone_is_no_benchmark(monkeypatch, capsys):
+    for name in cpu.variables("avx2"):
+        monkeypatch.delenv(name, raising=False)
+    cpu.hold([])
+    monkeypatch.setenv("HVAE_KERNELS_CPU", "baseline")
+    with pytest.raises(SystemExit):
+        cpu.hold([])
+    assert "HVAE_KERNELS_CPU=baseline holds our kernels alone: --cpu baseline holds rivals" in capsys.readouterr().err
 
 
 def test_only_what_is_between_the_markers_is_replaced():
@@ -275,7 +390,11 @@ def test_accelerate_benchmark_measures_every_library(tmp_path, monkeypatch, caps
     (path,) = tmp_path.glob("accelerate-*.csv")
     records = results.read(path)
     assert {r["library"] for r in records} == {"zuko", "nflows", "normflows", "pyro"}
+    assert path.stem.endswith(f"-threads-{_extension.cpu_set()}")
+    assert {r["cpu"] for r in records} == {_extension.cpu_set()}
     assert all(
         float(r["speedup"]) == pytest.approx(float(r["before_us"]) / float(r["after_us"]), 1e-2) for r in records
     )
-    assert "training step (samples)" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "training step (samples)" in printed
+    assert f" threads, {_extension.cpu_set()}, torch" in printed

@@ -14,7 +14,7 @@ import torch
 from opspecs import OPSPECS
 
 import hvae_kernels as hk
-from hvae_kernels import _dispatch, testing
+from hvae_kernels import _dispatch, _extension, testing
 
 DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
 #: What cannot be: C++ kernels on a GPU, and Triton on the CPU of a machine where it compiles for its GPU.
@@ -24,25 +24,36 @@ DTYPES = (torch.float32, torch.float64)
 DOUBLE_TOLERANCE = 1e-12
 
 
-def _rows():
+# An instruction set changes how a C++ kernel computes and which memory it touches. So the checks of numbers (budgets,
+# extremes, finite differences) and of memory (poisoned, untouched, bitwise repeat) run for each set of this machine;
+# what Python and torch do around the kernels is the same for all sets and is checked with the chosen one.
+CHOSEN = [_extension.cpu_set()]
+SETS = [name for name, reason in _extension.cpu_sets().items() if reason is None] or CHOSEN
+
+
+def _rows(sets):
     for spec, device in itertools.product(OPSPECS, DEVICES):
         for implementation in spec.implementations:
             if (implementation, device) not in ABSENT:
-                yield spec, implementation, device
+                for cpu_set in sets if implementation == "cpp" else [None]:
+                    yield (spec, implementation, device), cpu_set
 
 
-ROWS = [pytest.param(*row, id="/".join((row[0].name, *row[1:]))) for row in _rows()]
-CASES = [
-    pytest.param(row[0].at(case), *row[1:], case, id="/".join((row[0].name, *row[1:], name)))
-    for row in _rows()
-    for name, case in row[0].cases.items()
-]
-EXTREMES = [
-    pytest.param(row[0].at(case), *row[1:], case, id="/".join((row[0].name, *row[1:], name)))
-    for row in _rows()
-    for name, case in row[0].extremes.items()
-]
+def _param(row, cpu_set, name=None, sizes=None):
+    """A row, or its case ``name``; conftest.py sets the instruction set that the mark says."""
+    spec, implementation, device = row
+    names = (spec.name, implementation if cpu_set is None else f"{implementation}-{cpu_set}", device)
+    marks = () if cpu_set is None else pytest.mark.cpu_set(cpu_set)
+    if name is None:
+        return pytest.param(*row, id="/".join(names), marks=marks)
+    return pytest.param(spec.at(sizes), implementation, device, sizes, id="/".join((*names, name)), marks=marks)
+
+
+ROWS, ROWS_OF_EACH_SET = ([_param(*row) for row in _rows(sets)] for sets in (CHOSEN, SETS))
+CASES = [_param(*row, *case) for row in _rows(SETS) for case in row[0][0].cases.items()]
+EXTREMES = [_param(*row, *case) for row in _rows(SETS) for case in row[0][0].extremes.items()]
 each_row = pytest.mark.parametrize(("spec", "implementation", "device"), ROWS)
+each_row_of_each_set = pytest.mark.parametrize(("spec", "implementation", "device"), ROWS_OF_EACH_SET)
 each_case = pytest.mark.parametrize(("spec", "implementation", "device", "case"), CASES)
 
 
@@ -133,7 +144,7 @@ def test_extremes(spec, implementation, device, case):
     compare(spec, implementation, device, case, backward_of(spec, case, device))
 
 
-@each_row
+@each_row_of_each_set
 def test_gradcheck(spec, implementation, device):
     inputs = small(spec, device)
     op = spec.held(inputs) if spec.held else spec.op
@@ -141,7 +152,7 @@ def test_gradcheck(spec, implementation, device):
         assert torch.autograd.gradcheck(op, inputs, check_batched_grad=True)
 
 
-@each_row
+@each_row_of_each_set
 def test_gradgradcheck(spec, implementation, device):
     inputs = small(spec, device)
     op = spec.held(inputs) if spec.held else spec.op

@@ -1,4 +1,4 @@
-"""The polynomials of ``csrc/kernels/elementary.h`` against float64 over their whole range, and in each build."""
+"""The polynomials of ``csrc/kernels/elementary.h`` against float64 over their whole range, in each instruction set."""
 
 import ctypes
 import math
@@ -9,19 +9,29 @@ from pathlib import Path
 import pytest
 import torch
 
+from hvae_kernels import _extension
+
 FLAGS = ["-O3", "-std=c++20", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC"]
-#: As on this machine (the best clone), and the baseline alone, which has no fused multiply-add.
-BUILDS = {"clones": [], "baseline": ["-DBASELINE"]}
 F = torch.nn.functional
 
 
-@pytest.fixture(scope="module", params=BUILDS)
-def library(request, tmp_path_factory):
+#: In the order of ``SetId`` of ``csrc/kernels/sets.h``, as far as this machine has them.
+SETS = [name for name, reason in _extension.cpu_sets().items() if reason is None]
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
     source = Path(__file__).with_name("elementary.cpp")
-    target = tmp_path_factory.mktemp(request.param) / "elementary.so"
+    target = tmp_path_factory.mktemp("elementary") / "elementary.so"
     compiler = os.environ.get("CXX", "c++").split()
-    subprocess.run([*compiler, *FLAGS, *BUILDS[request.param], str(source), "-o", str(target)], check=True)
+    subprocess.run([*compiler, *FLAGS, str(source), "-o", str(target)], check=True)
     return ctypes.CDLL(str(target))
+
+
+@pytest.fixture(params=SETS)
+def library(request, compiled):
+    compiled.use_cpu_set(SETS.index(request.param))
+    return compiled
 
 
 def call(library, name, x):

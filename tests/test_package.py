@@ -1,5 +1,6 @@
 """Import, installation and dispatch: what a stranger meets first."""
 
+import ast
 import doctest
 import importlib
 import os
@@ -20,9 +21,8 @@ ARGUMENTS = (ONE, ONE, ONE, ONE, ONE, ONE)
 
 
 def python(code, **environment):
-    inherited = {
-        name: value for name, value in os.environ.items() if name not in ("TRITON_INTERPRET", "HVAE_KERNELS_IMPL")
-    }
+    ours = ("TRITON_INTERPRET", "HVAE_KERNELS_IMPL", "HVAE_KERNELS_CPU")
+    inherited = {name: value for name, value in os.environ.items() if name not in ours}
     command = [sys.executable, "-c", code]
     return subprocess.run(command, env={**inherited, **environment}, capture_output=True, text=True, timeout=120)
 
@@ -61,15 +61,172 @@ assert 'hvae_kernels._C' not in sys.modules
     assert result.returncode == 0, result.stderr
 
 
-def test_show_config_names_every_implementation():
-    text = _dispatch.config()
+def test_config_and_show_config_name_every_implementation(capsys):
+    found = hk.config()
+    assert found["versions"]["torch"] == torch.__version__
+    assert found["extension"] is None
+    assert found["implementation"] == "auto"
+    for devices in found["ops"].values():
+        assert list(devices) == ["cpu"] + ["cuda"] * torch.cuda.is_available()
+        for choice in devices.values():
+            assert {choice["chosen"], *choice["others"]} == set(_dispatch.IMPLEMENTATIONS)
+            assert choice["others"]["cuda"] == "not written for this op"
+    here = found["ops"]["gaussian_leapfrog"]["cpu"]
+    assert here["chosen"] == "cpp"
+    assert here["others"]["reference"] == "available: use_impl('reference') selects it"
+    hk.show_config()
+    text = capsys.readouterr().out
     for op in _dispatch.OPS:
         assert f"{op} on cpu: " in text
-    n_devices = 1 + torch.cuda.is_available()
-    assert text.count("not cuda: not written for this op") == len(_dispatch.OPS) * n_devices
+    assert f"CPU kernels: {found['cpu']['chosen']}" in text
+    with hk.use_impl("cuda"):
+        refused = hk.config()
+    assert refused["implementation"] == "cuda"
+    assert refused["ops"]["gaussian_leapfrog"]["cpu"]["chosen"] is None
     result = python("import runpy; runpy.run_module('hvae_kernels', run_name='__main__')")
     assert "TRITON_INTERPRET=1 was not set" in result.stdout
     assert result.returncode == 0, result.stderr
+
+
+# ---- Instruction sets ----
+
+SETS = _extension.cpu_sets()
+HERE = [name for name, reason in SETS.items() if reason is None]
+AWAY = [name for name, reason in SETS.items() if reason is not None]
+
+
+def test_names_of_sets_are_those_of_the_extension():
+    assert ("auto", *SETS) == _extension.CHOICES
+    assert "baseline" in HERE
+
+
+@pytest.mark.parametrize("name", HERE)
+def test_a_set_is_used_and_put_back(name):
+    before = _extension.cpu_set()
+    with hk.use_cpu(name):
+        found = hk.config()["cpu"]
+        assert found["chosen"] == _extension.cpu_set() == name
+        assert set(found["others"]) == set(SETS) - {name}
+        for other in set(HERE) - {name}:
+            assert found["others"][other] == f"available: use_cpu({other!r}) selects it"
+        with hk.use_cpu("auto"):
+            assert _extension.cpu_set() == HERE[-1]
+        assert _extension.cpu_set() == name
+    with pytest.raises(KeyError), hk.use_cpu(name):
+        raise KeyError
+    assert _extension.cpu_set() == before
+
+
+@pytest.mark.parametrize("name", HERE[1:])
+def test_the_set_reaches_the_kernels(name):
+    """The baseline has no fused multiply-add: of many products and sums some are rounded otherwise."""
+    inputs = torch.randn(3, 64, 97).unbind()
+    with hk.use_cpu("baseline"):
+        baseline, _ = hk.functional.affine_autoregressive(*inputs)
+    with hk.use_cpu(name):
+        result, _ = hk.functional.affine_autoregressive(*inputs)
+    assert not torch.equal(result, baseline)
+    torch.testing.assert_close(result, baseline)
+
+
+def test_unknown_sets_are_refused():
+    with pytest.raises(ValueError, match=r"use_cpu: .* must be one of auto, baseline, avx2, avx512, got 'sse'"):
+        hk.use_cpu("sse").__enter__()
+    for name in ("sse", "auto", 2):  # "auto" is Python's word
+        with pytest.raises(ValueError, match=rf"must be one of baseline, avx2, avx512, got {name!r}"):
+            importlib.import_module("hvae_kernels._C").use_cpu_set(name)
+
+
+def test_sets_that_the_machine_lacks_are_refused(monkeypatch):
+    before = _extension.cpu_set()
+    for name in AWAY:
+        with pytest.raises(ValueError, match=f"'{name}' cannot be used: {SETS[name]}"):
+            importlib.import_module("hvae_kernels._C").use_cpu_set(name)
+    monkeypatch.setattr(_extension, "cpu_sets", lambda: {"baseline": None, "avx2": "not on this CPU"})
+    with pytest.raises(RuntimeError, match=r"use_cpu: .* 'avx2' .* cannot be used: not on this CPU; .* here: baseline"):
+        hk.use_cpu("avx2").__enter__()
+    assert _extension.cpu_set() == before
+
+
+RUN = """
+import torch, hvae_kernels as hk
+one = torch.ones(2)
+with hk.use_impl("reference"):
+    hk.functional.gaussian_leapfrog(one, one, one, one, one, one)
+"""
+
+
+@pytest.mark.parametrize("name", ["auto", *HERE])
+def test_environment_variable_sets_the_instruction_set(name):
+    code = RUN + "hk.functional.gaussian_leapfrog(one, one, one, one, one, one); print(hk.config()['cpu'])"
+    result = python(code, HVAE_KERNELS_CPU=name)
+    assert result.returncode == 0, result.stderr
+    found = ast.literal_eval(result.stdout)
+    assert (found["requested"], found["chosen"]) == (name, HERE[-1] if name == "auto" else name)
+
+
+def test_wrong_instruction_set_is_refused_at_import():
+    result = python("import hvae_kernels", HVAE_KERNELS_CPU="AVX2")
+    assert result.returncode != 0
+    assert result.stderr.endswith(
+        "ValueError: HVAE_KERNELS_CPU: instruction set must be one of auto, baseline, avx2, avx512, got 'AVX2'\n"
+    )
+
+
+#: Stands in for a machine without AVX-512, whatever machine this is.
+LACKING = """
+from hvae_kernels import _extension
+_extension.cpu_sets = lambda: {"baseline": None, "avx2": None, "avx512": "not on this CPU"}
+"""
+
+
+def test_instruction_set_that_the_machine_lacks_is_refused_at_the_call():
+    """Never replaced by another or by the reference; what needs no C++ kernel still runs, ``show_config`` says why."""
+    code = f"""
+{LACKING}{RUN}
+def refused(implementation):
+    try:
+        with hk.use_impl(implementation):
+            hk.functional.gaussian_leapfrog(one, one, one, one, one, one)
+    except RuntimeError as error:
+        return str(error)
+try:
+    hk.use_cpu("baseline").__enter__()
+except RuntimeError as error:
+    refusal = str(error)
+assert refused("auto") == refused("cpp") == refused("auto") == refusal
+hk.show_config()
+print(refusal)
+print(hk.config()["cpu"])
+"""
+    result = python(code, HVAE_KERNELS_CPU="avx512")
+    assert result.returncode == 0, result.stderr
+    *shown, refusal, found = result.stdout.splitlines()
+    assert refusal == (
+        "HVAE_KERNELS_CPU: instruction set 'avx512' was asked for but cannot be used: not on this CPU; "
+        "usable here: baseline, avx2"
+    )
+    assert shown[1] == f"CPU kernels: none ({refusal})"
+    assert "gaussian_leapfrog on cpu: none" in shown
+    assert ast.literal_eval(found)["chosen"] is None
+    assert ast.literal_eval(found)["others"]["avx512"] == "not on this CPU"
+
+
+def test_show_config_says_why_not_a_better_set(monkeypatch, capsys):
+    def first_lines(machine, **others):
+        found = {"requested": "auto", "chosen": "baseline", "others": others}
+        monkeypatch.setattr(_dispatch, "_cpu", lambda: found)
+        monkeypatch.setattr("platform.machine", lambda: machine)
+        hk.show_config()
+        return capsys.readouterr().out.splitlines()[1]
+
+    absent = {"avx2": "not on this CPU", "avx512": "not on this CPU"}
+    printed = first_lines("x86_64", **absent)
+    assert printed == "CPU kernels: baseline (avx2: not on this CPU; avx512: not on this CPU)"
+    assert first_lines("aarch64", **absent) == "CPU kernels: baseline (NEON)"
+
+
+# ---- Installation and choices ----
 
 
 def test_extension_is_loaded_here():
@@ -85,15 +242,21 @@ import torch, hvae_kernels as hk
 one = torch.ones(2, requires_grad=True)
 hk.functional.gaussian_leapfrog(one, one, one, one, one, one)[0].sum().backward()
 hk.show_config()
+assert hk.config()['cpu'] == {'requested': 'baseline', 'chosen': None, 'others': {}}
 try:
     with hk.use_impl('cpp'):
         hk.functional.gaussian_leapfrog(one, one, one, one, one, one)
 except RuntimeError as error:
     print(error)
+try:
+    hk.use_cpu('baseline').__enter__()
+except RuntimeError as error:
+    print(error)
 """
-    result = python(code)
+    result = python(code, HVAE_KERNELS_CPU="baseline")
     assert result.returncode == 0, result.stderr
-    assert "compiled extension: the extension was not built" in result.stdout
+    assert "CPU kernels: none (the extension was not built" in result.stdout
+    assert "use_cpu: instruction set 'baseline' was asked for, but the extension was not built" in result.stdout
     assert "gaussian_leapfrog on cpu: reference" in result.stdout
     assert (
         "gaussian_leapfrog: implementation 'cpp' was asked for but cannot be used: the extension was not"

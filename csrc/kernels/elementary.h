@@ -1,5 +1,5 @@
 // Elementary functions that a compiler can vectorise: GCC vectorises no exp, log or tanh of the C library's.
-// The float forms are polynomials whose error is stated in ulp, measured on all clones (tests/test_elementary.py); the
+// The float forms are polynomials whose error is stated in ulp, measured in each set (tests/test_elementary.py); the
 // double forms are the C library's. All take NaN to NaN and infinities to their limits.
 #pragma once
 
