@@ -143,16 +143,24 @@ class TileSums {
     const TileSums& one = *all[0];
     const Layer &layer = one.net_.stages[s].layer, &source = one.net_.layer(term.source);
     const int64_t lanes = one.values_.lanes(term.source), sources = source.size();
-    std::fill_n(to, layer.size() * sources, T(0));
-    for (int64_t u = 0; u < layer.size(); ++u)
-      for (int64_t first = 0; first < term.counts[u]; first += lanes) {
-        const int64_t at = first * layer.size() + layer.up[u] * lanes;
-        double total[kMostGroups * kGroupLanes<T>] = {};
-        for (const auto& part : all)
-          for (int64_t i = 0; i < lanes; ++i) total[i] += part->weights_[n][at + i];
-        for (int64_t i = 0; i < std::min(lanes, term.counts[u] - first); ++i)
-          to[layer.up[u] * sources + source.up[first + i]] = static_cast<T>(sign * total[i]);
+    const bool in_order = ascending(source.up.data(), sources);
+    const int64_t grain = 1 + (1 << 16) / (1 + sources * int64_t(all.size()));
+    torch::stable::parallel_for(0, layer.size(), grain, [&](int64_t begin, int64_t end) {
+      for (int64_t u = begin; u < end; ++u) {
+        T* row = to + layer.up[u] * sources;
+        std::fill_n(row, sources, T(0));
+        for (int64_t first = 0; first < term.counts[u]; first += lanes) {
+          const int64_t at = first * layer.size() + layer.up[u] * lanes, seen = std::min(lanes, term.counts[u] - first);
+          double total[kMostGroups * kGroupLanes<T>] = {};
+          for (const auto& part : all)
+            for (int64_t i = 0; i < seen; ++i) total[i] += part->weights_[n][at + i];
+          if (in_order)
+            for (int64_t i = 0; i < seen; ++i) row[first + i] = static_cast<T>(sign * total[i]);
+          else
+            for (int64_t i = 0; i < seen; ++i) row[source.up[first + i]] = static_cast<T>(sign * total[i]);
+        }
       }
+    });
   }
 
   static void bias_grad(const std::vector<std::unique_ptr<TileSums>>& all, int64_t s, T sign, T* to) {
