@@ -61,13 +61,19 @@ HK_INLINE double determinant(double h, double slope, double s) {
   return s < 0.5 ? h * h + slope * s : 1 + slope * (s - 1);
 }
 
-// to += sum over j in [first, last) of table[j * stride] * x[j].
-template <class T>
+// to += sum over j in [first, last) of table[j * stride] * x[j], kStep columns in registers at a time.
+template <class Set, class T>
 HK_INLINE void add_coupled(int64_t first, int64_t last, int64_t lanes, const T* table, int64_t stride, const double* x,
-                           double* __restrict to) {
-  for (int64_t j = first; j < last; ++j) {
-    const double factor = table[j * stride];
-    for (int64_t l = 0; l < lanes; ++l) to[l] += factor * x[j * kColumns + l];
+                           double* to) {
+  constexpr int64_t kWidth = kLanes<double, Set>, kVectors = kStep / kWidth;
+  for (int64_t l = 0; l < lanes; l += kStep) {
+    Vector<double, Set> sum[kVectors];
+    for (int64_t v = 0; v < kVectors; ++v) sum[v] = *vectors<Set>(to + l + v * kWidth);
+    for (int64_t j = first; j < last; ++j) {
+      const double factor = table[j * stride];
+      for (int64_t v = 0; v < kVectors; ++v) sum[v] += factor * *vectors<Set>(x + j * kColumns + l + v * kWidth);
+    }
+    for (int64_t v = 0; v < kVectors; ++v) *vectors<Set>(to + l + v * kWidth) = sum[v];
   }
 }
 
@@ -79,11 +85,12 @@ struct Forward {
   double offset;
   double *h, *slope, *log_det;
 
-  HK_INLINE void operator()(auto) const {
+  template <class Set>
+  HK_INLINE void operator()(Set) const {
     double *__restrict slopes = slope, *__restrict logs = log_det;
     for (int64_t i = 0; i < layers; ++i) {
       double* __restrict to = h + i * kColumns;
-      add_coupled(0, i, lanes, table + i * layers, 1, h, to);
+      add_coupled<Set>(0, i, lanes, table + i * layers, 1, h, to);
       const double s = table[i * layers + i] + offset;
       for (int64_t l = 0; l < lanes; ++l) {
         const Bounded p = bounded<T>(to[l]);
@@ -105,12 +112,13 @@ struct Backward {
   const double *h, *slope, *grad_log;
   double *y, *d_table;
 
-  HK_INLINE void operator()(auto) const {
+  template <class Set>
+  HK_INLINE void operator()(Set) const {
     double terms[kColumns];
     for (int64_t i = layers - 1; i >= 0; --i) {
       const double s = table[i * layers + i] + offset, *at = h + i * kColumns, *slopes = slope + i * kColumns;
       double* __restrict to = y + i * kColumns;
-      add_coupled(i + 1, layers, lanes, table + i, layers, y, to);
+      add_coupled<Set>(i + 1, layers, lanes, table + i, layers, y, to);
       for (int64_t l = 0; l < lanes; ++l) {
         const double weight = grad_log[l] / determinant(at[l], slopes[l], s);
         terms[l] = slopes[l] * weight;
@@ -139,14 +147,15 @@ struct Solve {
   const double* slope;
   double* x;
 
-  HK_INLINE void operator()(auto) const {
+  template <class Set>
+  HK_INLINE void operator()(Set) const {
     for (int64_t step = 0; step < layers; ++step) {
       double sum[kColumns] = {};
       const int64_t i = transposed ? layers - 1 - step : step;
       if (transposed)
-        add_coupled(i + 1, layers, lanes, table + i, layers, x, sum);
+        add_coupled<Set>(i + 1, layers, lanes, table + i, layers, x, sum);
       else
-        add_coupled(0, i, lanes, table + i * layers, 1, x, sum);
+        add_coupled<Set>(0, i, lanes, table + i * layers, 1, x, sum);
       for (int64_t l = 0; l < lanes; ++l) x[i * kColumns + l] += slope[i * kColumns + l] * sum[l];
     }
   }
