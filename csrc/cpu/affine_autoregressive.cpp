@@ -46,15 +46,8 @@ void forward(const Chosen& chosen, const RowBlocks& blocks, const Tensor& z, con
   blocks.run(
       [&](int64_t at, int64_t, int64_t n, int64_t width, double* sums) {
         alignas(64) T logs[kRowBlock];
-        run(Forward<T>{.chosen = chosen,
-                       .rows = n,
-                       .width = width,
-                       .z = zs + at,
-                       .shift = bs + at,
-                       .log_scale = ss + at,
-                       .output = to + at,
-                       .logs = logs,
-                       .sums = sums});
+        run(Forward<T>{.chosen = chosen, .rows = n, .width = width, .z = zs + at, .shift = bs + at,
+                       .log_scale = ss + at, .output = to + at, .logs = logs, .sums = sums});
       },
       [&](int64_t first, int64_t n, const double* sums) { store_rows(rows_to, first, n, sums); });
 }
@@ -69,18 +62,10 @@ void backward(const Chosen& chosen, const RowBlocks& blocks, const MaybeTensor& 
   blocks.run(
       [&](int64_t at, int64_t first, int64_t n, int64_t width, double*) {
         alignas(64) T scratch[4][kRowBlock];
-        run(Backward<T>{.chosen = chosen,
-                        .rows = n,
-                        .width = width,
-                        .grad = spare.in(gs, at),
-                        .grad_log = ls ? ls + first : nullptr,
-                        .spread_log = scratch[0],
-                        .z = zs + at,
-                        .shift = spare.in(bs, at),
-                        .log_scale = ss + at,
-                        .d_z = out(dz, at, scratch[1]),
-                        .d_shift = out(db, at, scratch[2]),
-                        .d_log_scale = out(ds, at, scratch[3])});
+        run(Backward<T>{.chosen = chosen, .rows = n, .width = width, .grad = spare.in(gs, at),
+                        .grad_log = ls ? ls + first : nullptr, .spread_log = scratch[0], .z = zs + at,
+                        .shift = spare.in(bs, at), .log_scale = ss + at, .d_z = out(dz, at, scratch[1]),
+                        .d_shift = out(db, at, scratch[2]), .d_log_scale = out(ds, at, scratch[3])});
       },
       [](int64_t, int64_t, const double*) {});
 }
@@ -97,24 +82,12 @@ void double_backward(const Chosen& chosen, const RowBlocks& blocks, const MaybeT
   blocks.run(
       [&](int64_t at, int64_t first, int64_t n, int64_t width, double* sums) {
         alignas(64) T scratch[6][kRowBlock];
-        run(DoubleBackward<T>{.chosen = chosen,
-                              .rows = n,
-                              .width = width,
-                              .h_z = spare.in(hz, at),
-                              .h_shift = spare.in(hb, at),
-                              .h_log_scale = spare.in(hs, at),
-                              .grad = spare.in(gs, at),
-                              .grad_log = ls ? ls + first : nullptr,
-                              .spread_log = scratch[0],
-                              .z = zs + at,
-                              .shift = spare.in(bs, at),
-                              .log_scale = ss + at,
-                              .gg = out(gg, at, scratch[1]),
-                              .logs = scratch[2],
-                              .sums = sums,
-                              .d_z = out(dz, at, scratch[3]),
-                              .d_shift = out(db, at, scratch[4]),
-                              .d_log_scale = out(ds, at, scratch[5])});
+        run(DoubleBackward<T>{.chosen = chosen, .rows = n, .width = width, .h_z = spare.in(hz, at),
+                              .h_shift = spare.in(hb, at), .h_log_scale = spare.in(hs, at), .grad = spare.in(gs, at),
+                              .grad_log = ls ? ls + first : nullptr, .spread_log = scratch[0], .z = zs + at,
+                              .shift = spare.in(bs, at), .log_scale = ss + at, .gg = out(gg, at, scratch[1]),
+                              .logs = scratch[2], .sums = sums, .d_z = out(dz, at, scratch[3]),
+                              .d_shift = out(db, at, scratch[4]), .d_log_scale = out(ds, at, scratch[5])});
       },
       [&](int64_t first, int64_t n, const double* sums) { store_rows(gl, first, n, sums); });
 }

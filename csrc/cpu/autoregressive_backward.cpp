@@ -127,9 +127,10 @@ class TileSums {
       for (const Term<T>& term : net_.stages[s].terms) {
         const int64_t lanes = values_.lanes(term.source);
         for (int64_t p = 0; p < values_.panels(term.source); ++p)
-          run(StaircaseProduct<T>{.first = first_that_sees(term, p * lanes), .last = layer.size(), .unit = layer.up.data(),
-                                  .ends = ends.data(), .begin = 0, .end = n, .index = samples_.data(),
-                                  .weight = sweep.cotangent(s, 0), .unit_stride = sweep.lanes(), .term_stride = 1,
+          run(StaircaseProduct<T>{.first = first_that_sees(term, p * lanes), .last = layer.size(),
+                                  .unit = layer.up.data(), .ends = ends.data(), .begin = 0, .end = n,
+                                  .index = samples_.data(), .weight = sweep.cotangent(s, 0),
+                                  .unit_stride = sweep.lanes(), .term_stride = 1,
                                   .h = values_.of(term.source) + p * values_.rows() * lanes, .lanes = lanes,
                                   .to = sums->data() + p * layer.size() * lanes, .packed = false});
         ++sums;

@@ -58,13 +58,8 @@ void forward(const Tensor& logits, const Tensor& value, const Tensor& log_prob) 
     batch.blocks.run(
         [&](int64_t at, int64_t, int64_t n, int64_t width, double* sums) {
           alignas(64) T linear[kRowBlock], e[kRowBlock];
-          run(Forward<T, V>{.rows = n,
-                            .width = width,
-                            .logits = ls + at,
-                            .value = xs + batch.partner(at),
-                            .linear = linear,
-                            .e = e,
-                            .sums = sums});
+          run(Forward<T, V>{.rows = n, .width = width, .logits = ls + at, .value = xs + batch.partner(at),
+                            .linear = linear, .e = e, .sums = sums});
         },
         [&](int64_t first, int64_t n, const double* sums) { store_rows(to, first, n, sums); });
   });
@@ -79,13 +74,8 @@ void backward(const Tensor& grad, const Tensor& logits, const Tensor& value, con
     batch.blocks.run(
         [&](int64_t at, int64_t first, int64_t n, int64_t width, double*) {
           alignas(64) T spread_grad[kRowBlock];
-          run(Backward<T, V>{.rows = n,
-                             .width = width,
-                             .grad = gs + first,
-                             .spread_grad = spread_grad,
-                             .logits = ls + at,
-                             .value = xs + batch.partner(at),
-                             .d_logits = to + at});
+          run(Backward<T, V>{.rows = n, .width = width, .grad = gs + first, .spread_grad = spread_grad,
+                             .logits = ls + at, .value = xs + batch.partner(at), .d_logits = to + at});
         },
         [](int64_t, int64_t, const double*) {});
   });
@@ -101,16 +91,9 @@ void double_backward(const Tensor& h, const Tensor& grad, const Tensor& logits, 
     batch.blocks.run(
         [&](int64_t at, int64_t first, int64_t n, int64_t width, double* sums) {
           alignas(64) T spread_grad[kRowBlock], terms[kRowBlock];
-          run(DoubleBackward<T, V>{.rows = n,
-                                   .width = width,
-                                   .h = hs + at,
-                                   .grad = gs + first,
-                                   .spread_grad = spread_grad,
-                                   .logits = ls + at,
-                                   .value = xs + batch.partner(at),
-                                   .terms = terms,
-                                   .sums = sums,
-                                   .d_logits = to + at});
+          run(DoubleBackward<T, V>{.rows = n, .width = width, .h = hs + at, .grad = gs + first,
+                                   .spread_grad = spread_grad, .logits = ls + at, .value = xs + batch.partner(at),
+                                   .terms = terms, .sums = sums, .d_logits = to + at});
         },
         [&](int64_t first, int64_t n, const double* sums) { store_rows(rows_to, first, n, sums); });
   });

@@ -87,10 +87,7 @@ class Maps {
         exact_tangents_(duals ? p.replicas * 4 * features_ : 0), values_(p.replicas * 5 * width_),
         tangents_(duals ? p.replicas * 5 * width_ : 0) {
     for_blocks(p, [&](int64_t r, int64_t first, int64_t last) {
-      run(Compose<T>{.shape = p.shape,
-                     .in = parameters_of(p, in, r),
-                     .first = first,
-                     .last = last,
+      run(Compose<T>{.shape = p.shape, .in = parameters_of(p, in, r), .first = first, .last = last,
                      .value = exact_.data() + r * 4 * features_,
                      .tangent = duals ? exact_tangents_.data() + r * 4 * features_ : nullptr});
     });
@@ -138,13 +135,9 @@ void chain(const Problem& p, const Parameters<T>& in, const double* sums, int64_
     const double* cotangent = sums + r * n_sums * d;
     Buffer<S> prefix(K * 4 * kBlock);
     for (int64_t b = first; b < last; ++b)
-      run(ChainBackward<S, T>{.shape = p.shape,
-                              .in = of,
-                              .number = b,
-                              .cotangent = cotangent,
+      run(ChainBackward<S, T>{.shape = p.shape, .in = of, .number = b, .cotangent = cotangent,
                               .cotangent_tangent = tangent_at ? cotangent + tangent_at * d : nullptr,
-                              .prefix = prefix.data(),
-                              .d_precision = precision.data() + r * d,
+                              .prefix = prefix.data(), .d_precision = precision.data() + r * d,
                               .d_step = step.data() + r * (shared ? blocks : p.step_size_numel) + (shared ? b : 0),
                               .d_tempering = tempering.data() + (r * blocks + b) * K});
   });
@@ -175,14 +168,8 @@ void forward(const Problem& p, const Tensor& z, const Tensor& rho, const Tensor&
       const int64_t replica = item / tiling.chunks, offset = replica * p.rows * p.shape.features;
       tiling.rows_of(item % tiling.chunks, [&](int64_t first, int64_t n, int64_t width) {
         const int64_t at = offset + first * tiling.width;
-        run(Forward<T>{.rows = n,
-                       .width = width,
-                       .map = maps.map(replica),
-                       .z = z_in + at,
-                       .rho = rho_in + at,
-                       .z_out = z_to + at,
-                       .rho_out = rho_to + at,
-                       .streams = past_caches && width == tiling.width});
+        run(Forward<T>{.rows = n, .width = width, .map = maps.map(replica), .z = z_in + at, .rho = rho_in + at,
+                       .z_out = z_to + at, .rho_out = rho_to + at, .streams = past_caches && width == tiling.width});
       });
     }
     end_stores();
@@ -207,20 +194,10 @@ void backward(const Problem& p, const MaybeTensor& grad_z, const MaybeTensor& gr
   reduce_rows<T>(
       tiling, Backward<T>::kSums, 2, sums.data(),
       [&](int64_t r, int64_t first, int64_t n, int64_t width, T* scratch, T* acc, double* into) {
-        run(Backward<T>{.first = first,
-                        .rows = n,
-                        .width = width,
-                        .map = maps.map(r),
-                        .grad_z = rows.in(gz, r),
-                        .grad_rho = rows.in(gr, r),
-                        .z = rows.in(zs, r),
-                        .rho = rows.in(rs, r),
-                        .d_z = rows.out(dz, r, scratch),
-                        .d_rho = rows.out(dr, r, scratch + tiling.width),
-                        .acc = acc,
-                        .scratch = scratch,
-                        .sums = into,
-                        .streams = past_caches});
+        run(Backward<T>{.first = first, .rows = n, .width = width, .map = maps.map(r), .grad_z = rows.in(gz, r),
+                        .grad_rho = rows.in(gr, r), .z = rows.in(zs, r), .rho = rows.in(rs, r),
+                        .d_z = rows.out(dz, r, scratch), .d_rho = rows.out(dr, r, scratch + tiling.width), .acc = acc,
+                        .scratch = scratch, .sums = into, .streams = past_caches});
       });
   if (!d_parameters) return;
   Buffer<double> d_loc(p.replicas * d);
@@ -254,24 +231,13 @@ void double_backward(const Problem& p, const MaybeTensor* h, const MaybeTensor& 
   reduce_rows<T>(
       tiling, DoubleBackward<T>::kSums, 4, sums.data(),
       [&](int64_t r, int64_t first, int64_t n, int64_t width, T* scratch, T* acc, double* into) {
-        run(DoubleBackward<T>{.first = first,
-                              .rows = n,
-                              .width = width,
-                              .map = maps.map(r),
-                              .tangent = maps.tangent(r),
-                              .h_loc = h_loc.data() + r * tiling.width,
-                              .h_z = rows.in(hz, r),
-                              .h_rho = rows.in(hr, r),
-                              .grad_z = rows.in(gz, r),
-                              .grad_rho = rows.in(gr, r),
-                              .z = rows.in(zs, r),
-                              .rho = rows.in(rs, r),
-                              .gg_z = rows.out(ggz, r, scratch),
+        run(DoubleBackward<T>{.first = first, .rows = n, .width = width, .map = maps.map(r), .tangent = maps.tangent(r),
+                              .h_loc = h_loc.data() + r * tiling.width, .h_z = rows.in(hz, r), .h_rho = rows.in(hr, r),
+                              .grad_z = rows.in(gz, r), .grad_rho = rows.in(gr, r), .z = rows.in(zs, r),
+                              .rho = rows.in(rs, r), .gg_z = rows.out(ggz, r, scratch),
                               .gg_rho = rows.out(ggr, r, scratch + tiling.width),
                               .d_z = rows.out(dz, r, scratch + 2 * tiling.width),
-                              .d_rho = rows.out(dr, r, scratch + 3 * tiling.width),
-                              .acc = acc,
-                              .sums = into});
+                              .d_rho = rows.out(dr, r, scratch + 3 * tiling.width), .acc = acc, .sums = into});
       });
   if (!d_parameters) return;
   Buffer<double> d_loc(p.replicas * d);

@@ -65,14 +65,8 @@ void forward(const Tiling& tiling, const Tensor& z, const Tensor& rho, const Ten
     for (int64_t item = begin; item < end; ++item)
       tiling.rows_of(item, [&](int64_t first, int64_t n, int64_t width) {
         const int64_t at = first * tiling.width;
-        run(Forward<T>{.rows = n,
-                       .width = width,
-                       .c = c,
-                       .z = z_in + at,
-                       .rho = rho_in + at,
-                       .grad = grad_in + at,
-                       .z_out = z_to + at,
-                       .rho_out = rho_to + at});
+        run(Forward<T>{.rows = n, .width = width, .c = c, .z = z_in + at, .rho = rho_in + at, .grad = grad_in + at,
+                       .z_out = z_to + at, .rho_out = rho_to + at});
       });
   });
 }
@@ -90,18 +84,9 @@ void backward(const Tiling& tiling, const MaybeTensor& grad_z, const MaybeTensor
   Buffer<double> sums(kSums * tiling.features);
   reduce_rows<T>(tiling, kSums, 2, sums.data(),
                  [&](int64_t, int64_t first, int64_t n, int64_t width, T* scratch, T* acc, double* into) {
-                   run(Backward<T>{.first = first,
-                                   .rows = n,
-                                   .width = width,
-                                   .c = c,
-                                   .grad_z = gz,
-                                   .grad_rho = gr,
-                                   .rho = rs,
-                                   .grad = gs,
-                                   .d_rho = rows.out(dr, 0, scratch),
-                                   .d_grad = rows.out(dg, 0, scratch + tiling.width),
-                                   .acc = acc,
-                                   .sums = into});
+                   run(Backward<T>{.first = first, .rows = n, .width = width, .c = c, .grad_z = gz, .grad_rho = gr,
+                                   .rho = rs, .grad = gs, .d_rho = rows.out(dr, 0, scratch),
+                                   .d_grad = rows.out(dg, 0, scratch + tiling.width), .acc = acc, .sums = into});
                  });
   if (d_parameters) store_parameters<T>(tiling, sums, d_parameters);
 }
@@ -121,22 +106,12 @@ void double_backward(const Tiling& tiling, const MaybeTensor* h, const MaybeTens
   Buffer<double> sums(kSums * tiling.features);
   reduce_rows<T>(tiling, kSums, 4, sums.data(),
                  [&](int64_t, int64_t first, int64_t n, int64_t width, T* scratch, T* acc, double* into) {
-                   run(DoubleBackward<T>{.first = first,
-                                         .rows = n,
-                                         .width = width,
-                                         .c = c,
-                                         .h = t,
-                                         .h_rho = hr,
-                                         .h_grad = hg,
-                                         .grad_z = gz,
-                                         .grad_rho = gr,
-                                         .rho = rs,
-                                         .grad = gs,
+                   run(DoubleBackward<T>{.first = first, .rows = n, .width = width, .c = c, .h = t, .h_rho = hr,
+                                         .h_grad = hg, .grad_z = gz, .grad_rho = gr, .rho = rs, .grad = gs,
                                          .gg_z = rows.out(ggz, 0, scratch),
                                          .gg_rho = rows.out(ggr, 0, scratch + tiling.width),
                                          .d_rho = rows.out(dr, 0, scratch + 2 * tiling.width),
-                                         .d_grad = rows.out(dg, 0, scratch + 3 * tiling.width),
-                                         .acc = acc,
+                                         .d_grad = rows.out(dg, 0, scratch + 3 * tiling.width), .acc = acc,
                                          .sums = into});
                  });
   if (d_parameters) store_parameters<T>(tiling, sums, d_parameters);

@@ -52,19 +52,10 @@ struct Product {
     alignas(kGroupBytes) T results[kUnitsAnItem * kMostGroups * kGroupLanes<T>];
     for (int64_t u = first; u < last; ++u)
       std::fill_n(results + (u - first) * lanes, lanes, bias ? bias[stairs.unit_order[u]] : T(0));
-    hk::run(StaircaseProduct<T>{.first = first,
-                                .last = last,
-                                .unit = stairs.unit_order.data(),
-                                .ends = stairs.counts.data(),
-                                .begin = 0,
-                                .end = sources,
-                                .index = stairs.source_order.data(),
-                                .weight = weight,
-                                .unit_stride = unit_stride,
-                                .term_stride = source_stride,
-                                .h = states,
-                                .lanes = lanes,
-                                .to = results,
+    hk::run(StaircaseProduct<T>{.first = first, .last = last, .unit = stairs.unit_order.data(),
+                                .ends = stairs.counts.data(), .begin = 0, .end = sources,
+                                .index = stairs.source_order.data(), .weight = weight, .unit_stride = unit_stride,
+                                .term_stride = source_stride, .h = states, .lanes = lanes, .to = results,
                                 .packed = true});
     out_of_tile(results, lanes, height(t), stairs.unit_order.data() + first, last - first, to + t * lanes * units,
                 units);

@@ -78,13 +78,8 @@ void forward(const Blocks& blocks, double offset, const Tensor& projections, con
     Buffer<double> values(blocks.layers * kColumns), q(blocks.layers * kColumns);
     double sums[kColumns] = {};
     gather(at(from, element), blocks.layers, blocks.rows, n, values.data());
-    run(Forward<T>{.layers = blocks.layers,
-                   .lanes = padded(n),
-                   .table = blocks.table(tables, item),
-                   .offset = offset,
-                   .h = values.data(),
-                   .slope = q.data(),
-                   .log_det = sums});
+    run(Forward<T>{.layers = blocks.layers, .lanes = padded(n), .table = blocks.table(tables, item), .offset = offset,
+                   .h = values.data(), .slope = q.data(), .log_det = sums});
     scatter(values.data(), blocks.layers, blocks.rows, n, to + element);
     scatter(q.data(), blocks.layers, blocks.rows, n, slopes + element);
     for (int64_t l = 0; l < n; ++l) logs[row + l] = static_cast<T>(sums[l]);
@@ -107,15 +102,8 @@ void backward(const Blocks& blocks, double offset, const MaybeTensor& grad_h, co
     gather(slopes + element, blocks.layers, blocks.rows, n, q.data());
     gather(at(gs, element), blocks.layers, blocks.rows, n, y.data());
     if (ls) std::copy_n(ls + row, n, logs);
-    run(Backward<T>{.layers = blocks.layers,
-                    .lanes = padded(n),
-                    .rows = n,
-                    .table = blocks.table(tables, item),
-                    .offset = offset,
-                    .h = values.data(),
-                    .slope = q.data(),
-                    .grad_log = logs,
-                    .y = y.data(),
+    run(Backward<T>{.layers = blocks.layers, .lanes = padded(n), .rows = n, .table = blocks.table(tables, item),
+                    .offset = offset, .h = values.data(), .slope = q.data(), .grad_log = logs, .y = y.data(),
                     .d_table = summed ? partial.data() + item * size : nullptr});
     scatter(y.data(), blocks.layers, blocks.rows, n, to + element);
   });
@@ -131,12 +119,8 @@ void solve(const Blocks& blocks, bool transposed, const Tensor& constant, const 
     Buffer<double> values(blocks.layers * kColumns), q(blocks.layers * kColumns);
     gather(es + element, blocks.layers, blocks.rows, n, values.data());
     gather(slopes + element, blocks.layers, blocks.rows, n, q.data());
-    run(Solve<T>{.layers = blocks.layers,
-                 .lanes = padded(n),
-                 .transposed = transposed,
-                 .table = blocks.table(tables, item),
-                 .slope = q.data(),
-                 .x = values.data()});
+    run(Solve<T>{.layers = blocks.layers, .lanes = padded(n), .transposed = transposed,
+                 .table = blocks.table(tables, item), .slope = q.data(), .x = values.data()});
     scatter(values.data(), blocks.layers, blocks.rows, n, to + element);
   });
 }

@@ -97,16 +97,9 @@ void backward(const Sizes& sizes, const MaybeTensor& grad, const MaybeTensor& gr
       const int64_t rows = std::min(kRows, last - row);
       copy_rows(rows, d, from + row * d, d, here.data(), width);
       copy_rows(rows, d, gs ? gs + row * d : nullptr, d, g.data(), width);
-      run(Backward<T>{.layers = padded.layers,
-                      .rows = rows,
-                      .z = here.data(),
-                      .grad_log = ls ? ls + row : nullptr,
-                      .g = g.data(),
-                      .ys = ys.data(),
-                      .stack = stack.data(),
-                      .d_centers = run_sums.data(),
-                      .d_alpha = d_alpha,
-                      .d_beta = d_beta});
+      run(Backward<T>{.layers = padded.layers, .rows = rows, .z = here.data(), .grad_log = ls ? ls + row : nullptr,
+                      .g = g.data(), .ys = ys.data(), .stack = stack.data(), .d_centers = run_sums.data(),
+                      .d_alpha = d_alpha, .d_beta = d_beta});
       copy_rows(rows, d, g.data(), width, to + row * d, d);
       if ((row - first + kRows) % kRun == 0 || row + kRows >= last) flush(sums, run_sums.data(), layers * width);
     }

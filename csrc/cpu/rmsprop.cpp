@@ -44,14 +44,9 @@ void step(const Tensor& parameter, const Tensor& gradient, const Tensor& square_
   chunks.run([&](int64_t row, int64_t first, int64_t n, int64_t) {
     const double scale = std::min(1.0, max_norm / (norms[row] + 1e-6));
     const int64_t at = row * chunks.columns + first;
-    run(Update<T>{.n = n,
-                  .learning_rate = static_cast<T>(learning_rate),
-                  .alpha = static_cast<T>(alpha),
-                  .eps = static_cast<T>(eps),
-                  .scale = static_cast<T>(scale),
-                  .gradient = g + at,
-                  .square_average = v + at,
-                  .parameter = p + at});
+    run(Update<T>{.n = n, .learning_rate = static_cast<T>(learning_rate), .alpha = static_cast<T>(alpha),
+                  .eps = static_cast<T>(eps), .scale = static_cast<T>(scale), .gradient = g + at,
+                  .square_average = v + at, .parameter = p + at});
   });
 }
 

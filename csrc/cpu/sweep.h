@@ -87,12 +87,8 @@ class Sweep {
   void forward() {
     const int64_t features = net_.inputs[0].size();
     for (int64_t j = 0; j < features; ++j)
-      run(ApplyTail<T>{.tail = tail_,
-                       .x = x() + j * lanes_,
-                       .shift = output(net_.shift_unit(j)),
-                       .raw = output(net_.scale_unit(j)),
-                       .n = lanes_,
-                       .y = y() + j * lanes_,
+      run(ApplyTail<T>{.tail = tail_, .x = x() + j * lanes_, .shift = output(net_.shift_unit(j)),
+                       .raw = output(net_.scale_unit(j)), .n = lanes_, .y = y() + j * lanes_,
                        .log_det = log_det_.data()});
   }
 
@@ -115,14 +111,9 @@ class Sweep {
         }
         for (int64_t i = features.start[t]; i < features.start[t + 1]; ++i) {
           const int64_t j = features.up[i];
-          run(InvertTail<T>{.tail = tail_,
-                            .y = y() + j * lanes_,
-                            .shift = output(net_.shift_unit(j)),
-                            .raw = output(net_.scale_unit(j)),
-                            .n = lanes_,
-                            .x = x() + j * lanes_,
-                            .log_det = log_det_.data(),
-                            .least = least_.data()});
+          run(InvertTail<T>{.tail = tail_, .y = y() + j * lanes_, .shift = output(net_.shift_unit(j)),
+                            .raw = output(net_.scale_unit(j)), .n = lanes_, .x = x() + j * lanes_,
+                            .log_det = log_det_.data(), .least = least_.data()});
         }
       }
     }
@@ -132,12 +123,8 @@ class Sweep {
   // what reaches x past the network; with `to_features` through() what reaches it through the network.
   void backward(bool to_features) {
     for (int64_t j = 0; j < net_.inputs[0].size(); ++j)
-      run(BackwardTail<T>{.tail = tail_,
-                          .x = x() + j * lanes_,
-                          .h = grad_log_det_.data(),
-                          .n = lanes_,
-                          .g = y() + j * lanes_,
-                          .shift = output(net_.shift_unit(j)),
+      run(BackwardTail<T>{.tail = tail_, .x = x() + j * lanes_, .h = grad_log_det_.data(), .n = lanes_,
+                          .g = y() + j * lanes_, .shift = output(net_.shift_unit(j)),
                           .raw = output(net_.scale_unit(j))});
     for (int64_t s = last() - 1; s >= 0; --s) {
       const int64_t units = net_.stages[s].layer.size();
@@ -169,13 +156,8 @@ class Sweep {
         pull(kFeatures, features.rest[t + 1], features.rest[t], t1, false);
         for (int64_t i = features.rest[t + 1]; i < features.rest[t]; ++i) {
           const int64_t j = features.down[i];
-          run(SolveTail<T>{.tail = tail_,
-                           .x = x() + j * lanes_,
-                           .through = through(j),
-                           .h = grad_log_det_.data(),
-                           .n = lanes_,
-                           .g = y() + j * lanes_,
-                           .shift = output(net_.shift_unit(j)),
+          run(SolveTail<T>{.tail = tail_, .x = x() + j * lanes_, .through = through(j), .h = grad_log_det_.data(),
+                           .n = lanes_, .g = y() + j * lanes_, .shift = output(net_.shift_unit(j)),
                            .raw = output(net_.scale_unit(j))});
         }
         for (int64_t s = last() - 1; s >= 0; --s) {
@@ -245,20 +227,9 @@ class Sweep {
   void products(const int32_t* units, int64_t u0, int64_t u1, const std::vector<int64_t>& ends, int64_t begin,
                 int64_t end, const int32_t* index, const T* weight, int64_t unit_stride, int64_t term_stride, const T* h,
                 T* to) {
-    run(StaircaseProduct<T>{.first = u0,
-                            .last = u1,
-                            .unit = units,
-                            .ends = ends.data(),
-                            .begin = begin,
-                            .end = end,
-                            .index = index,
-                            .weight = weight,
-                            .unit_stride = unit_stride,
-                            .term_stride = term_stride,
-                            .h = h,
-                            .lanes = lanes_,
-                            .to = to,
-                            .packed = false});
+    run(StaircaseProduct<T>{.first = u0, .last = u1, .unit = units, .ends = ends.data(), .begin = begin, .end = end,
+                            .index = index, .weight = weight, .unit_stride = unit_stride, .term_stride = term_stride,
+                            .h = h, .lanes = lanes_, .to = to, .packed = false});
   }
 
   // Whether all units of a stage are asked for, and nothing but their own raw values enters.

@@ -53,19 +53,9 @@ struct WeightGrad {
     // Units that see none of the panel come first: what they add is nothing.
     const int64_t blind = std::upper_bound(counts.begin() + first, counts.begin() + last, p * lanes) - counts.begin();
     const int64_t from = first + (blind - first) / kMostUnits * kMostUnits;
-    hk::run(StaircaseProduct<T>{.first = from,
-                                .last = last,
-                                .unit = unit_order.data(),
-                                .ends = ends - from,
-                                .begin = 0,
-                                .end = rows,
-                                .index = samples,
-                                .weight = cotangents,
-                                .unit_stride = rows,
-                                .term_stride = 1,
-                                .h = panel,
-                                .lanes = lanes,
-                                .to = results + (from - first) * lanes,
+    hk::run(StaircaseProduct<T>{.first = from, .last = last, .unit = unit_order.data(), .ends = ends - from, .begin = 0,
+                                .end = rows, .index = samples, .weight = cotangents, .unit_stride = rows,
+                                .term_stride = 1, .h = panel, .lanes = lanes, .to = results + (from - first) * lanes,
                                 .packed = true});
     for (int64_t u = first; u < last; ++u) {
       const int64_t seen = std::min(lanes, counts[u] - p * lanes);
