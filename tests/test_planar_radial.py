@@ -11,6 +11,7 @@ from opspecs import planar_inputs, radial_inputs
 
 import hvae_kernels as hk
 from hvae_kernels import testing
+from hvae_kernels.ops.planar_flow import autograd as planar_autograd
 from hvae_kernels.ops.planar_flow import reference as planar_reference
 from hvae_kernels.ops.radial_flow import reference as radial_reference
 
@@ -190,6 +191,26 @@ def test_planar_saves_two_numbers_a_layer_and_row():
     arguments = [x.requires_grad_() for x in planar(64, 8, n_layers=5)]
     with hk.use_impl("cpp"):
         assert testing.saved_bytes(lambda: F.planar_flow(*arguments), arguments) == 2 * 5 * 64 * 8
+
+
+def test_planar_recursion_has_the_same_bits_on_any_number_of_threads():
+    """The kernels without torch's products around them."""
+    layers, rows = 13, 3001
+    projections, table = torch.randn(layers, rows), 0.1 * torch.randn(layers, layers)
+    cotangents = torch.randn(layers, rows), torch.randn(rows)
+
+    def run(n_threads):
+        with testing.threads(n_threads):
+            h, slope, log_abs_det = planar_autograd.RAW_FORWARD["cpp"](projections, table, 1.0)
+            backward = planar_autograd.RAW_BACKWARD["cpp"](*cotangents, h, slope, table, 1.0, True)
+            solved = [planar_autograd.RAW_SOLVE["cpp"](projections, slope, table, way) for way in (False, True)]
+        return h, slope, log_abs_det, *backward, *solved
+
+    with hk.use_impl("cpp"):
+        F.planar_flow(*planar(1, 2))  # loads the extension
+    alone = run(1)
+    for n_threads in (2, 3):
+        assert all(map(torch.equal, run(n_threads), alone))
 
 
 @each_implementation
