@@ -60,6 +60,11 @@ class OpSpec:
     ``options`` names what in a case belongs to the op and its reference, not to the inputs, ``shared`` what belongs to
     both: see :meth:`at`. Of an op that differentiates part of its value as a constant, ``held(point)`` is the op with
     that part held at ``point``, for finite differences.
+
+    ``summed_by_torch`` are the results that torch's own products or sums have a part in, whose bits may depend on the
+    number of threads; all others promise not to. Results are called ``values/i``, ``first/i`` (the gradient of input i)
+    and ``second/i`` (of the cotangents, then of the inputs), and ``values``, ``first`` and ``second`` are all of an
+    order.
     """
 
     name: str
@@ -74,6 +79,7 @@ class OpSpec:
     options: tuple[str, ...] = ()
     shared: tuple[str, ...] = ()
     held: Callable[[tuple[Tensor, ...]], Callable[..., tuple[Tensor, ...]]] | None = None
+    summed_by_torch: tuple[str, ...] = ()
 
     def at(self, case: dict[str, Any]) -> OpSpec:
         """The spec of one case: its options bound to the op and the reference, and kept from ``make``."""
@@ -90,6 +96,9 @@ class OpSpec:
     @property
     def implementations(self) -> tuple[str, ...]:
         return _dispatch.OPS[self.name].implementations
+
+    def is_summed_by_torch(self, result: str) -> bool:
+        return bool({result, result.partition("/")[0]} & set(self.summed_by_torch))
 
 
 def _uniform(low: float, high: float, *shape: int, **kind) -> Tensor:
@@ -770,10 +779,12 @@ def _iwae_spec(name: str, reference: Callable[..., tuple[Tensor]], power: int) -
         ),
         options=("dim",),
         held=functools.partial(held_surrogate, function, power) if power else None,
+        summed_by_torch=("second",),  # plain PyTorch
     )
 
 
 EXTREMES = {"large": {"shape": (7, 5), "scale": 1e18}, "tiny": {"shape": (7, 5), "scale": 1e-18}}
+ALL_RESULTS = ("values", "first", "second")
 
 OPSPECS = (
     OpSpec(
@@ -806,6 +817,7 @@ OPSPECS = (
         extremes=EXTREMES,
         same=(0, 1),
         raw=tuple(RawOp(raw.overloads, lambda x, raw=raw: raw.arguments(_update_within(x))) for raw in UPDATE_RAW),
+        summed_by_torch=ALL_RESULTS,
     ),
     OpSpec(
         name="leapfrog_update",
@@ -834,6 +846,7 @@ OPSPECS = (
             RawOp(masked_autograd.RAW_WEIGHT_GRAD, lambda x: (_masked_cotangent(x), x[0], *_masked_degrees(x), True)),
         ),
         options=("pattern", "strict"),
+        summed_by_torch=("first/2",),  # the bias's gradient
     ),
     OpSpec(
         name="local_reparam_linear",
@@ -850,6 +863,7 @@ OPSPECS = (
             RawOp(local_reparam_autograd.RAW_BACKWARD, lambda x: (x[3].cos(), *x[:4], x[3].exp(), True, True)),
             RawOp(local_reparam_autograd.RAW_BACKWARD, lambda x: (x[3].cos(), *x[:4], x[3].exp(), False, False)),
         ),
+        summed_by_torch=ALL_RESULTS,
     ),
     OpSpec(
         name="autoregressive_forward",
@@ -870,6 +884,7 @@ OPSPECS = (
         ),
         options=("activation", "gate", "order", "halves"),
         shared=("kind",),
+        summed_by_torch=("second",),  # composed of masked_linear and others
     ),
     OpSpec(
         name="autoregressive_inverse",
@@ -894,6 +909,7 @@ OPSPECS = (
         ),
         options=("activation", "gate", "order", "halves"),
         shared=("kind",),
+        summed_by_torch=("second",),  # the reference's
     ),
     OpSpec(
         name="affine_autoregressive",
@@ -929,6 +945,7 @@ OPSPECS = (
             ),
         ),
         options=("event_ndims", "bits"),
+        summed_by_torch=("first/1", "second/0", "second/2"),  # what the samples of a value pull back to it
     ),
     _iwae_spec("iwae_bound", iwae_op(iwae_reference.iwae_bound), 0),
     _iwae_spec("stl_surrogate", iwae_op(iwae_reference.surrogate, 1), 1),
@@ -954,6 +971,7 @@ OPSPECS = (
             RawOp(planar_autograd.RAW_SOLVE, lambda x: (_planar_replicas(x)[0], *_planar_replicas(x), False)),
         ),
         options=("constrain",),
+        summed_by_torch=ALL_RESULTS,
     ),
     OpSpec(
         name="radial_flow",
@@ -969,6 +987,7 @@ OPSPECS = (
             RawOp(radial_autograd.RAW_BACKWARD, lambda x: (x[0].cos(), x[0][..., 0].cos(), *x)),
             RawOp(radial_autograd.RAW_BACKWARD, lambda x: (None, x[0][..., 0].cos(), *x)),
         ),
+        summed_by_torch=("second",),  # the reference's
     ),
     OpSpec(
         name="gaussian_mixture_log_prob",

@@ -186,14 +186,27 @@ def test_any_shape_matches_reference(implementation, rows, inputs, outputs, bias
 def test_several_threads():
     """More elements than one thread takes at a time."""
     leaves = [x.requires_grad_() for x in layer(131, 133, 137).values()]
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
-    with hk.use_impl("cpp"):
+    with hk.use_impl("cpp"), testing.threads(2):
         y = F.local_reparam_linear(*leaves)
         gradients = torch.autograd.grad(y.sin().sum(), leaves)
-    torch.set_num_threads(threads)
     expected = reference.local_reparam_linear(*leaves)
     close((y, *gradients), (expected, *torch.autograd.grad(expected.sin().sum(), leaves)))
+
+
+def test_between_the_products_bits_do_not_depend_on_the_threads():
+    """With one term in every sum torch's products are exact in any order, and what remains is ours."""
+    n = 211  # more elements than one thread takes at a time, and no multiple of a vector's lanes
+    arguments = layer(n, n, n, dtype=torch.float32) | {"x": torch.eye(n)}
+    leaves, upstream = [x.requires_grad_() for x in arguments.values()], torch.randn(n).diag()
+
+    def run(n_threads):
+        with hk.use_impl("cpp"), testing.threads(n_threads):
+            y = F.local_reparam_linear(*leaves)
+            return y.detach(), *torch.autograd.grad(y, leaves, upstream)
+
+    alone = run(1)
+    for n_threads in (2, 3):
+        assert all(map(torch.equal, run(n_threads), alone))
 
 
 @each_implementation

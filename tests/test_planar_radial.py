@@ -11,6 +11,7 @@ from opspecs import planar_inputs, radial_inputs
 
 import hvae_kernels as hk
 from hvae_kernels import testing
+from hvae_kernels.ops.planar_flow import autograd as planar_autograd
 from hvae_kernels.ops.planar_flow import reference as planar_reference
 from hvae_kernels.ops.radial_flow import reference as radial_reference
 
@@ -192,6 +193,26 @@ def test_planar_saves_two_numbers_a_layer_and_row():
         assert testing.saved_bytes(lambda: F.planar_flow(*arguments), arguments) == 2 * 5 * 64 * 8
 
 
+def test_planar_recursion_has_the_same_bits_on_any_number_of_threads():
+    """The kernels without torch's products around them."""
+    layers, rows = 13, 3001
+    projections, table = torch.randn(layers, rows), 0.1 * torch.randn(layers, layers)
+    cotangents = torch.randn(layers, rows), torch.randn(rows)
+
+    def run(n_threads):
+        with testing.threads(n_threads):
+            h, slope, log_abs_det = planar_autograd.RAW_FORWARD["cpp"](projections, table, 1.0)
+            backward = planar_autograd.RAW_BACKWARD["cpp"](*cotangents, h, slope, table, 1.0, True)
+            solved = [planar_autograd.RAW_SOLVE["cpp"](projections, slope, table, way) for way in (False, True)]
+        return h, slope, log_abs_det, *backward, *solved
+
+    with hk.use_impl("cpp"):
+        F.planar_flow(*planar(1, 2))  # loads the extension
+    alone = run(1)
+    for n_threads in (2, 3):
+        assert all(map(torch.equal, run(n_threads), alone))
+
+
 @each_implementation
 def test_planar_nan_stays_in_its_row(implementation):
     z, u, w, b = planar(20, 5, dtype=torch.float32)
@@ -280,22 +301,24 @@ def test_radial_near_a_later_centre_is_within_budget(implementation, distance):
         base, center, alpha, beta = radial(1, 11, n_layers=2)
         center[1:] = radial_reference.radial_flow(base, center[:1], alpha[:1], beta[:1])[0]
         z = base + distance * torch.randn(5, 11, dtype=torch.float64)
-        return [x.float() for x in (z, center, alpha, beta)], [torch.randn(5, 11), torch.randn(5)]
+        return [x.float() for x in (z, center, alpha, beta, torch.randn(5, 11), torch.randn(5))]
 
-    draws = [draw() for _ in range(50)]
-
-    def run(function, dtype):
+    def run(function, draws):
         results = []
-        for inputs, seeds in draws:
-            leaves = [x.to(dtype).requires_grad_() for x in inputs]
+        for *leaves, seed, seed_log in zip(*draws, strict=True):
+            leaves = [x.detach().requires_grad_() for x in leaves]
             outputs = function(*leaves)
-            results.append((*outputs, *torch.autograd.grad(outputs, leaves, [seed.to(dtype) for seed in seeds])))
+            results.append((*outputs, *torch.autograd.grad(outputs, leaves, (seed, seed_log))))
         return [torch.stack(result) for result in zip(*results, strict=True)]
 
-    with hk.use_impl(implementation):
-        results = run(F.radial_flow, torch.float32)
-    plain, oracle = (run(radial_reference.radial_flow, dtype) for dtype in (torch.float32, torch.float64))
-    testing.assert_within_budget(results, plain, oracle)
+    def op(*draws):
+        with hk.use_impl(implementation):
+            return run(F.radial_flow, draws)
+
+    def make():
+        return [torch.stack(tensors) for tensors in zip(*(draw() for _ in range(50)), strict=True)]
+
+    testing.assert_as_exact(op, lambda *draws: run(radial_reference.radial_flow, draws), make)
 
 
 @each_implementation
