@@ -14,28 +14,30 @@ SETS = [name for name, reason in _extension.cpu_sets().items() if reason is None
 each_set = pytest.mark.parametrize("cpu_set", SETS)
 
 
-def gradients(function, inputs, upstream):
-    leaves = [x.detach().requires_grad_() for x in inputs]
-    return torch.autograd.grad(function(*leaves), leaves, [g.to(leaves[0].dtype) for g in upstream])
+def assert_like_reference(spec, case):
+    """Values and gradients in float32 are as exact as the plain formula's."""
 
+    def make():
+        inputs = spec.make(torch.float32, "cpu", **case)
+        return *inputs, *(torch.randn_like(y) for y in spec.reference(*inputs))
 
-def assert_like_reference(op, reference, inputs):
-    """Values and gradients in float32 within the budget of the plain formula's error."""
-    exact = [x.double() for x in inputs]
-    upstream = [torch.randn_like(y) for y in reference(*inputs)]
-    results = (*op(*inputs), *gradients(op, inputs, upstream))
-    plain = (*reference(*inputs), *gradients(reference, inputs, upstream))
-    oracle = (*reference(*exact), *gradients(reference, exact, upstream))
-    testing.assert_within_budget([r.detach() for r in results], [p.detach() for p in plain], [o.detach() for o in oracle])
+    n_inputs = len(spec.make(torch.float32, "cpu", **case))
+
+    def run(function, tensors):
+        inputs = [x.detach().requires_grad_() for x in tensors[:n_inputs]]
+        results = function(*inputs)
+        gradients = torch.autograd.grad(results, inputs, tensors[n_inputs:], materialize_grads=True)
+        return [*(y.detach() for y in results), *gradients]
+
+    testing.assert_as_exact(lambda *x: run(spec.op, x), lambda *x: run(spec.reference, x), make)
 
 
 @each_set
 # rows of whole cache lines, of half of one, of no whole vector, and short ones that share a line
 @pytest.mark.parametrize("shape", [(2049, 512), (1051, 1000), (1051, 1003), (52_500, 20)])
 def test_leapfrog_whose_results_go_past_the_caches(cpu_set, shape):
-    spec = SPECS["gaussian_leapfrog"]
     with hk.use_cpu(cpu_set):
-        assert_like_reference(spec.op, spec.reference, spec.make(torch.float32, "cpu", shape=shape))
+        assert_like_reference(SPECS["gaussian_leapfrog"], {"shape": shape})
 
 
 @each_set
@@ -44,15 +46,13 @@ def test_leapfrog_whose_results_go_past_the_caches(cpu_set, shape):
 def test_network_whose_weights_fit_no_cache(cpu_set, op, kind):
     """Gradients of wide networks are sums over all samples at once; of narrow ones, tile by tile."""
     case = {"shape": (150, 13), "kind": kind, "hidden": 270}
-    spec = SPECS[op].at(case)
     with hk.use_cpu(cpu_set):
-        assert_like_reference(spec.op, spec.reference, spec.make(torch.float32, "cpu", **case))
+        assert_like_reference(SPECS[op].at(case), case)
 
 
 @each_set
 @pytest.mark.parametrize("rows", [20, 65, 1100])
 def test_narrow_network_of_many_tiles(cpu_set, rows):
     case = {"shape": (rows, 13), "kind": "two_hidden", "hidden": 70}
-    spec = SPECS["autoregressive_forward"].at(case)
     with hk.use_cpu(cpu_set):
-        assert_like_reference(spec.op, spec.reference, spec.make(torch.float32, "cpu", **case))
+        assert_like_reference(SPECS["autoregressive_forward"].at(case), case)
