@@ -43,6 +43,11 @@ EXTREMES = [
     for row in _rows()
     for name, case in row[0].extremes.items()
 ]
+LONG_SUMS = [
+    pytest.param(spec.at(spec.long_sums), "cpp", "cpu", spec.long_sums, id=f"{spec.name}/cpp/cpu/long_sums")
+    for spec in OPSPECS
+    if spec.long_sums
+]
 each_row = pytest.mark.parametrize(("spec", "implementation", "device"), ROWS)
 each_case = pytest.mark.parametrize(("spec", "implementation", "device", "case"), CASES)
 
@@ -127,7 +132,7 @@ def test_double_backward_budget(spec, implementation, device, case):
     compare(spec, implementation, device, case, 2)
 
 
-@pytest.mark.parametrize(("spec", "implementation", "device", "case"), EXTREMES)
+@pytest.mark.parametrize(("spec", "implementation", "device", "case"), EXTREMES + LONG_SUMS)
 def test_extremes(spec, implementation, device, case):
     compare(spec, implementation, device, case, 0)
     compare(spec, implementation, device, case, 1)
@@ -214,7 +219,7 @@ def test_poisoned_memory(spec, implementation, device, case):
 @pytest.mark.parametrize(
     ("spec", "implementation", "device", "case"),
     # the interpreter runs one program after the other: it always repeats
-    [case for case in CASES if case.values[1:3] != ("triton", "cpu") or case.id.endswith("/plain")],
+    [case for case in CASES if case.values[1:3] != ("triton", "cpu") or case.id.endswith("/plain")] + LONG_SUMS,
 )
 def test_bitwise_repeat(spec, implementation, device, case):
     """The same bits again: with another number of threads from our kernels, with the same one from torch's sums."""
