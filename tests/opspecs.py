@@ -64,7 +64,8 @@ class OpSpec:
     ``summed_by_torch`` are the results that torch's own products or sums have a part in, whose bits may depend on the
     number of threads; all others promise not to. Results are called ``values/i``, ``first/i`` (the gradient of input i)
     and ``second/i`` (of the cotangents, then of the inputs), and ``values``, ``first`` and ``second`` are all of an
-    order.
+    order. ``long_sums`` is a case, for the kernels of CPUs alone, whose sums are so long that it shows how they are
+    added up, with work for several threads.
     """
 
     name: str
@@ -80,6 +81,7 @@ class OpSpec:
     shared: tuple[str, ...] = ()
     held: Callable[[tuple[Tensor, ...]], Callable[..., tuple[Tensor, ...]]] | None = None
     summed_by_torch: tuple[str, ...] = ()
+    long_sums: dict[str, Any] | None = None
 
     def at(self, case: dict[str, Any]) -> OpSpec:
         """The spec of one case: its options bound to the op and the reference, and kept from ``make``."""
@@ -780,6 +782,7 @@ def _iwae_spec(name: str, reference: Callable[..., tuple[Tensor]], power: int) -
         options=("dim",),
         held=functools.partial(held_surrogate, function, power) if power else None,
         summed_by_torch=("second",),  # plain PyTorch
+        long_sums={"shape": (40_000, 5)},
     )
 
 
@@ -847,6 +850,7 @@ OPSPECS = (
         ),
         options=("pattern", "strict"),
         summed_by_torch=("first/2",),  # the bias's gradient
+        long_sums={"shape": (64, 8192), "out": 32, "pattern": "dense"},
     ),
     OpSpec(
         name="local_reparam_linear",
@@ -885,6 +889,7 @@ OPSPECS = (
         options=("activation", "gate", "order", "halves"),
         shared=("kind",),
         summed_by_torch=("second",),  # composed of masked_linear and others
+        long_sums={"shape": (60_000, 2), "hidden": 64},
     ),
     OpSpec(
         name="autoregressive_inverse",
@@ -910,6 +915,7 @@ OPSPECS = (
         options=("activation", "gate", "order", "halves"),
         shared=("kind",),
         summed_by_torch=("second",),  # the reference's
+        long_sums={"shape": (60_000, 2), "hidden": 64},
     ),
     OpSpec(
         name="affine_autoregressive",
@@ -922,6 +928,7 @@ OPSPECS = (
         same=(0, 1),
         raw=(*_gated_raw("softplus"), *_gated_raw("sigmoid")),
         options=("gates",),
+        long_sums={"shape": (33, 1023), "gates": ("affine",)},
     ),
     OpSpec(
         name="bernoulli_log_prob",
@@ -988,6 +995,7 @@ OPSPECS = (
             RawOp(radial_autograd.RAW_BACKWARD, lambda x: (None, x[0][..., 0].cos(), *x)),
         ),
         summed_by_torch=("second",),  # the reference's
+        long_sums={"shape": (200_000, 1), "n_layers": 8},
     ),
     OpSpec(
         name="gaussian_mixture_log_prob",
@@ -999,6 +1007,7 @@ OPSPECS = (
         extremes=MIXTURE_EXTREMES,
         same=(2, 3),
         raw=_mixture_raw(responsibilities=False),
+        long_sums={"shape": (60_000, 4)},
     ),
     OpSpec(
         name="gaussian_mixture_responsibilities",
@@ -1010,5 +1019,6 @@ OPSPECS = (
         extremes=MIXTURE_EXTREMES,
         same=(2, 3),
         raw=_mixture_raw(responsibilities=True),
+        long_sums={"shape": (300, 257)},
     ),
 )

@@ -53,6 +53,9 @@ def _param(row, cpu_set, name=None, sizes=None):
 ROWS, ROWS_OF_EACH_SET = ([_param(*row) for row in _rows(sets)] for sets in (CHOSEN, SETS))
 CASES = [_param(*row, *case) for row in _rows(SETS) for case in row[0][0].cases.items()]
 EXTREMES = [_param(*row, *case) for row in _rows(SETS) for case in row[0][0].extremes.items()]
+LONG_SUMS = [
+    _param(*row, "long_sums", row[0][0].long_sums) for row in _rows(SETS) if row[0][1] == "cpp" and row[0][0].long_sums
+]
 each_row = pytest.mark.parametrize(("spec", "implementation", "device"), ROWS)
 each_row_of_each_set = pytest.mark.parametrize(("spec", "implementation", "device"), ROWS_OF_EACH_SET)
 each_case = pytest.mark.parametrize(("spec", "implementation", "device", "case"), CASES)
@@ -138,7 +141,7 @@ def test_double_backward_budget(spec, implementation, device, case):
     compare(spec, implementation, device, case, 2)
 
 
-@pytest.mark.parametrize(("spec", "implementation", "device", "case"), EXTREMES)
+@pytest.mark.parametrize(("spec", "implementation", "device", "case"), EXTREMES + LONG_SUMS)
 def test_extremes(spec, implementation, device, case):
     compare(spec, implementation, device, case, 0)
     compare(spec, implementation, device, case, 1)
@@ -225,7 +228,7 @@ def test_poisoned_memory(spec, implementation, device, case):
 @pytest.mark.parametrize(
     ("spec", "implementation", "device", "case"),
     # the interpreter runs one program after the other: it always repeats
-    [case for case in CASES if case.values[1:3] != ("triton", "cpu") or case.id.endswith("/plain")],
+    [case for case in CASES if case.values[1:3] != ("triton", "cpu") or case.id.endswith("/plain")] + LONG_SUMS,
 )
 def test_bitwise_repeat(spec, implementation, device, case):
     """The same bits again: with another number of threads from our kernels, with the same one from torch's sums."""

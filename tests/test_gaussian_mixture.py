@@ -174,6 +174,20 @@ def test_a_distant_origin_costs_nothing(implementation):
 
 
 @each_kernel
+def test_a_common_scale_costs_nothing(implementation):
+    """The normaliser that all components share would take digits from densities, and so from responsibilities."""
+    errors = []
+    for scale in (1.0, 2.0**-40):
+        torch.manual_seed(0)
+        inputs = mixture(33, 257, dtype=torch.float32, scale=scale, spread=scale)
+        with hk.use_impl(implementation):
+            result = F.gaussian_mixture_responsibilities(*inputs)
+        oracle = reference.gaussian_mixture_responsibilities(*(x.double() for x in inputs))
+        errors.append(testing.relative_error(result, oracle))
+    assert errors[1] <= 2 * errors[0]
+
+
+@each_kernel
 @given(
     rows=st.integers(0, 40),
     features=st.integers(0, 9),

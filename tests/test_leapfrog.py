@@ -69,6 +69,24 @@ def test_reversible(implementation, step_size, n_steps, seed):
     torch.testing.assert_close((end, momentum), (z, rho), rtol=0, atol=1e-13 * growth)
 
 
+@pytest.mark.parametrize("implementation", ["cpp", *INTERPRETED])
+def test_a_long_chain_costs_no_digits(implementation):
+    """Its maps are composed in double: in float32, results and gradients to one unit in the last place."""
+    inputs = gaussian_inputs(torch.float32, "cpu", shape=(70, 33), n_steps=200)[:5]
+    inputs = [*inputs, torch.ones(200, dtype=torch.float32)]
+    seeds = torch.randn(2, 70, 33, dtype=torch.float32)
+
+    def run(op, dtype):
+        leaves = [x.to(dtype).requires_grad_() for x in inputs]
+        results = op(*leaves)
+        return *results, *torch.autograd.grad(results, leaves, tuple(seeds.to(dtype)))
+
+    oracle = run(reference.gaussian_leapfrog, torch.float64)
+    with hk.use_impl(implementation):
+        results = run(F.gaussian_leapfrog, torch.float32)
+    assert max(map(testing.relative_error, results, oracle)) <= torch.finfo(torch.float32).eps
+
+
 @each_implementation
 def test_jacobian_determinant(implementation):
     """``prod_k alpha_k^d`` for (z, rho), by autograd's full Jacobian."""
