@@ -120,7 +120,7 @@ struct Chosen {
 };
 
 // ---- A block of the batch (rows.h); absent inputs are zeros and results that are not wanted go to scratch, whose order
-// does not matter: hence ivdep ----
+// does not matter: hence HK_IVDEP ----
 
 template <class T>
 struct Forward {
@@ -159,7 +159,7 @@ struct Backward {
     chosen.template with<T>([&](const auto& gate) __attribute__((always_inline)) {
       const T *gs = grad, *ls = spread_log, *zs = z, *bs = shift, *ss = log_scale;
       T *dz = d_z, *db = d_shift, *ds = d_log_scale;
-#pragma GCC ivdep
+      HK_IVDEP
       for (int64_t j = 0; j < rows * width; ++j) {
         const auto p = gate.at(ss[j]);
         const T g = gs[j], y = gate.kBlends ? zs[j] - bs[j] : zs[j];
@@ -189,7 +189,7 @@ struct DoubleBackward {
       const T *hzs = h_z, *hbs = h_shift, *hss = h_log_scale, *gs = grad, *ls = spread_log;
       const T *zs = z, *bs = shift, *ss = log_scale;
       T *to = gg, *to_log = logs, *dz = d_z, *db = d_shift, *ds = d_log_scale;
-#pragma GCC ivdep
+      HK_IVDEP
       for (int64_t j = 0; j < rows * width; ++j) {
         const auto p = gate.at(ss[j]);
         const T g = gs[j], hz = hzs[j], hb = hbs[j], hs = hss[j];

@@ -8,6 +8,13 @@
 
 #include "sets.h"
 
+// Before a loop whose passes do not depend on each other, where a compiler cannot see it.
+#if defined(__clang__)
+#define HK_IVDEP _Pragma("clang loop vectorize(assume_safety)")
+#else
+#define HK_IVDEP _Pragma("GCC ivdep")
+#endif
+
 namespace hk {
 
 // Zero-filled scratch, on the stack while small: a call on a tiny batch should not pay for the allocator.

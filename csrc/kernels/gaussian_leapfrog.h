@@ -219,7 +219,7 @@ struct Forward {
 };
 
 // Writes dz, drho and adds the six column sums  gz y, gz rho, gr y, gr rho, gz, gr  to sums[6][width]; acc[6][width] is
-// zero before and after. Rows do not overlap, but those of scratch or zeros, whose order does not matter: hence ivdep.
+// zero before and after. Rows do not overlap, but those of scratch or zeros, in any order: hence HK_IVDEP.
 template <class T>
 struct Backward {
   static constexpr int64_t kSums = 6;
@@ -241,7 +241,7 @@ struct Backward {
       const T *gz = grad_z.row(first + i), *gr = grad_rho.row(first + i);
       const T *zi = z.row(first + i), *ri = rho.row(first + i);
       T *dz = past_caches ? scratch : d_z.row(first + i), *dr = past_caches ? scratch + n : d_rho.row(first + i);
-#pragma GCC ivdep
+      HK_IVDEP
       for (int64_t j = 0; j < n; ++j) {
         const T a = gz[j], b = gr[j], y = zi[j] - l[j], r = ri[j];
         dz[j] = A[j] * a + C[j] * b;
@@ -286,7 +286,7 @@ struct DoubleBackward {
       const T *zi = z.row(first + i), *ri = rho.row(first + i);
       T *ggz = gg_z.row(first + i), *ggr = gg_rho.row(first + i);
       T *dz = d_z.row(first + i), *dr = d_rho.row(first + i);
-#pragma GCC ivdep
+      HK_IVDEP
       for (int64_t j = 0; j < n; ++j) {
         const T a = gz[j], b = gr[j], y = zi[j] - l[j], r = ri[j], u = hz[j] - hl[j], v = hr[j];
         ggz[j] = A[j] * u + B[j] * v + hl[j] + tA[j] * y + tB[j] * r;

@@ -42,7 +42,7 @@ struct Forward {
 
 // Writes d_rho, d_grad and adds the column sums  w rho, w grad, gz rho'  with w = gr + drift gz; acc[3][width] is zero
 // before and after. As everywhere, rows do not overlap, but those of scratch or zeros, whose order does not matter:
-// hence ivdep.
+// hence HK_IVDEP.
 template <class T>
 struct Backward {
   int64_t first, rows, width;
@@ -60,7 +60,7 @@ struct Backward {
       const T *gz = grad_z.row(first + i), *gr = grad_rho.row(first + i);
       const T *ri = rho.row(first + i), *gi = grad.row(first + i);
       T *dr = d_rho.row(first + i), *dg = d_grad.row(first + i);
-#pragma GCC ivdep
+      HK_IVDEP
       for (int64_t j = 0; j < n; ++j) {
         const T a = gz[j], r = ri[j], g = gi[j], w = gr[j] + drift[j] * a;
         dr[j] = c.decay * w;
@@ -95,7 +95,7 @@ struct DoubleBackward {
       const T *ri = rho.row(first + i), *gi = grad.row(first + i);
       T *ggz = gg_z.row(first + i), *ggr = gg_rho.row(first + i);
       T *dr = d_rho.row(first + i), *dg = d_grad.row(first + i);
-#pragma GCC ivdep
+      HK_IVDEP
       for (int64_t j = 0; j < n; ++j) {
         const T a = gz[j], r = ri[j], g = gi[j], u = hr[j], v = hg[j];
         const T w = gr[j] + drift[j] * a, b = h_drift[j] * a;

@@ -125,9 +125,9 @@ inline void end_stores() {
 #endif
 }
 
-// One vector; `to` is aligned to its size.
+// One vector; `to` is aligned to its size. By value: clang takes what a reference refers to for aligned.
 template <class Set, class T>
-HK_INLINE void stream(const Vector<T, Set>& value, T* to) {
+HK_INLINE void stream(Vector<T, Set> value, T* to) {
 #if defined(__clang__)
   __builtin_nontemporal_store(value, reinterpret_cast<Vector<T, Set>*>(__builtin_assume_aligned(to, Set::kVectorBytes)));
 #elif HK_X86_SETS
