@@ -7,7 +7,7 @@ TRITON ?= triton==3.7.1
 BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h)
 
-.PHONY: demo test bench lint clean
+.PHONY: demo test arm bench lint clean
 .DELETE_ON_ERROR:
 
 $(VENV)/torch:
@@ -46,6 +46,10 @@ demo: $(VENV)/study
 # One process a core, one thread each: most tests are Python and compilers.
 test: $(VENV)/test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
+
+# The kernels on an emulated ARM machine, which `test` checks too where the packages that it names are there.
+arm: $(VENV)/test
+	OMP_NUM_THREADS=1 $(BIN)/python tests/arm/check.py
 
 bench: $(VENV)/bench
 	$(BIN)/python benchmarks/run.py

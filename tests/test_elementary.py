@@ -92,6 +92,21 @@ ABSOLUTE = {
     "relu_derivative": (lambda x: (x > 0).double(), (-10.0, 10.0), 0.0),
 }
 
+#: name: values at minus and plus infinity, None where the function is not defined there
+LIMITS = {
+    "exponential": (0.0, math.inf),
+    "exp_nonpositive": (0.0, None),
+    "expm1_nonpositive": (-1.0, None),
+    "log1p_nonnegative": (None, math.inf),
+    "logarithm": (math.nan, math.inf),
+    "elu": (-1.0, math.inf),
+    "tanh": (-1.0, 1.0),
+    "tanh_derivative": (0.0, 0.0),
+    "softplus": (0.0, math.inf),
+    "sigmoid": (0.0, 1.0),
+    "error_function": (-1.0, 1.0),
+}
+
 
 @pytest.mark.parametrize("name", RELATIVE)
 def test_relative_error(library, name):
@@ -116,22 +131,7 @@ def test_double(library, name):
     torch.testing.assert_close(call(library, name, x), formula(x), rtol=1e-13, atol=1e-15)
 
 
-@pytest.mark.parametrize(
-    ("name", "low", "high"),
-    [
-        ("exponential", 0.0, math.inf),
-        ("exp_nonpositive", 0.0, None),
-        ("expm1_nonpositive", -1.0, None),
-        ("log1p_nonnegative", None, math.inf),
-        ("logarithm", math.nan, math.inf),
-        ("elu", -1.0, math.inf),
-        ("tanh", -1.0, 1.0),
-        ("tanh_derivative", 0.0, 0.0),
-        ("softplus", 0.0, math.inf),
-        ("sigmoid", 0.0, 1.0),
-        ("error_function", -1.0, 1.0),
-    ],
-)
+@pytest.mark.parametrize(("name", "low", "high"), [(name, *limits) for name, limits in LIMITS.items()])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_limits(library, name, low, high, dtype):
     """At minus and plus infinity, at NaN, and at zero with its sign where the function is odd."""

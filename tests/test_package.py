@@ -6,6 +6,7 @@ import importlib
 import os
 import pathlib
 import pkgutil
+import platform
 import re
 import subprocess
 import sys
@@ -337,6 +338,17 @@ def test_setup_explains_a_missing_torch_and_compiler(tmp_path):
     assert "no C++ compiler ('no-such-compiler' not found)" in missing.stderr
     skipped = run(HVAE_KERNELS_SKIP_BUILD="1")
     assert skipped.returncode == 0, skipped.stderr
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="only x86 has several instruction sets")
+def test_setup_tells_what_an_old_compiler_leaves_out():
+    root = os.path.dirname(os.path.dirname(os.path.abspath(hk.__file__)))
+    compiler = os.environ.get("CXX", "c++")
+    for old, told in (("-U__GNUC__ -D__GNUC__=11 -U__clang_major__ -D__clang_major__=15", True), ("", False)):
+        command, environment = [sys.executable, "setup.py", "--name"], {**os.environ, "CXX": f"{compiler} {old}"}
+        result = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=120)
+        assert result.returncode == 0, result.stderr
+        assert ("is too old for the AVX2 and AVX-512 forms of the CPU kernels" in result.stderr) is told
 
 
 def test_readmes_links_lead_somewhere():

@@ -213,8 +213,12 @@ struct StaircaseProduct {
 template <class Set, class T, int64_t kFirst, int64_t... kIndex>
 HK_INLINE Vector<T, Set> interleaved(const Vector<T, Set>& a, const Vector<T, Set>& b,
                                      std::integer_sequence<int64_t, kIndex...>) {
+#if __has_builtin(__builtin_shufflevector)
   constexpr int64_t n = sizeof...(kIndex);
   return __builtin_shufflevector(a, b, (kFirst + kIndex / 2 + kIndex % 2 * n)...);
+#else  // GCC 11
+  return Vector<T, Set>{(kIndex % 2 ? b : a)[kFirst + kIndex / 2]...};
+#endif
 }
 
 // to[c * to_stride + r] = from[r * from_stride + c] for a square of one vector a side: log2(side) perfect shuffles.
