@@ -196,6 +196,7 @@ struct Forward {
     const T *__restrict l = map.loc, *__restrict zi = z, *__restrict ri = rho;
     T *__restrict to_z = z_out, *__restrict to_rho = rho_out;
     for (int64_t row = 0; row < rows; ++row) {
+      HK_IVDEP
       for (int64_t j = 0; j < width; ++j) {
         const T y = zi[j] - l[j], r = ri[j];
         to_z[j] = l[j] + (A[j] * y + B[j] * r);

@@ -30,6 +30,7 @@ struct Forward {
     const T *__restrict zi = z, *__restrict ri = rho, *__restrict gi = grad;
     T *__restrict to_z = z_out, *__restrict to_rho = rho_out;
     for (int64_t row = 0; row < rows; ++row) {
+      HK_IVDEP
       for (int64_t j = 0; j < width; ++j) {
         const T r = c.decay * ri[j] - kick[j] * gi[j];
         to_rho[j] = r;

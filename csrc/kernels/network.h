@@ -167,6 +167,7 @@ struct SolveTail {
 
   HK_INLINE void operator()(auto) const {
     tail.with([&](auto gate) __attribute__((always_inline)) {
+      HK_IVDEP
       for (int64_t i = 0; i < n; ++i) {
         const auto p = gate.at(raw[i]);
         const T v = (g[i] - through[i]) / p.scale, blend = gate.kBlends ? x[i] - shift[i] : x[i];
