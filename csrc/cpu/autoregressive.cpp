@@ -25,8 +25,8 @@ bool run_tile(Sweep<T>& sweep, bool inverse, int64_t features, int64_t n, const 
 }
 
 template <class T>
-void run_tiles(const Network<T>& net, const NetworkArguments& a, bool inverse, const Tensor& known, const Tensor& wanted,
-         const Tensor& log_det, T* tape) {
+void run_tiles(const Network<T>& net, const NetworkArguments& a, bool inverse, const Tensor& known,
+               const Tensor& wanted, const Tensor& log_det, T* tape) {
   const int64_t rows = known.size(0), features = known.size(1);
   const int64_t lanes = tile_lanes<T>(rows), tiles = (rows + lanes - 1) / lanes;
   const T* from = static_cast<const T*>(known.const_data_ptr());

@@ -8,8 +8,8 @@
 namespace hk {
 namespace {
 
-// The values of every source that is read, in panels of lanes [panel][row][lane] in ascending order of degree. Index 0 is
-// the features.
+// The values of every source that is read, in panels of lanes [panel][row][lane] in ascending order of degree. Index 0
+// is the features.
 template <class T>
 class Columns {
  public:
@@ -39,7 +39,8 @@ class Columns {
         for (int64_t i = 0; i < width && !in_order; ++i)
           std::copy_n(values + layer.up[first + i] * sweep.lanes(), n, panel.data() + i * sweep.lanes());
         T* to = columns_[s + 1].data() + first * rows_ + row * lanes;
-        transposed(in_order ? values + layer.up[first] * sweep.lanes() : panel.data(), sweep.lanes(), width, n, to, lanes);
+        const T* from = in_order ? values + layer.up[first] * sweep.lanes() : panel.data();
+        transposed(from, sweep.lanes(), width, n, to, lanes);
         for (int64_t r = 0; r < n && width < lanes; ++r) std::fill_n(to + r * lanes + width, lanes - width, T(0));
       }
     }
@@ -71,7 +72,8 @@ class Samples {
   void weight_grad(int64_t s, const Term<T>& term, T sign, T* to) const {
     const Layer &layer = net_.stages[s].layer, &source = net_.layer(term.source);
     if (layer.size() == 0 || source.size() == 0) return;
-    WeightGrad<T>{layer.up, source.up, term.counts, rows_, sign}.run(cotangents_[s].data(), values_.of(term.source), to);
+    const WeightGrad<T> product{layer.up, source.up, term.counts, rows_, sign};
+    product.run(cotangents_[s].data(), values_.of(term.source), to);
   }
 
   void bias_grad(int64_t s, T sign, T* to) const {

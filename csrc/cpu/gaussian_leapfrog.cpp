@@ -172,7 +172,6 @@ void forward(const Problem& p, const Tensor& z, const Tensor& rho, const Tensor&
                        .z_out = z_to + at, .rho_out = rho_to + at, .streams = past_caches && width == tiling.width});
       });
     }
-    end_stores();
   });
 }
 

@@ -178,7 +178,6 @@ void reduce_rows(const Tiling& tiling, int64_t n_sums, int64_t n_scratch, double
           for (int64_t start = 0; start < width; start += d)
             for (int64_t j = 0; j < d; ++j) to[s * d + j] += sums[s * width + start + j];
       });
-    end_stores();
   });
   for (int64_t item = 0; partial != total && item < items; ++item) {
     double* to = total + item / tiling.chunks * n_sums * d;
@@ -212,7 +211,6 @@ struct RowBlocks {
           f(first * features + start, first, n, std::min(kRowBlock, features - start), sums);
         done(first, n, sums);
       }
-      end_stores();
     });
   }
 };

@@ -14,7 +14,8 @@ template <class T>
 class Sweep {
  public:
   Sweep(const Network<T>& net, const NetworkArguments& a, int64_t lanes)
-      : net_(net), tail_{a.gate, static_cast<T>(a.first), static_cast<T>(a.second)}, lanes_(lanes), x_(net.inputs[0].size() * lanes_), y_(net.inputs[0].size() * lanes_),
+      : net_(net), tail_{a.gate, static_cast<T>(a.first), static_cast<T>(a.second)}, lanes_(lanes),
+        x_(net.inputs[0].size() * lanes_), y_(net.inputs[0].size() * lanes_),
         log_det_(lanes_), through_(net.inputs[0].size() * lanes_), grad_log_det_(lanes_), least_(lanes_),
         tape_(net.units * lanes_) {
     place(tape_.data());
@@ -53,8 +54,8 @@ class Sweep {
       units += stage.layer.size();
     }
   }
-  // One unit's values; after a backward pass or a solve its cotangents instead: of what its weights gave, and, where that
-  // differs or is read, of its raw value.
+  // One unit's values; after a backward pass or a solve its cotangents instead: of what its weights gave, and, where
+  // that differs or is read, of its raw value.
   T* raw(int64_t s, int64_t unit) { return raw_[s] + unit * lanes_; }
   T* value(int64_t s, int64_t unit) { return value_[s].data() + unit * lanes_; }
   T* cotangent(int64_t s, int64_t unit) { return s == last() ? raw(s, unit) : value(s, unit); }
@@ -225,8 +226,8 @@ class Sweep {
   }
 
   void products(const int32_t* units, int64_t u0, int64_t u1, const std::vector<int64_t>& ends, int64_t begin,
-                int64_t end, const int32_t* index, const T* weight, int64_t unit_stride, int64_t term_stride, const T* h,
-                T* to) {
+                int64_t end, const int32_t* index, const T* weight, int64_t unit_stride, int64_t term_stride,
+                const T* h, T* to) {
     run(StaircaseProduct<T>{.first = u0, .last = u1, .unit = units, .ends = ends.data(), .begin = begin, .end = end,
                             .index = index, .weight = weight, .unit_stride = unit_stride, .term_stride = term_stride,
                             .h = h, .lanes = lanes_, .to = to, .packed = false});

@@ -119,8 +119,8 @@ struct Chosen {
   }
 };
 
-// ---- A block of the batch (rows.h); absent inputs are zeros and results that are not wanted go to scratch, whose order
-// does not matter: hence HK_IVDEP ----
+// ---- A block of the batch (rows.h); absent inputs are zeros and results that are not wanted go to scratch, whose
+// order does not matter: hence HK_IVDEP ----
 
 template <class T>
 struct Forward {

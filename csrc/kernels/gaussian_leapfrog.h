@@ -216,6 +216,7 @@ struct Forward {
         stream<Set>(l + (*vectors<Set>(map.A + j) * y + *vectors<Set>(map.B + j) * r), z_out + i);
         stream<Set>(*vectors<Set>(map.C + j) * y + *vectors<Set>(map.D + j) * r, rho_out + i);
       }
+    end_stores();
   }
 };
 
@@ -260,6 +261,7 @@ struct Backward {
       }
       if (i % kRun == kRun - 1 || i == rows - 1) flush(sums, to, kSums * n);
     }
+    if (past_caches) end_stores();
   }
 };
 

@@ -9,8 +9,8 @@
 
 namespace hk::mixture {
 
-// Components lie in blocks of one group of lanes; a tile has as many rows as a block has components. Features are padded
-// to a multiple of kFeatures.
+// Components lie in blocks of one group of lanes; a tile has as many rows as a block has components. Features are
+// padded to a multiple of kFeatures.
 template <class T>
 constexpr int64_t kTile = kGroupLanes<T>;
 constexpr int64_t kFeatures = 4;
@@ -35,8 +35,8 @@ struct Direction {
   const T *packed, *base, *x;
 };
 
-// Where the numbers of feature j of a vector of components are, the second ones a group further: `first` is a multiple of
-// the vector's lanes.
+// Where the numbers of feature j of a vector of components are, the second ones a group further: `first` is a multiple
+// of the vector's lanes.
 template <class T>
 HK_INLINE int64_t place(int64_t features, int64_t first, int64_t j) {
   return (first / kTile<T> * features + j) * 2 * kTile<T> + first % kTile<T>;
@@ -55,7 +55,8 @@ HK_INLINE double sum_over(int64_t n, const F& term) {
   return sum;
 }
 
-// l[row][component]: log joint density, less the shift, of each of the tile's rows, x[feature][row], and each component.
+// l[row][component]: log joint density, less the shift, of each of the tile's rows, x[feature][row], and each
+// component.
 template <class Set, class T>
 HK_INLINE void log_joint_tile(const Components<T>& c, const T* x, T* l) {
   using Lanes = Vector<T, Set>;

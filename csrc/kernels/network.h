@@ -59,8 +59,8 @@ struct TimesDerivative {
   }
 };
 
-// sums[row] += the sum of each of `rows` rows of n numbers, `stride` apart, in double: chains of additions side by side,
-// in a fixed order.
+// sums[row] += the sum of each of `rows` rows of n numbers, `stride` apart, in double: chains of additions side by
+// side, in a fixed order.
 template <class T>
 struct RowSums {
   int64_t rows, n, stride;

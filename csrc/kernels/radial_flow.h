@@ -170,9 +170,10 @@ struct Backward {
   template <class Set, int R>
   HK_INLINE void some(T* at, const T* grads_log, T* grads) const {
     const int64_t n = layers.width;
-    forward_rows<Set, R, true>(layers, at, ys, [&](const Layer& layer, int r, int64_t k) __attribute__((always_inline)) {
+    const auto keep_layer = [&](const Layer& layer, int r, int64_t k) __attribute__((always_inline)) {
       stack[k * R + r] = layer;
-    });
+    };
+    forward_rows<Set, R, true>(layers, at, ys, keep_layer);
     double projected[R];
     T keep[R], turn[R];
     step_back<Set, R, false, true>(n, keep, turn, ys, ys + (layers.count - 1) * R * n, grads, d_centers, projected);

@@ -1,6 +1,6 @@
-// Instruction sets. A kernel is a struct of named arguments with one body, operator()(Set): it is compiled for every set
-// that this compiler can make, and run() calls the form for the set that was chosen. Only what is inlined into the body
-// is compiled for the set, so bodies, and the lambdas in them, call HK_INLINE functions alone.
+// Instruction sets. A kernel is a struct of named arguments with one body, operator()(Set): it is compiled for every
+// set that this compiler can make, and run() calls the form for the set that was chosen. Only what is inlined into the
+// body is compiled for the set, so bodies, and the lambdas in them, call HK_INLINE functions alone.
 #pragma once
 
 #include <array>
@@ -46,12 +46,17 @@ inline const char* why_not(SetId set) {
   if (set == SetId::baseline) return nullptr;
 #if HK_X86_SETS
   __builtin_cpu_init();
+#if defined(__clang__)  // clang 16 does not know the levels by name
   bool here = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
               __builtin_cpu_supports("bmi2");
   if (set == SetId::avx512)
     here = here && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
            __builtin_cpu_supports("avx512vl");
+#else
+  const bool here =
+      set == SetId::avx2 ? __builtin_cpu_supports("x86-64-v3") : __builtin_cpu_supports("x86-64-v4");
+#endif
   return here ? nullptr : "not on this CPU";
 #elif defined(__x86_64__)
   return "not compiled: needs GCC 12 or clang 16";
@@ -118,8 +123,8 @@ inline bool streams(int64_t bytes) {
   return bytes >= kLarge;
 }
 
-// After the last store past the caches, before another thread reads; it waits for all of them.
-inline void end_stores() {
+// After the last of a kernel's stores past the caches: another thread may read them then.
+HK_INLINE void end_stores() {
 #if defined(__x86_64__)
   asm volatile("sfence" ::: "memory");
 #endif
@@ -129,7 +134,8 @@ inline void end_stores() {
 template <class Set, class T>
 HK_INLINE void stream(Vector<T, Set> value, T* to) {
 #if defined(__clang__)
-  __builtin_nontemporal_store(value, reinterpret_cast<Vector<T, Set>*>(__builtin_assume_aligned(to, Set::kVectorBytes)));
+  void* aligned = __builtin_assume_aligned(to, Set::kVectorBytes);
+  __builtin_nontemporal_store(value, static_cast<Vector<T, Set>*>(aligned));
 #elif HK_X86_SETS
   if constexpr (Set::kVectorBytes > 16) asm volatile("vmovntps %1, %0" : "=m"(*vectors<Set>(to)) : "v"(value));
   else asm volatile("movntps %1, %0" : "=m"(*vectors<Set>(to)) : "x"(value));

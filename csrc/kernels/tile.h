@@ -1,6 +1,6 @@
 // The product that every autoregressive layer is made of: a few units (rows of a weight) times a tile of samples, with
-// the zeros of a staircase mask skipped. The tile is unit-major, lanes are samples, so weights are read where they lie:
-// no packing, no mask, any order of rows and columns.
+// the zeros of a staircase mask skipped. The tile is unit-major and lanes are samples, so weights are read where they
+// lie or through copies of a few terms: no mask, any order of rows and columns.
 #pragma once
 
 #include <utility>
@@ -43,8 +43,9 @@ HK_INLINE void tile_block(int64_t begin, int64_t end, const int64_t* ends, const
 }
 
 // to[p][lane] += the sum over the terms i in [begin, end) that unit u sees, i < ends[u], of
-// weight[unit[u] * unit_stride + index[i] * term_stride] * h[index[i] * lanes + lane]  for first <= u < last, where p is
-// unit[u], or u - first where `packed`. ends ascends with u; lanes are 1, 2 or 4 groups.
+//   weight[unit[u] * unit_stride + index[i] * term_stride] * h[index[i] * lanes + lane]
+// for first <= u < last, where p is unit[u], or u - first where `packed`. ends ascends with u; lanes are 1, 2 or 4
+// groups.
 template <class T>
 struct StaircaseProduct {
   int64_t first, last;
@@ -142,7 +143,7 @@ struct StaircaseProduct {
   HK_INLINE void copied() const {
     constexpr int64_t kBlock = 2 * kLanes<T, Set>, kMostLanes = kMostGroups * kGroupLanes<T>;
     const int64_t stop = std::min(end, ends[last - 1]);
-    alignas(kGroupBytes) T rows[kCopied * kMostLanes];  // [block][term][lane]
+    alignas(kGroupBytes) T rows[kCopied * kMostLanes];     // [block][term][lane]
     alignas(kGroupBytes) T weights[kCopied * kMostUnits];  // [term][unit]
     for (int64_t at = begin; at < stop; at += kCopied) {
       const int64_t terms = std::min(kCopied, stop - at);
@@ -150,8 +151,10 @@ struct StaircaseProduct {
       for (int64_t i = 1; i < terms; ++i) in_order &= index[at + i] == index[at] + i;
       for (int64_t block = 0; block < lanes; block += kBlock)
         for (int64_t i = 0; i < terms; ++i)
-          for (int64_t v = 0; v < kBlock; v += kLanes<T, Set>)
-            *vectors<Set>(rows + block * kCopied + i * kBlock + v) = *vectors<Set>(h + index[at + i] * lanes + block + v);
+          for (int64_t v = 0; v < kBlock; v += kLanes<T, Set>) {
+            const T* from = h + index[at + i] * lanes + block + v;
+            *vectors<Set>(rows + block * kCopied + i * kBlock + v) = *vectors<Set>(from);
+          }
       for (int64_t u = first; u < last; u += kMostUnits) {
         const Units some = units(u);
         const int64_t seen = std::min(terms, ends[u + some.n - 1] - at);
