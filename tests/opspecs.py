@@ -663,19 +663,21 @@ def _planar(op: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., tuple[Ten
     return planar
 
 
-def _planar_recursion_inputs(x: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+def _planar_state(x: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """``(z, u, w, h, slope)``"""
     z, u, w, b = x
-    return torch.addmm(b[:, None], w, z.mT), w @ u.mT
+    h = (w @ z.mT + b[:, None]).tanh()
+    return z, u, w, h, 1 - h * h
 
 
-def _planar_state(x: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
-    projections, table = _planar_recursion_inputs(x)
-    h = projections.tanh()
-    return h, 1 - h * h, table
+def _planar_system(x: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    """``(constant, slope, table)`` of the linear recursion."""
+    _, u, w, h, slope = _planar_state(x)
+    return h.sin(), slope, w @ u.mT
 
 
-def _planar_replicas(x: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-    return tuple(torch.stack([t, 2 * t]) for t in _planar_recursion_inputs(x))
+def _replicas(x: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(torch.stack([t, 2 * t]) for t in x)
 
 
 RADIAL_CASES = {
@@ -967,18 +969,21 @@ OPSPECS = (
         extremes=PLANAR_EXTREMES,
         same=(1, 2),
         raw=(
-            RawOp(planar_autograd.RAW_FORWARD, lambda x: (*_planar_recursion_inputs(x), 1.0)),
-            RawOp(planar_autograd.RAW_FORWARD, lambda x: (*_planar_replicas(x), 1.0)),
-            RawOp(planar_autograd.RAW_BACKWARD, lambda x: (None, x[0][:, 0], *_planar_state(x), 1.0, True)),
-            RawOp(planar_autograd.RAW_BACKWARD, lambda x: (_planar_state(x)[0], None, *_planar_state(x), 1.0, False)),
+            RawOp(planar_autograd.RAW_FORWARD, lambda x: (*x, False, True)),
+            RawOp(planar_autograd.RAW_FORWARD, lambda x: (*_replicas(x), True, False)),
             RawOp(
-                planar_autograd.RAW_SOLVE,
-                lambda x: (_planar_recursion_inputs(x)[0], *_planar_recursion_inputs(x), True),
+                planar_autograd.RAW_BACKWARD,
+                lambda x: (x[0].cos(), x[0][:, 0], None, *_planar_state(x), False, 3),
             ),
-            RawOp(planar_autograd.RAW_SOLVE, lambda x: (_planar_replicas(x)[0], *_planar_replicas(x), False)),
+            RawOp(
+                planar_autograd.RAW_BACKWARD,
+                lambda x: (None, None, *_replicas((_planar_state(x)[3], *_planar_state(x))), True, 1),
+            ),
+            RawOp(planar_autograd.RAW_SOLVE, lambda x: (*_planar_system(x), True)),
+            RawOp(planar_autograd.RAW_SOLVE, lambda x: (*_replicas(_planar_system(x)), False)),
         ),
         options=("constrain",),
-        summed_by_torch=ALL_RESULTS,
+        summed_by_torch=("second",),  # plain PyTorch
     ),
     OpSpec(
         name="radial_flow",

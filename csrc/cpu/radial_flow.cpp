@@ -36,14 +36,16 @@ struct Sizes {
 
 // ---- Rows in whole groups of lanes ----
 
-// `rows` rows of `d` numbers to rows of `width`, or back; the rest of a row is left as it is. Zeros without `from`.
+// Zeros without `from`.
 template <class T>
-void copy_rows(int64_t rows, int64_t d, const T* from, int64_t from_width, T* to, int64_t to_width) {
-  for (int64_t r = 0; r < rows; ++r)
-    if (from)
-      std::copy_n(from + r * from_width, d, to + r * to_width);
-    else
-      std::fill_n(to + r * to_width, d, T(0));
+void load(int64_t rows, int64_t d, const T* from, T* to, int64_t width) {
+  if (from) pad_rows(rows, d, from, to, width);
+  else std::fill_n(to, rows * width, T(0));
+}
+
+template <class T>
+void unload(int64_t rows, int64_t d, const T* from, int64_t width, T* to) {
+  for (int64_t r = 0; r < rows; ++r) std::copy_n(from + r * width, d, to + r * d);
 }
 
 // The layers, their centres in whole groups of lanes.
@@ -57,7 +59,7 @@ struct PaddedLayers {
       : width((sizes.d + kGroupLanes<T> - 1) / kGroupLanes<T> * kGroupLanes<T>),
         centers(sizes.layers * width),
         layers{sizes.layers, sizes.d, width, centers.data(), data<T>(alpha), data<T>(beta)} {
-    copy_rows(sizes.layers, sizes.d, data<T>(center), sizes.d, centers.data(), width);
+    pad_rows(sizes.layers, sizes.d, data<T>(center), centers.data(), width);
   }
 };
 
@@ -74,9 +76,9 @@ void forward(const Sizes& sizes, const Tensor& z, const Tensor& center, const Te
     Buffer<T> here(kRows * width);
     for (int64_t row = first; row < last; row += kRows) {
       const int64_t rows = std::min(kRows, last - row);
-      copy_rows(rows, d, from + row * d, d, here.data(), width);
+      load(rows, d, from + row * d, here.data(), width);
       run(Forward<T>{.layers = padded.layers, .rows = rows, .z = here.data(), .log_abs_det = logs + row});
-      copy_rows(rows, d, here.data(), width, to + row * d, d);
+      unload(rows, d, here.data(), width, to + row * d);
     }
   });
 }
@@ -95,12 +97,12 @@ void backward(const Sizes& sizes, const MaybeTensor& grad, const MaybeTensor& gr
     double *sums = partial.data() + chunk * n_sums, *d_alpha = sums + layers * width, *d_beta = d_alpha + layers;
     for (int64_t row = first; row < last; row += kRows) {
       const int64_t rows = std::min(kRows, last - row);
-      copy_rows(rows, d, from + row * d, d, here.data(), width);
-      copy_rows(rows, d, gs ? gs + row * d : nullptr, d, g.data(), width);
+      load(rows, d, from + row * d, here.data(), width);
+      load(rows, d, gs ? gs + row * d : nullptr, g.data(), width);
       run(Backward<T>{.layers = padded.layers, .rows = rows, .z = here.data(), .grad_log = ls ? ls + row : nullptr,
                       .g = g.data(), .ys = ys.data(), .stack = stack.data(), .d_centers = run_sums.data(),
                       .d_alpha = d_alpha, .d_beta = d_beta});
-      copy_rows(rows, d, g.data(), width, to + row * d, d);
+      unload(rows, d, g.data(), width, to + row * d);
       if ((row - first + kRows) % kRun == 0 || row + kRows >= last) flush(sums, run_sums.data(), layers * width);
     }
   });

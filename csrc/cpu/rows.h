@@ -100,6 +100,15 @@ void store_sums(T* to, const Buffer<double>& from, int64_t groups, int64_t parts
     }
 }
 
+// `rows` rows of d numbers to rows of `width`, zeros behind them: what a row left there must not reach the next one.
+template <class T>
+void pad_rows(int64_t rows, int64_t d, const T* from, T* to, int64_t width) {
+  for (int64_t r = 0; r < rows; ++r, from += d, to += width) {
+    std::copy_n(from, d, to);
+    std::fill(to + d, to + width, T(0));
+  }
+}
+
 // ---- The batch in tiles: short rows are grouped, so that every inner loop fills the vector registers ----
 
 struct Tiling {

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <memory>
 #include <new>
+#include <type_traits>
 
 #include "sets.h"
 
@@ -16,6 +17,14 @@
 #endif
 
 namespace hk {
+
+// Runs f with min(n, kMost) as a constant; n is at least 1.
+template <int kMost, class F>
+HK_INLINE void with_count(int64_t n, const F& f) {
+  if constexpr (kMost > 1)
+    if (n < kMost) return with_count<kMost - 1>(n, f);
+  f(std::integral_constant<int, kMost>{});
+}
 
 // Zero-filled scratch, on the stack while small: a call on a tiny batch should not pay for the allocator.
 template <class T>

@@ -18,17 +18,6 @@ struct Layers {
   const T *centers, *alpha, *beta;
 };
 
-// The sum of a vector's lanes, in double.
-template <class Set, class T>
-HK_INLINE double total(const Vector<T, Set>& lanes) {
-  constexpr int64_t kHalf = kLanes<T, Set> / 2;
-  double sum[kHalf];
-  for (int64_t l = 0; l < kHalf; ++l) sum[l] = double(lanes[l]) + double(lanes[l + kHalf]);
-  for (int64_t width = kHalf / 2; width; width /= 2)
-    for (int64_t l = 0; l < width; ++l) sum[l] += sum[l + width];
-  return sum[0];
-}
-
 // The sum of logarithms of |factors| by that of their product, taken before it leaves the number range.
 struct LogProduct {
   double sum = 0, product = 1;

@@ -115,6 +115,17 @@ HK_INLINE const Vector<T, Set>* vectors(const T* p) {
   return reinterpret_cast<const Vector<T, Set>*>(p);
 }
 
+// The sum of a vector's lanes, in double.
+template <class Set, class T>
+HK_INLINE double total(const Vector<T, Set>& lanes) {
+  constexpr int64_t kHalf = kLanes<T, Set> / 2;
+  double sum[kHalf];
+  for (int64_t l = 0; l < kHalf; ++l) sum[l] = double(lanes[l]) + double(lanes[l + kHalf]);
+  for (int64_t width = kHalf / 2; width; width /= 2)
+    for (int64_t l = 0; l < width; ++l) sum[l] += sum[l + width];
+  return sum[0];
+}
+
 // ---- Stores past the caches: results too large to be found there again need not be read before they are written ----
 
 // Whether results of so many bytes in all are.

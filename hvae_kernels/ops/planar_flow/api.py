@@ -68,13 +68,10 @@ def planar_flow(z: Tensor, u: Tensor, w: Tensor, b: Tensor, *, constrain: bool =
     _validate(z, u, w, b)
     if implementation == "reference":
         return reference.planar_flow(z, u, w, b, constrain)
-    target = None
-    if constrain:
-        u, target = reference.constrained(u, w)
     if z.dim() == u.dim():
-        return autograd.call(implementation, z, u, w, b, target)
+        return autograd.call(implementation, constrain, z, u, w, b)
     rows = z.unsqueeze(0) if z.dim() == 1 else z.flatten(0, -2)
-    output, log_abs_det = autograd.call(implementation, rows, u, w, b, target)
+    output, log_abs_det = autograd.call(implementation, constrain, rows, u, w, b)
     return output.view(z.shape), log_abs_det.view(z.shape[:-1])
 
 
@@ -112,23 +109,15 @@ def planar_flow_with_vjp(
     if implementation == "reference" or _library.autocasts(z) or not _library.nothing_differentiates():
         return torch.func.vjp(functools.partial(planar_flow, constrain=constrain), z, u, w, b)
     _validate(z, u, w, b)
-    layers, target = u, None
-    if constrain:
-        layers, target = reference.constrained(u, w)
     rows = z if z.dim() == u.dim() else z.reshape(-1, z.shape[-1])
-    (output, log_abs_det), gradients = autograd.call_with_vjp(implementation, rows, layers, w, b, target)
+    (output, log_abs_det), gradients = autograd.call_with_vjp(implementation, constrain, rows, u, w, b)
 
     @torch.no_grad()
     def vjp(cotangents: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         grad_z, grad_log_abs_det = cotangents
         _validate_cotangents(z, grad_z, grad_log_abs_det)
         with torch.autocast(z.device.type, enabled=False):
-            d_z, d_u, d_w, d_b, d_target = gradients(
-                grad_z.reshape(rows.shape), grad_log_abs_det.reshape(rows.shape[:-1])
-            )
-            if constrain:
-                d_u, more = reference.constrained_vjp(d_u, d_target, u, w)
-                d_w = d_w.add_(more)
+            d_z, d_u, d_w, d_b = gradients(grad_z.reshape(rows.shape), grad_log_abs_det.reshape(rows.shape[:-1]))
         return d_z.view(z.shape), d_u, d_w, d_b
 
     return (output.view(z.shape), log_abs_det.view(z.shape[:-1])), vjp

@@ -1,11 +1,10 @@
 """Schemas, fakes and the autograd Functions of stacked planar layers.
 
-The layers are products with ``u`` and ``w``, left to BLAS, around a recursion on K numbers a row, ``planar_recursion``:
-from the projections ``P (K, N)`` and the table of couplings ``(K, K)`` to ``H``, the layers' tanh, their slopes and
-``log_abs_det``. ``H`` and the slopes are outputs of the Function too, saved for the backward pass: its derivatives in
-terms of them are plain PyTorch and a linear recursion, ``planar_recursion_solve``, whose derivatives are that recursion
-again; so the op is differentiable for ever. The backward pass without a graph is one fused kernel. All kernels take
-replicas, ``(R, K, N)``: the dimensions of ``vmap``.
+The layers are products with ``u`` and ``w`` around a recursion on K numbers a row, which leaves ``H``, the tanh of each
+layer, and the slopes there. Both are outputs of the Function too, saved for the backward pass: its derivatives in terms
+of them are plain PyTorch and a linear recursion, ``planar_recursion_solve``, whose derivatives are it again;
+so the op is differentiable for ever. The backward pass without a graph is one fused kernel. All kernels take replicas,
+``(R, B, d)``: the dimensions of ``vmap``.
 """
 
 from __future__ import annotations
@@ -19,36 +18,38 @@ from torch import Tensor
 from hvae_kernels import _library
 from hvae_kernels._library import OpFunction
 from hvae_kernels._triton.launch import lazy
+from hvae_kernels.ops.planar_flow import algebra, reference
 
 IMPLEMENTATIONS = ("cpp", "triton")
 
-#: BLAS adds over the batch in one long float32 chain: beyond this many rows, products of runs of rows are added.
-RUN = 128
+#: Bits of ``needs``: which groups of gradients the raw backward pass computes.
+NEEDS_STATE, NEEDS_PARAMETERS = 1, 2
 
 
 def _empty(x: Tensor) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-def _forward_fake(projections, table, offset):
-    rows = (*projections.shape[:-2], projections.shape[-1])
-    return _empty(projections), _empty(projections), projections.new_empty(rows)
+def _forward_fake(z, u, w, b, constrain, keep):
+    state = (*u.shape[:-1], z.shape[-2]) if keep else (0,)
+    return _empty(z), z.new_empty(z.shape[:-1]), z.new_empty(state), z.new_empty(state)
 
 
-def _backward_fake(grad_h, grad_log_abs_det, h, slope, table, offset, needs_table):
-    return _empty(h), _empty(table) if needs_table else table.new_empty(0)
+def _backward_fake(grad_output, grad_log_abs_det, grad_h, z, u, w, h, slope, constrain, needs):
+    shapes = (u.shape, u.shape, u.shape[:-1]) if needs & NEEDS_PARAMETERS else ((0,),) * 3
+    return _empty(z) if needs & NEEDS_STATE else z.new_empty(0), *(u.new_empty(shape) for shape in shapes)
 
 
 RAW_FORWARD = _library.define(
-    "planar_recursion",
-    "(Tensor projections, Tensor table, float offset) -> (Tensor, Tensor, Tensor)",
+    "planar_flow",
+    "(Tensor z, Tensor u, Tensor w, Tensor b, bool constrain, bool keep) -> (Tensor, Tensor, Tensor, Tensor)",
     _forward_fake,
     IMPLEMENTATIONS,
 )
 RAW_BACKWARD = _library.define(
-    "planar_recursion_backward",
-    "(Tensor? grad_h, Tensor? grad_log_abs_det, Tensor h, Tensor slope, Tensor table, float offset, bool needs_table)"
-    " -> (Tensor, Tensor)",
+    "planar_flow_backward",
+    "(Tensor? grad_output, Tensor? grad_log_abs_det, Tensor? grad_h, Tensor z, Tensor u, Tensor w, Tensor h,"
+    " Tensor slope, bool constrain, int needs) -> (Tensor, Tensor, Tensor, Tensor)",
     _backward_fake,
     IMPLEMENTATIONS,
 )
@@ -59,114 +60,64 @@ RAW_SOLVE = _library.define(
     IMPLEMENTATIONS,
 )
 
-for _name in ("planar_recursion", "planar_recursion_backward", "planar_recursion_solve"):
+for _name in ("planar_flow", "planar_flow_backward", "planar_recursion_solve"):
     _library.implement(_name, "triton", lazy("hvae_kernels.ops.planar_flow.triton", _name))
 
 
 @dataclass(frozen=True)
 class _Call:
-    """What a call has besides tensors; ``constrained`` layers bring ``1 + u.w`` as a tensor of their own."""
+    """What a call has besides tensors."""
 
     implementation: str
-    constrained: bool
+    constrain: bool
 
-    @property
-    def offset(self) -> float:
-        """What the table's diagonal lacks to ``1 + u.w``."""
-        return 0.0 if self.constrained else 1.0
-
-    def table(self, u: Tensor, w: Tensor, target: Tensor | None) -> Tensor:
-        """``w_i . u_j`` below the diagonal, which with :attr:`offset` is ``1 + u.w``."""
-        table = w @ u.mT
-        return table if target is None else torch.diagonal_scatter(table, target, dim1=-2, dim2=-1)
-
-    def forward(self, z: Tensor, u: Tensor, w: Tensor, b: Tensor, target: Tensor | None) -> tuple[Tensor, ...]:
-        """``(z_K, log_abs_det, H, slope)``, nothing recorded."""
-        projections = _add_product(b.unsqueeze(-1), w, z.mT)
-        forward = RAW_FORWARD[self.implementation]
-        h, slope, log_abs_det = forward(projections, self.table(u, w, target), self.offset)
-        return _add_product(z, h.mT, u), log_abs_det, h, slope
+    def forward(self, inputs: tuple[Tensor, ...], keep: bool = True) -> tuple[Tensor, ...]:
+        """``(z_K, log_abs_det, H, slope)``, nothing recorded; the last two empty unless kept."""
+        return RAW_FORWARD[self.implementation](*inputs, self.constrain, keep)
 
     def gradients(
-        self, wanted: Sequence[bool], cotangents: tuple[Tensor | None, ...], saved: tuple[Tensor | None, ...]
+        self, wanted: Sequence[bool], cotangents: tuple[Tensor | None, ...], saved: tuple[Tensor, ...]
     ) -> tuple[Tensor | None, ...]:
-        """For z, u, w, b and the target, from cotangents of ``z_K``, ``log_abs_det`` and ``H``."""
-        grad_output, grad_log_abs_det, grad_h = cotangents
-        z, u, w, target, h, slope = saved
-        grad_h = _add(grad_h, None if grad_output is None else u @ grad_output.mT)
-        table, wants_table = self.table(u, w, target), wanted[1] or wanted[2] or wanted[4]
+        """For z, u, w and b, from cotangents of ``z_K``, ``log_abs_det`` and ``H``."""
         if torch.is_grad_enabled():
-            y, d_table = self.pull_back(grad_h, grad_log_abs_det, h, slope, table)
-        else:
-            tensors = (grad_h, grad_log_abs_det, h, slope, table)
-            y, d_table = RAW_BACKWARD[self.implementation](*tensors, self.offset, wants_table)
-        d_z = d_u = None
-        if wanted[0]:
-            d_z = y.mT @ w if grad_output is None else _add_product(grad_output, y.mT, w)
-        below = d_table if target is None or not wants_table else d_table.tril(-1)
-        if wanted[1]:
-            d_u = below.mT @ w
-            if grad_output is not None:
-                d_u = d_u + _sum_products(h, grad_output)
-        d_w = _add_product(_sum_products(y, z), below, u) if wanted[2] else None
-        d_target = d_table.diagonal(dim1=-2, dim2=-1) if wanted[4] else None
-        return d_z, d_u, d_w, y.sum(-1) if wanted[3] else None, d_target
-
-    def determinants(self, h: Tensor, slope: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
-        """``(1 + u.w, det)`` of each layer and row, differentiable."""
-        s = table.diagonal(dim1=-2, dim2=-1).unsqueeze(-1) + self.offset
-        return s, torch.where(s < 0.5, h * h + slope * s, 1 + slope * (s - 1))
+            return algebra.gradients(self.pull_back, wanted, cotangents, saved, self.constrain)
+        needs = NEEDS_STATE * wanted[0] + NEEDS_PARAMETERS * any(wanted[1:])
+        results = RAW_BACKWARD[self.implementation](*cotangents, *saved, self.constrain, needs)
+        return tuple(x if wants else None for x, wants in zip(results, wanted, strict=True))
 
     def pull_back(
-        self, grad_h: Tensor | None, grad_log_abs_det: Tensor | None, h: Tensor, slope: Tensor, table: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Cotangents of the projections and of the table, as a differentiable function of all tensors.
+        self, grad_h: Tensor | None, grad_log_abs_det: Tensor | None, h: Tensor, slope: Tensor, table: Tensor, s: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Cotangents of the projections, of the table and of s, as a differentiable function of all tensors.
 
         In double: rounding K numbers a row at every operation would cost second derivatives a digit.
         """
         dtype = h.dtype
-        grad_h, grad_log_abs_det, h, slope, table = (
-            x if x is None else x.double() for x in (grad_h, grad_log_abs_det, h, slope, table)
+        grad_h, grad_log_abs_det, h, slope, table, s = (
+            x if x is None else x.double() for x in (grad_h, grad_log_abs_det, h, slope, table, s)
         )
-        s, det = self.determinants(h, slope, table)
         cotangent = torch.zeros_like(h) if grad_h is None else grad_h
-        d_s = torch.zeros_like(s).squeeze(-1)
+        d_s = torch.zeros_like(s)
         if grad_log_abs_det is not None:
-            weight = grad_log_abs_det.unsqueeze(-2) / det
-            cotangent = cotangent + 2 * h * (1 - s) * weight
+            weight = grad_log_abs_det.unsqueeze(-2) / algebra.determinants(h, slope, s)
+            cotangent = cotangent + 2 * h * (1 - s.unsqueeze(-1)) * weight
             d_s = (slope * weight).sum(-1)
         y = Solve.apply(self.implementation, True, slope * cotangent, slope, table)
-        d_table = _sum_products(y, h.mT).tril(-1) + torch.diag_embed(d_s)
-        return y.to(dtype), d_table.to(dtype)
-
-
-def _add_product(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
-    """``a + b @ c`` for matrices or stacks of them."""
-    return torch.addmm(a, b, c) if b.dim() == 2 else torch.baddbmm(a, b, c)
-
-
-def _sum_products(x: Tensor, y: Tensor) -> Tensor:
-    """``x @ y`` over a long inner dimension, in runs."""
-    runs = x.shape[-1] // RUN
-    if runs < 2:
-        return x @ y
-    whole = runs * RUN
-    first = x[..., :whole].unflatten(-1, (runs, RUN)).transpose(-2, -3)
-    product = (first @ y[..., :whole, :].unflatten(-2, (runs, RUN))).sum(-3)
-    return product + x[..., whole:] @ y[..., whole:, :]
+        d_table = algebra.sum_products(y, h.mT).tril(-1)
+        return y.to(dtype), d_table.to(dtype), d_s.to(dtype)
 
 
 class PlanarFlow(OpFunction):
-    """``(z, u, w, b, 1 + u.w or None) -> (z_K, log_abs_det, H, slope)``."""
+    """``(z, u, w, b) -> (z_K, log_abs_det, H, slope)``."""
 
     @staticmethod
     def forward(call, *inputs):
-        return call.forward(*inputs)
+        return call.forward(inputs)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        ctx.call, z, u, w, _, target = inputs
-        saved = (z, u, w, target, *output[2:])
+        ctx.call, z, u, w, _ = inputs
+        saved = (z, u, w, *output[2:])
         ctx.save_for_backward(*saved)
         ctx.save_for_forward(*saved)
         ctx.set_materialize_grads(False)
@@ -174,36 +125,38 @@ class PlanarFlow(OpFunction):
     @staticmethod
     def backward(ctx, grad_output, grad_log_abs_det, grad_h, grad_slope):
         if grad_output is None and grad_log_abs_det is None and grad_h is None and grad_slope is None:
-            return (None,) * 6
-        z, u, w, target, h, slope = ctx.saved_tensors
-        grad_h = _add(grad_h, None if grad_slope is None else -2 * h * grad_slope)
-        cotangents, saved = (grad_output, grad_log_abs_det, grad_h), (z, u, w, target, h, slope)
+            return (None,) * 5
+        saved = ctx.saved_tensors
+        grad_h = algebra.add(grad_h, None if grad_slope is None else -2 * saved[3] * grad_slope)
+        cotangents = (grad_output, grad_log_abs_det, grad_h)
         return None, *ctx.call.gradients(ctx.needs_input_grad[1:], cotangents, saved)
 
     @staticmethod
-    def jvp(ctx, _, z_tangent, u_tangent, w_tangent, b_tangent, target_tangent):
+    def jvp(ctx, _, z_tangent, u_tangent, w_tangent, b_tangent):
         call = ctx.call
-        z, u, w, target, h, slope = ctx.saved_tensors
-        table = call.table(u, w, target)
-        s, det = call.determinants(h, slope, table)
+        z, u, w, h, slope = ctx.saved_tensors
+        layers, table, s = algebra.effective(u, w, call.constrain)
+        d_s = torch.zeros_like(s)
+        if call.constrain and (u_tangent is not None or w_tangent is not None):
+            u_tangent, d_s = reference.constrained_jvp(u, w, u_tangent, w_tangent)
         constant, d_table = torch.zeros_like(h), torch.zeros_like(table)
         if z_tangent is not None:
             constant = constant + w @ z_tangent.mT
         if w_tangent is not None:
             constant = constant + w_tangent @ z.mT
-            d_table = d_table + w_tangent @ u.mT
+            d_table = d_table + w_tangent @ layers.mT
         if b_tangent is not None:
             constant = constant + b_tangent.unsqueeze(-1)
         if u_tangent is not None:
             d_table = d_table + w @ u_tangent.mT
-        d_s = d_table.diagonal(dim1=-2, dim2=-1) if target is None else target_tangent
+        if not call.constrain:
+            d_s = d_table.diagonal(dim1=-2, dim2=-1)
         constant = slope * (constant + d_table.tril(-1) @ h)
         d_h = Solve.apply(call.implementation, False, constant, slope, table)
-        d_det = 2 * h * (1 - s) * d_h
-        if d_s is not None:
-            d_det = d_det + slope * d_s.unsqueeze(-1)
-        d_output = _add(d_h.mT @ u, z_tangent)
-        d_output = _add(d_output, None if u_tangent is None else h.mT @ u_tangent)
+        d_det = 2 * h * (1 - s.unsqueeze(-1)) * d_h + slope * d_s.unsqueeze(-1)
+        det = algebra.determinants(h, slope, s)
+        d_output = algebra.add(d_h.mT @ layers, z_tangent)
+        d_output = algebra.add(d_output, None if u_tangent is None else h.mT @ u_tangent)
         return d_output, (d_det / det).sum(-2), d_h, -2 * h * d_h
 
     @staticmethod
@@ -233,7 +186,7 @@ class Solve(OpFunction):
         forth, back = (below.mT, below) if ctx.transposed else (below, below.mT)
         y = Solve.apply(ctx.implementation, not ctx.transposed, slope * grad, slope, table)
         d_constant = grad + back @ y
-        products = _sum_products(x, y.mT) if ctx.transposed else _sum_products(y, x.mT)
+        products = algebra.sum_products(x, y.mT) if ctx.transposed else algebra.sum_products(y, x.mT)
         return None, None, d_constant, d_constant * (forth @ x), products.tril(-1)
 
     @staticmethod
@@ -252,15 +205,7 @@ class Solve(OpFunction):
         return Solve.apply(implementation, transposed, *folded).unflatten(0, leading), 0
 
 
-def _add(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-    if a is None or b is None:
-        return b if a is None else a
-    return a + b
-
-
-def _fold(
-    size: int, tensors: tuple[Tensor | None, ...], dims: tuple[int | None, ...]
-) -> tuple[tuple[int, ...], list[Tensor | None]]:
+def _fold(size: int, tensors: tuple[Tensor, ...], dims: tuple[int | None, ...]) -> tuple[tuple[int, ...], list[Tensor]]:
     """The vmapped dimension joins the replicas; returns the leading dimensions to undo that, and the tensors."""
     batched = [
         x if x is None else x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
@@ -271,24 +216,21 @@ def _fold(
 
 
 @_library.in_graph
-def call(
-    implementation: str, z: Tensor, u: Tensor, w: Tensor, b: Tensor, target: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def call(implementation: str, constrain: bool, z: Tensor, u: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """The differentiable op. Dynamo must not look inside: it loses the second order of Functions it traces itself."""
-    call = _Call(implementation, target is not None)
-    results = call.forward(z, u, w, b, target) if _library.nothing_differentiates() else None
-    return (results or PlanarFlow.apply(call, z, u, w, b, target))[:2]
+    call, inputs = _Call(implementation, constrain), (z, u, w, b)
+    results = call.forward(inputs, keep=False) if _library.nothing_differentiates() else None
+    return (results or PlanarFlow.apply(call, *inputs))[:2]
 
 
 def call_with_vjp(
-    implementation: str, z: Tensor, u: Tensor, w: Tensor, b: Tensor, target: Tensor | None
-) -> tuple[tuple[Tensor, Tensor], Callable[[Tensor, Tensor], tuple[Tensor | None, ...]]]:
-    """The op, and the gradients of all five tensors from its results', without the autograd engine."""
-    call = _Call(implementation, target is not None)
-    output, log_abs_det, h, slope = call.forward(z, u, w, b, target)
-    wanted = (True,) * 4 + (target is not None,)
+    implementation: str, constrain: bool, z: Tensor, u: Tensor, w: Tensor, b: Tensor
+) -> tuple[tuple[Tensor, Tensor], Callable[[Tensor, Tensor], tuple[Tensor, ...]]]:
+    """The op, and the gradients of all four tensors from its results', without the autograd engine."""
+    call = _Call(implementation, constrain)
+    output, log_abs_det, h, slope = call.forward((z, u, w, b))
 
-    def gradients(grad_output: Tensor, grad_log_abs_det: Tensor) -> tuple[Tensor | None, ...]:
-        return call.gradients(wanted, (grad_output, grad_log_abs_det, None), (z, u, w, target, h, slope))
+    def gradients(grad_output: Tensor, grad_log_abs_det: Tensor) -> tuple[Tensor, ...]:
+        return call.gradients((True,) * 4, (grad_output, grad_log_abs_det, None), (z, u, w, h, slope))
 
     return (output, log_abs_det), gradients

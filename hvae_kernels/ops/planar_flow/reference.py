@@ -26,6 +26,17 @@ def constrained_vjp(grad_u: Tensor, grad_target: Tensor, u: Tensor, w: Tensor) -
     return torch.addcmul(grad_u, by_product, w), by_product * u + ratio * (grad_u - 2 * along * w)
 
 
+def constrained_jvp(u: Tensor, w: Tensor, u_tangent: Tensor | None, w_tangent: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Tangents of :func:`constrained`'s results; None is zero."""
+    u_tangent, w_tangent = (torch.zeros_like(u) if x is None else x for x in (u_tangent, w_tangent))
+    product, square = (u * w).sum(-1, keepdim=True), w.square().sum(-1, keepdim=True)
+    slope = torch.sigmoid(product)
+    ratio = (torch.nn.functional.softplus(product) - 1 - product) / square
+    by_product = (u_tangent * w + u * w_tangent).sum(-1, keepdim=True)
+    d_ratio = ((slope - 1) * by_product - 2 * ratio * (w * w_tangent).sum(-1, keepdim=True)) / square
+    return u_tangent + d_ratio * w + ratio * w_tangent, (slope * by_product).squeeze(-1)
+
+
 def planar_flow(z: Tensor, u: Tensor, w: Tensor, b: Tensor, constrain: bool = False) -> tuple[Tensor, Tensor]:
     """K planar layers; arguments as for the public function."""
     if u.dim() == 3 and len(u):

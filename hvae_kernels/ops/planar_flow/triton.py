@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hvae_kernels._triton.device import load
 from hvae_kernels._triton.launch import cdiv, on_device_of
+from hvae_kernels.ops.planar_flow import algebra, autograd
 
 #: Rows a program, one a thread: what a thread writes for one layer it reads back for the next ones.
 BLOCK = 32
@@ -51,7 +52,7 @@ def _determinant(h, slope, s):
 
 @triton.jit
 def _forward_kernel(
-    projections, table, h, slope, log_det, layers, rows, offset, SINGLE: tl.constexpr, BLOCK: tl.constexpr
+    projections, table, s_of_layers, h, slope, log_det, layers, rows, SINGLE: tl.constexpr, BLOCK: tl.constexpr
 ):
     replica = tl.program_id(1).to(tl.int64)
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -65,7 +66,7 @@ def _forward_kernel(
         for j in range(0, i):
             a += tl.load(table + i * layers + j).to(tl.float64) * load(h + j * stride, at, inside, tl.float64)
         value, rest = _bounded(a, SINGLE)
-        s = tl.load(table + i * layers + i).to(tl.float64) + offset
+        s = tl.load(s_of_layers + replica * layers + i).to(tl.float64)
         tl.store(h + i * stride + at, value, mask=inside)
         tl.store(slope + i * stride + at, rest, mask=inside)
         logs += tl.log(tl.abs(_determinant(value, rest, s)))
@@ -73,7 +74,7 @@ def _forward_kernel(
 
 
 @triton.jit
-def _backward_kernel(grad_h, grad_log, h, slope, table, y, terms, layers, rows, offset, BLOCK: tl.constexpr):
+def _backward_kernel(grad_h, grad_log, h, slope, table, s_of_layers, y, terms, layers, rows, BLOCK: tl.constexpr):
     replica = tl.program_id(1).to(tl.int64)
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = row < rows
@@ -85,7 +86,7 @@ def _backward_kernel(grad_h, grad_log, h, slope, table, y, terms, layers, rows, 
         i = layers - 1 - step
         value = load(h, i * stride + at, inside, tl.float64)
         rest = load(slope, i * stride + at, inside, tl.float64)
-        s = tl.load(table + i * layers + i).to(tl.float64) + offset
+        s = tl.load(s_of_layers + replica * layers + i).to(tl.float64)
         weight = gl / tl.where(inside, _determinant(value, rest, s), 1.0)
         cotangent = load(grad_h, i * stride + at, inside, tl.float64) + 2.0 * value * (1.0 - s) * weight
         for k in range(i + 1, layers):
@@ -117,45 +118,50 @@ def _solve_kernel(constant, slope, table, x, layers, rows, TRANSPOSED: tl.conste
         tl.store(x + i * stride + at, load(constant, i * stride + at, inside, tl.float64) + total, mask=inside)
 
 
-def _launch(kernel, like: Tensor, *arguments, **options) -> None:
-    """``kernel(tensors..., layers, rows, numbers...)`` over the rows of ``like (R, K, N)``."""
+def _launch(kernel, like: Tensor, *tensors: Tensor | None, **options) -> None:
+    """``kernel(tensors..., layers, rows)`` over the rows of ``like (R, K, N)``."""
     layers, rows = like.shape[-2:]
     replicas = like.shape[0] if like.dim() == 3 else 1
     if replicas * rows:
-        tensors = [x for x in arguments if x is None or isinstance(x, Tensor)]
+        tensors = [x if x is None else x.contiguous() for x in tensors]
         with on_device_of(like):
-            kernel[(cdiv(rows, BLOCK), replicas)](
-                *tensors, layers, rows, *arguments[len(tensors) :], BLOCK=BLOCK, num_warps=1, **options
-            )
+            kernel[(cdiv(rows, BLOCK), replicas)](*tensors, layers, rows, BLOCK=BLOCK, num_warps=1, **options)
 
 
-def planar_recursion(projections: Tensor, table: Tensor, offset: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Launch the forward kernel."""
-    projections = projections.contiguous()
+def planar_flow(
+    z: Tensor, u: Tensor, w: Tensor, b: Tensor, constrain: bool, keep: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Products of torch around the forward kernel."""
+    layers, table, s = algebra.effective(u, w, constrain)
+    projections = algebra.add_product(b.unsqueeze(-1), w, z.mT)
     h, slope = projections.new_empty(projections.shape), projections.new_empty(projections.shape)
-    log_det = projections.new_empty((*projections.shape[:-2], projections.shape[-1]))
-    single = projections.dtype is not torch.float64
-    _launch(_forward_kernel, projections, projections, table.contiguous(), h, slope, log_det, offset, SINGLE=single)
-    return h, slope, log_det
+    log_det = z.new_empty(z.shape[:-1])
+    single = z.dtype is not torch.float64
+    _launch(_forward_kernel, projections, projections, table, s, h, slope, log_det, SINGLE=single)
+    output = algebra.add_product(z, h.mT, layers)
+    return (output, log_det, h, slope) if keep else (output, log_det, z.new_empty(0), z.new_empty(0))
 
 
-def planar_recursion_backward(
-    grad_h: Tensor | None, grad_log_abs_det: Tensor | None, h: Tensor, slope: Tensor, table: Tensor, offset: float,
-    needs_table: bool,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Launch the backward kernel; the table's gradient is a product that BLAS does."""
-    grad_h, grad_log = (x if x is None else x.contiguous() for x in (grad_h, grad_log_abs_det))
-    h, slope, table = h.contiguous(), slope.contiguous(), table.contiguous()
-    y, terms = h.new_empty(h.shape), h.new_empty(h.shape) if needs_table else None
-    _launch(_backward_kernel, h, grad_h, grad_log, h, slope, table, y, terms, offset)
-    if terms is None:
-        return y, table.new_empty(0)
-    return y, (y @ h.mT).tril(-1) + torch.diag_embed(terms.sum(-1))
+def planar_flow_backward(
+    grad_output: Tensor | None, grad_log_abs_det: Tensor | None, grad_h: Tensor | None, z: Tensor, u: Tensor, w: Tensor,
+    h: Tensor, slope: Tensor, constrain: bool, needs: int,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """Products of torch around the backward kernel."""
+    needs_parameters = bool(needs & autograd.NEEDS_PARAMETERS)
+    wanted = (bool(needs & autograd.NEEDS_STATE), *(needs_parameters,) * 3)
+
+    def pull_back(grad_h, grad_log, h, slope, table, s):
+        y, terms = h.new_empty(h.shape), h.new_empty(h.shape) if needs_parameters else None
+        _launch(_backward_kernel, h, grad_h, grad_log, h, slope, table, s, y, terms)
+        return (y, table, s) if terms is None else (y, (y @ h.mT).tril(-1), terms.sum(-1))
+
+    cotangents, saved = (grad_output, grad_log_abs_det, grad_h), (z, u, w, h, slope)
+    results = algebra.gradients(pull_back, wanted, cotangents, saved, constrain)
+    return tuple(z.new_empty(0) if x is None else x.contiguous() for x in results)
 
 
 def planar_recursion_solve(constant: Tensor, slope: Tensor, table: Tensor, transposed: bool) -> Tensor:
     """Launch the kernel of the linear recursion."""
-    constant = constant.contiguous()
     x = constant.new_empty(constant.shape)
-    _launch(_solve_kernel, x, constant, slope.contiguous(), table.contiguous(), x, TRANSPOSED=transposed)
+    _launch(_solve_kernel, x, constant, slope, table, x, TRANSPOSED=transposed)
     return x
