@@ -13,9 +13,9 @@ namespace {
 template <class T>
 class Columns {
  public:
-  Columns(const Network<T>& net, int64_t rows) : net_(net), rows_(rows) {
+  Columns(const Network<T>& net, int64_t rows, int64_t most_groups) : net_(net), rows_(rows) {
     for (int64_t s = kFeatures; s + 1 < int64_t(net.stages.size()); ++s) {
-      const int64_t units = net.layer(s).size(), lanes = lanes_for<T>(units);
+      const int64_t units = net.layer(s).size(), lanes = std::min(lanes_for<T>(units), most_groups * kGroupLanes<T>);
       lanes_.push_back(lanes);
       columns_.emplace_back((units + lanes - 1) / lanes * lanes * rows);
     }
@@ -57,7 +57,7 @@ class Columns {
 template <class T>
 class Samples {
  public:
-  Samples(const Network<T>& net, int64_t rows) : net_(net), rows_(rows), values_(net, rows) {
+  Samples(const Network<T>& net, int64_t rows) : net_(net), rows_(rows), values_(net, rows, kMostGroups) {
     for (const Stage<T>& stage : net.stages) cotangents_.emplace_back(stage.layer.size() * rows);
   }
 
@@ -108,7 +108,7 @@ class TileSums {
     return size * int64_t{sizeof(T)} <= 1 << 18;
   }
 
-  TileSums(const Network<T>& net, int64_t lanes) : net_(net), values_(net, lanes), samples_(lanes) {
+  TileSums(const Network<T>& net, int64_t lanes) : net_(net), values_(net, lanes, kNarrow), samples_(lanes) {
     std::iota(samples_.begin(), samples_.end(), 0);
     for (const Stage<T>& stage : net.stages) {
       biases_.emplace_back(stage.layer.size());
@@ -180,6 +180,9 @@ class TileSums {
     const int64_t blind = std::upper_bound(term.counts.begin(), term.counts.end(), source) - term.counts.begin();
     return blind / kMostUnits * kMostUnits;
   }
+
+  // Groups of a panel: few, as no unit that sees any of a panel's sources skips the others.
+  static constexpr int64_t kNarrow = 1;
 
   const Network<T>& net_;
   Columns<T> values_;

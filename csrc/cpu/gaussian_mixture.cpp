@@ -121,7 +121,7 @@ void forward(const Sizes& sizes, const Tensor& value, const Tensor& log_weight, 
       const int64_t n = std::min(n_rows, sizes.rows - first);
       fill_tile(from + first * sizes.d, n, sizes.d, x.data());
       T log_prob[n_rows];
-      run(Forward<T>{.c = components, .x = x.data(), .l = l.data(), .log_prob = log_prob});
+      run(Forward<T>{.c = components, .x = x.data(), .l = l.data(), .log_prob = responsibilities ? nullptr : log_prob});
       if (responsibilities)
         copy_rows(l.data(), all.width(), n, sizes.components, to + first * sizes.components, sizes.components);
       else

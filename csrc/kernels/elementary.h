@@ -56,6 +56,13 @@ HK_INLINE float exp_nonpositive(float x) {
 }
 HK_INLINE double exp_nonpositive(double x) { return std::exp(x); }
 
+// exp(x) where it is a normal number: the same bits for less still.
+HK_INLINE float exp_normal(float x) {
+  const auto [n, r] = by_ln2(x);
+  return (expm1_reduced(r) + 1.f) * two_to(n);
+}
+HK_INLINE double exp_normal(double x) { return std::exp(x); }
+
 // exp(x) - 1 for x <= 0, 1 ulp.
 HK_INLINE float expm1_nonpositive(float x) {
   x = x < -25.f ? -25.f : x;

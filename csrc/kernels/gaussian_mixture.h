@@ -42,43 +42,52 @@ HK_INLINE int64_t place(int64_t features, int64_t first, int64_t j) {
   return (first / kTile<T> * features + j) * 2 * kTile<T> + first % kTile<T>;
 }
 
-// The sum of term(first component) over n components, a vector at a time, in T over short runs.
+// The sum of term(first component) over n components, a vector at a time, in T over short runs. The vectors of a block
+// add up side by side, not to wait for each other.
 template <class Set, class T, class F>
 HK_INLINE double sum_over(int64_t n, const F& term) {
-  constexpr int64_t kRun = 16 * kTile<T>, kStep = kLanes<T, Set>;
+  constexpr int64_t kRun = 16 * kTile<T>, kStep = kLanes<T, Set>, kChains = kTile<T> / kStep;
   double sum = 0;
   for (int64_t start = 0; start < n; start += kRun) {
-    Vector<T, Set> run = {};
-    for (int64_t i = start; i < std::min(n, start + kRun); i += kStep) run += term(i);
-    for (int64_t l = 0; l < kStep; ++l) sum += run[l];
+    Vector<T, Set> runs[kChains] = {};
+    for (int64_t i = start; i < std::min(n, start + kRun); i += kTile<T>)
+      for (int64_t k = 0; k < kChains; ++k) runs[k] += term(i + k * kStep);
+    for (int64_t k = 1; k < kChains; ++k) runs[0] += runs[k];
+    for (int64_t l = 0; l < kStep; ++l) sum += runs[0][l];
   }
   return sum;
 }
 
 // l[row][component]: log joint density, less the shift, of each of the tile's rows, x[feature][row], and each
-// component.
+// component. A row's number is repeated along a vector beforehand: the difference then takes it from memory.
 template <class Set, class T>
 HK_INLINE void log_joint_tile(const Components<T>& c, const T* x, T* l) {
   using Lanes = Vector<T, Set>;
-  constexpr int64_t kRows = 4, n = kTile<T>;
+  constexpr int64_t kRows = 8, n = kTile<T>;
   const int64_t width = c.width();
+  Lanes rows[kTerms][kRows];
   for (int64_t row = 0; row < n; row += kRows)
-    for (int64_t i = 0; i < width; i += kLanes<T, Set>) {
-      const T* packed = c.packed + place<T>(c.features, i, 0);
-      Lanes total[kRows] = {};
-      for (int64_t start = 0; start < c.features; start += kTerms) {
-        Lanes run[kRows] = {};
-        for (int64_t j = start; j < std::min(c.features, start + kTerms); ++j) {
+    for (int64_t start = 0; start == 0 || start < c.features; start += kTerms) {
+      const int64_t terms = std::min(kTerms, c.features - start);
+      for (int64_t j = 0; j < terms; ++j)
+        for (int64_t r = 0; r < kRows; ++r) rows[j][r] = x[(start + j) * n + row + r] - Lanes{};
+      for (int64_t i = 0; i < width; i += kLanes<T, Set>) {
+        const T* packed = c.packed + place<T>(c.features, i, start);
+        Lanes sum[kRows] = {};
+        for (int64_t j = 0; j < terms; ++j) {
           const Lanes loc = *vectors<Set>(packed + 2 * j * n), inverse = *vectors<Set>(packed + (2 * j + 1) * n);
           for (int64_t r = 0; r < kRows; ++r) {
-            const Lanes t = (x[j * n + row + r] - loc) * inverse;
-            run[r] += t * t;
+            const Lanes t = (loc - rows[j][r]) * inverse;
+            sum[r] += t * t;
           }
         }
-        for (int64_t r = 0; r < kRows; ++r) total[r] += run[r];
+        const Lanes base = *vectors<Set>(c.base + i);
+        for (int64_t r = 0; r < kRows; ++r) {
+          Lanes& total = *vectors<Set>(l + (row + r) * width + i);
+          total = start == 0 ? sum[r] : total + sum[r];
+          if (start + terms == c.features) total = base - T(0.5) * total;
+        }
       }
-      const Lanes base = *vectors<Set>(c.base + i);
-      for (int64_t r = 0; r < kRows; ++r) *vectors<Set>(l + (row + r) * width + i) = base - T(0.5) * total[r];
     }
 }
 
@@ -87,13 +96,21 @@ template <class T>
 HK_INLINE T share(T x) {
   using Limits = std::numeric_limits<T>;
   constexpr T kLeast = T(0.6931471805599453) * (Limits::min_exponent + Limits::digits - 2);
-  const T e = exponential(x < kLeast ? kLeast : x);
+  const T e = exp_normal(x < kLeast ? kLeast : x);
   return x < kLeast ? T(0) : e;
 }
 
-// l of a row becomes the responsibilities, its softmax; returns log sum exp(l).
+// l of a row becomes exp(l - top), which adds up to `sum`.
+template <class T>
+struct Shares {
+  T top;
+  double sum;
+
+  HK_INLINE double log_sum() const { return top + std::log(sum); }
+  HK_INLINE T inverse() const { return static_cast<T>(1 / sum); }
+};
 template <class Set, class T>
-HK_INLINE double normalise(int64_t width, T* l) {
+HK_INLINE Shares<T> shares(int64_t width, T* l) {
   using Lanes = Vector<T, Set>;
   constexpr int64_t kStep = kLanes<T, Set>;
   Lanes tops = *vectors<Set>(l);
@@ -105,12 +122,16 @@ HK_INLINE double normalise(int64_t width, T* l) {
   for (int64_t i = 1; i < kStep; ++i) top = std::max<T>(top, tops[i]);
   if (top == -std::numeric_limits<T>::infinity()) top = 0;
   for (int64_t i = 0; i < width; ++i) l[i] = share(l[i] - top);
-  const double total = sum_over<Set, T>(width, [&](int64_t i) __attribute__((always_inline)) {
+  return {top, sum_over<Set, T>(width, [&](int64_t i) __attribute__((always_inline)) {
     return *vectors<Set>(l + i);
-  });
-  const T inverse = static_cast<T>(1 / total);
-  for (int64_t i = 0; i < width; ++i) l[i] *= inverse;
-  return top + std::log(total);
+  })};
+}
+
+// l of a row becomes the responsibilities, its softmax, times a factor.
+template <class Set, class T>
+HK_INLINE void normalise(int64_t width, T* l, T factor = 1) {
+  factor *= shares<Set>(width, l).inverse();
+  for (int64_t i = 0; i < width; ++i) l[i] *= factor;
 }
 
 // Takes from a row's values their mean under its responsibilities, which it returns. First from all that of the most
@@ -132,7 +153,7 @@ struct Cotangent {
   T *one, *each;
 };
 
-// l[row][component] becomes the responsibilities, log_prob[row] the density.
+// log_prob[row] becomes the density, or, where it is null, l[row][component] the responsibilities.
 template <class T>
 struct Forward {
   Components<T> c;
@@ -142,8 +163,11 @@ struct Forward {
   template <class Set>
   HK_INLINE void operator()(Set) const {
     log_joint_tile<Set>(c, x, l);
-    for (int64_t r = 0; r < kTile<T>; ++r)
-      log_prob[r] = static_cast<T>(c.shift + normalise<Set>(c.width(), l + r * c.width()));
+    for (int64_t r = 0; r < kTile<T>; ++r) {
+      T* row = l + r * c.width();
+      if (log_prob) log_prob[r] = static_cast<T>(c.shift + shares<Set>(c.width(), row).log_sum());
+      else normalise<Set>(c.width(), row);
+    }
   }
 };
 
@@ -161,13 +185,11 @@ struct Weights {
     log_joint_tile<Set>(c, x, w);
     for (int64_t r = 0; r < kTile<T>; ++r) {
       T* row = w + r * n;
-      normalise<Set>(n, row);
+      normalise<Set>(n, row, grad.each ? T(1) : grad.one[r]);
       if (grad.each) {
         T* g = grad.each + r * n;
         centre<Set>(n, row, g);
         for (int64_t i = 0; i < n; ++i) row[i] *= g[i];
-      } else {
-        for (int64_t i = 0; i < n; ++i) row[i] *= grad.one[r];
       }
     }
   }
@@ -258,52 +280,73 @@ struct Backward {
 
   template <class Set>
   HK_INLINE void operator()(Set) const {
-    // As many features at a time as leave registers for what a vector of components gathers.
-    constexpr int64_t kAtOnce = Set::kRegisters >= 32 ? kFeatures : kFeatures / 2;
-    for (int64_t j = 0; j < c.features; j += kAtOnce) features<Set, kAtOnce>(j);
+    // Features whose rows and gradients stay in the first-level cache.
+    constexpr int64_t kChunk = (1 << 13) / (kTile<T> * Set::kVectorBytes);
+    for (int64_t j = 0; j < c.features; j += kChunk) features<Set, kChunk>(j, std::min(kChunk, c.features - j));
   }
 
  private:
-  template <class Set, int64_t F>
-  HK_INLINE void features(int64_t first) const {
+  template <class Set, int64_t kMost>
+  HK_INLINE void features(int64_t first, int64_t count) const {
     using Lanes = Vector<T, Set>;
-    constexpr int64_t n = kTile<T>, kStep = kLanes<T, Set>;
+    // V vectors of components, which share a row's gradient, by F features at a time: as many as leave registers for
+    // what they gather. Few of them add up in two chains, not to wait for each other.
+    constexpr bool kFew = Set::kRegisters < 32;
+    constexpr int64_t n = kTile<T>, kStep = kLanes<T, Set>, kBlock = kFew ? 2 : 4;
+    constexpr int64_t V = std::min(kBlock, n / kStep), F = kBlock / V, kChains = kFew ? 2 : 1;
     const int64_t width = c.width();
-    Lanes pulled[F][n] = {}, turned[kStep];
-    for (int64_t i = 0; i < width; i += kStep) {
-      const int64_t at = place<T>(c.features, i, first);
-      Lanes weight = {}, along[F] = {}, across[F], loc[F], inverse[F];
-      for (int64_t r = 0; r < n; ++r) weight += *vectors<Set>(w + r * width + i);
-      if (first == 0) *vectors<Set>(sums.base + i) += weight;
-      for (int64_t j = 0; j < F; ++j) {
-        across[j] = -weight;  // here w (t^2 - 1) loses least
-        loc[j] = *vectors<Set>(c.packed + at + 2 * j * n);
-        inverse[j] = *vectors<Set>(c.packed + at + (2 * j + 1) * n);
-      }
-      for (int64_t r = 0; r < n; ++r) {
-        const Lanes weight_here = *vectors<Set>(w + r * width + i);
-        for (int64_t j = 0; j < F; ++j) {
-          const Lanes t = (x[(first + j) * n + r] - loc[j]) * inverse[j];
-          Lanes pull = weight_here * t;
-          across[j] += pull * t;
-          if constexpr (kSecond) {
-            const Lanes slope = *vectors<Set>(v + r * width + i);
-            const Lanes h_loc = *vectors<Set>(h.packed + at + 2 * j * n);
-            const Lanes h_log_scale = *vectors<Set>(h.packed + at + (2 * j + 1) * n);
-            const Lanes weighted = slope * ((h.x[(first + j) * n + r] - h_loc) * inverse[j] - t * h_log_scale);
-            pull += weighted - slope * t * h_log_scale;
-            across[j] += T(2) * weighted * t;
-          }
-          along[j] += pull;
-          pulled[j][r] -= pull * inverse[j];
+    Lanes rows[kMost][n], pulled[kMost][n] = {}, weights[n][V], slopes[n][V], turned[kStep];
+    for (int64_t j = 0; j < count; ++j)
+      for (int64_t r = 0; r < n; ++r) rows[j][r] = x[(first + j) * n + r] - Lanes{};
+    for (int64_t i = 0; i < width; i += V * kStep) {
+      Lanes weight[V] = {};
+      for (int64_t r = 0; r < n; ++r)
+        for (int64_t k = 0; k < V; ++k) {
+          weights[r][k] = vectors<Set>(w + r * width + i)[k];
+          if constexpr (kSecond) slopes[r][k] = vectors<Set>(v + r * width + i)[k];
+          weight[k] += weights[r][k];
         }
-      }
-      for (int64_t j = 0; j < F; ++j) {
-        *vectors<Set>(sums.packed + at + 2 * j * n) += along[j];
-        *vectors<Set>(sums.packed + at + (2 * j + 1) * n) += across[j];
+      for (int64_t k = 0; first == 0 && k < V; ++k) vectors<Set>(sums.base + i)[k] += weight[k];
+      for (int64_t start = 0; start < count; start += F) {
+        const int64_t at = place<T>(c.features, i, first + start);
+        Lanes along[F][V] = {}, across[kChains][F][V] = {}, loc[F][V], inverse[F][V];
+        for (int64_t f = 0; f < F; ++f)
+          for (int64_t k = 0; k < V; ++k) {
+            across[0][f][k] = -weight[k];  // here w (t^2 - 1) loses least
+            loc[f][k] = vectors<Set>(c.packed + at + 2 * f * n)[k];
+            inverse[f][k] = vectors<Set>(c.packed + at + (2 * f + 1) * n)[k];
+          }
+        for (int64_t row = 0; row < n; row += kChains)
+          for (int64_t chain = 0; chain < kChains; ++chain)
+            for (int64_t f = 0; f < F; ++f) {
+              const int64_t r = row + chain, j = start + f;
+              Lanes total = pulled[j][r];
+              for (int64_t k = 0; k < V; ++k) {
+                const Lanes t = (loc[f][k] - rows[j][r]) * inverse[f][k];  // -t
+                Lanes pull = weights[r][k] * t;
+                across[chain][f][k] += pull * t;
+                if constexpr (kSecond) {
+                  const Lanes h_loc = vectors<Set>(h.packed + at + 2 * f * n)[k];
+                  const Lanes h_log_scale = vectors<Set>(h.packed + at + (2 * f + 1) * n)[k];
+                  const Lanes turn = t * h_log_scale, slope = slopes[r][k];
+                  const Lanes weighted = slope * ((h_loc - h.x[(first + j) * n + r]) * inverse[f][k] - turn);
+                  pull += weighted - slope * turn;
+                  across[chain][f][k] += T(2) * weighted * t;
+                }
+                along[f][k] -= pull;
+                total += pull * inverse[f][k];
+              }
+              pulled[j][r] = total;
+            }
+        for (int64_t f = 0; f < F; ++f)
+          for (int64_t k = 0; k < V; ++k) {
+            for (int64_t chain = 1; chain < kChains; ++chain) across[0][f][k] += across[chain][f][k];
+            vectors<Set>(sums.packed + at + 2 * f * n)[k] += along[f][k];
+            vectors<Set>(sums.packed + at + (2 * f + 1) * n)[k] += across[0][f][k];
+          }
       }
     }
-    for (int64_t j = 0; j < F; ++j)
+    for (int64_t j = 0; j < count; ++j)
       for (int64_t r = 0; r < n; r += kStep) {
         transpose_square<Set>(reinterpret_cast<const T*>(pulled[j] + r), kStep, reinterpret_cast<T*>(turned), kStep);
         for (int64_t i = 1; i < kStep; ++i) turned[0] += turned[i];

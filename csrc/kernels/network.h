@@ -2,6 +2,7 @@
 #pragma once
 
 #include "affine_autoregressive.h"
+#include "tile.h"
 
 namespace hk::network {
 
@@ -59,26 +60,30 @@ struct TimesDerivative {
   }
 };
 
-// sums[row] += the sum of each of `rows` rows of n numbers, `stride` apart, in double: chains of additions side by
-// side, in a fixed order.
+// sums[row] += the sum of each of `rows` rows of n numbers, `stride` apart: in T over a tile's lanes, then in double.
 template <class T>
 struct RowSums {
   int64_t rows, n, stride;
   const T* from;
   double* sums;
 
-  HK_INLINE void operator()(auto) const {
-    constexpr int64_t kChains = 32;
+  template <class Set>
+  HK_INLINE void operator()(Set) const {
+    using Lanes = Vector<T, Set>;
+    constexpr int64_t kRun = kMostGroups * kGroupLanes<T>, kStep = kLanes<T, Set>;
     for (int64_t r = 0; r < rows; ++r) {
       const T* row = from + r * stride;
-      double chains[kChains] = {0}, rest = 0;
+      double sum = sums[r];
       int64_t i = 0;
-      for (; i + kChains <= n; i += kChains)
-        for (int64_t c = 0; c < kChains; ++c) chains[c] += row[i + c];
-      for (; i < n; ++i) rest += row[i];
-      for (int64_t width = kChains / 2; width; width /= 2)
-        for (int64_t c = 0; c < width; ++c) chains[c] += chains[c + width];
-      sums[r] += chains[0] + rest;
+      for (; i + kRun <= n; i += kRun) {
+        const Lanes* x = vectors<Set>(row + i);
+        Lanes even = x[0], odd = x[1];
+        for (int64_t k = 2; k < kRun / kStep; k += 2) even += x[k], odd += x[k + 1];
+        even += odd;
+        for (int64_t l = 0; l < kStep; ++l) sum += even[l];
+      }
+      for (; i < n; ++i) sum += row[i];
+      sums[r] = sum;
     }
   }
 };

@@ -84,7 +84,8 @@ struct StaircaseProduct {
   };
 
   HK_INLINE Units units(int64_t u) const {
-    Units some{std::min(kMostUnits, last - u), {}, {}};
+    Units some;  // not cleared: that would take as long as a few terms
+    some.n = std::min(kMostUnits, last - u);
     for (int64_t i = 0; i < some.n; ++i) {
       some.w[i] = weight + unit[u + i] * unit_stride;
       some.out[i] = to + (packed ? u + i - first : unit[u + i]) * lanes;
@@ -147,9 +148,11 @@ struct StaircaseProduct {
     alignas(kGroupBytes) T weights[kCopied * kMostUnits];  // [term][unit]
     for (int64_t at = begin; at < stop; at += kCopied) {
       const int64_t terms = std::min(kCopied, stop - at);
-      bool in_order = term_stride == 1;  // such weights are read where they lie
-      for (int64_t i = 1; i < terms; ++i) in_order &= index[at + i] == index[at] + i;
-      for (int64_t block = 0; block < lanes; block += kBlock)
+      bool ascending = true;
+      for (int64_t i = 1; i < terms; ++i) ascending &= index[at + i] == index[at] + i;
+      // What is in order is read where it lies.
+      const bool in_order = ascending && term_stride == 1, one_block = ascending && lanes == kBlock;
+      for (int64_t block = 0; block < lanes && !one_block; block += kBlock)
         for (int64_t i = 0; i < terms; ++i)
           for (int64_t v = 0; v < kBlock; v += kLanes<T, Set>) {
             const T* from = h + index[at + i] * lanes + block + v;
@@ -166,7 +169,7 @@ struct StaircaseProduct {
             for (int k = 0; k < U; ++k) weights[i * kMostUnits + k] = some.w[k][term];
           }
           for (int64_t block = 0; block < lanes; block += kBlock) {
-            const T* from = rows + block * kCopied;
+            const T* from = one_block ? h + index[at] * lanes : rows + block * kCopied;
             if (in_order) {
               const T* w[U];
               for (int k = 0; k < U; ++k) w[k] = some.w[k] + index[at];

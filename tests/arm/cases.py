@@ -498,8 +498,8 @@ def mixture(dtype: torch.dtype, components: int, d: int, kind: str) -> Iterator[
         return padded(table, width)
 
     def forward(*p):
-        joint = log_joint(*p)
-        return wide(joint.softmax(-1)), joint.logsumexp(-1)
+        result = output(log_joint(*p))[0]
+        return (result if kind == "log_prob" else wide(result),)
 
     def slopes(zero, *x):
         return (wide(second_order(single(log_joint), x[:4], (zero,), x[4:])[0]),)
@@ -529,7 +529,8 @@ def mixture(dtype: torch.dtype, components: int, d: int, kind: str) -> Iterator[
         return (Writes(grad, checked), None) if kind == "log_prob" else (None, Writes(wide(grad), checked))
 
     table = fresh(wide(w))
-    yield Case("mixture::Forward", (*c, columns, table, fresh(x[:, 0])), forward, p)
+    results = (Writes(wide(w), False), fresh(x[:, 0])) if kind == "log_prob" else (table, None)
+    yield Case("mixture::Forward", (*c, columns, *results), forward, p)
     yield Case("mixture::Slopes", (*c, *along, columns, table), slopes, (torch.zeros_like(w), *p, *h))
     yield Case("mixture::Weights", (*c, columns, *cotangent(False), table), weights, (grad, *p))
     fields = *c, columns, *cotangent(True), table, Writes(wide(slope))

@@ -217,6 +217,7 @@ struct Each {
 const std::map<std::string, Row> kRows = {
     FUNCTION("exponential", exponential),
     FUNCTION("exp_nonpositive", exp_nonpositive),
+    FUNCTION("exp_normal", exp_normal),
     FUNCTION("expm1_nonpositive", expm1_nonpositive),
     FUNCTION("log1p_unit", log1p_unit),
     FUNCTION("log1p_nonnegative", log1p_nonnegative),
