@@ -108,7 +108,7 @@ class TileSums {
     return size * int64_t{sizeof(T)} <= 1 << 18;
   }
 
-  TileSums(const Network<T>& net, int64_t lanes) : net_(net), values_(net, lanes, kNarrow), samples_(lanes) {
+  TileSums(const Network<T>& net, int64_t lanes) : net_(net), values_(net, lanes, narrow()), samples_(lanes) {
     std::iota(samples_.begin(), samples_.end(), 0);
     for (const Stage<T>& stage : net.stages) {
       biases_.emplace_back(stage.layer.size());
@@ -181,8 +181,9 @@ class TileSums {
     return blind / kMostUnits * kMostUnits;
   }
 
-  // Groups of a panel: few, as no unit that sees any of a panel's sources skips the others.
-  static constexpr int64_t kNarrow = 1;
+  // Groups of a panel: few, as no unit that sees any of a panel's sources skips the others, but two vectors at least,
+  // as one has too few sums to hide the latency of their products.
+  static int64_t narrow() { return chosen_set.load(std::memory_order_relaxed) == SetId::avx512 ? 2 : 1; }
 
   const Network<T>& net_;
   Columns<T> values_;
