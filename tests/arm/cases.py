@@ -586,7 +586,8 @@ def iwae(dtype: torch.dtype, samples: int, n: int, power: int, last: float) -> I
     yield Case("iwae_columns::ColumnSums", (*columns, power, *map(fresh, known), *unused), sums, (x,))
     yield Case("IwaeResults", (*known, *unused, samples, n, power, out), results, (x,))
     if power:
-        fields = *columns, power, *known, grad, Writes(wide(torch.full_like(x, math.nan)))
+        inverse = torch.where(known[1] == 0, 1, 1 / known[1]).to(dtype)
+        fields = *columns, power, known[0], inverse, grad, Writes(wide(torch.full_like(x, math.nan)))
         yield Case("iwae_columns::Gradient", fields, gradient, (x, grad))
     if samples > 4:
         runs = [torch.stack(y) for y in zip(*map(sums, x.double().split(3)), strict=True)]
