@@ -322,6 +322,8 @@ MUTATIONS = (
     Mutation("csrc/kernels/tile.h", "kCopied = 128;", "kCopied = 1 << 12;", "tests/test_contract.py -k masked_linear/cpp and extremes"),
     Mutation("csrc/cpu/weight_grad.h", "std::min(lanes, counts[u] - p * lanes)", "lanes", _MASKED_CPP),
     Mutation(_SWEEP, "_write(tile, net.stages[S].raw, group, zeros)", "pass", "tests/test_network_sweep.py -k units_that_no_output_uses"),
+    Mutation(_DENSE, "return product + product.mT", "return 2 * product", _DENSE_TESTS),
+    Mutation("csrc/cpu/weight_grad.h", "counts[last - 1] - p * lanes + kGroupLanes<T> - 1", "counts[first] - p * lanes + kGroupLanes<T> - 1", _MASKED_CPP),
     Mutation(_DENSE, "state @ displacement + z, state @ map_rho", "state @ displacement, state @ map_rho", _DENSE_TESTS),
     Mutation(_TRAJECTORY, "kick = (torch.cat([none, tempering[:, None] * steps]) + drift) / 2", "kick = (torch.cat([none, steps]) + drift) / 2", _DENSE_TESTS),
     Mutation(_LEAP, "1 / decay[k], -kick[k] / decay[k]", "1 / decay[k], -kick[k]", f"{_LEAP_TESTS} equals_autograd"),
