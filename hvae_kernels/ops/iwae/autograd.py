@@ -18,6 +18,7 @@ from hvae_kernels.ops.iwae import reference
 
 IMPLEMENTATIONS = ("cpp", "triton")
 
+
 def _forward_fake(log_weights, power, keeps):
     rest = log_weights.shape[1:]
     return log_weights.new_empty(rest), kept_for(log_weights, keeps)
