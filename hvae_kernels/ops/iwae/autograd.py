@@ -1,9 +1,9 @@
 """Schemas, fakes and the autograd Function of ``iwae_bound`` and its surrogates.
 
 Kernels take log-weights ``(K, ...)``, and ``power``: 0 is the bound, 1 and 2 are the surrogates with that power of the
-normalised weights. Where the result will be differentiated they keep two numbers a column for the backward pass, the
-largest log-weight and the inverse sum of the weights relative to it. The gradient is ``grad w~^max(1, power)`` for all three; where it is itself differentiated it is
-plain PyTorch, of which the surrogates hold the weights constant.
+normalised weights. Where the result may be differentiated they keep two numbers a column for the backward pass, the
+largest log-weight and the inverse sum of the weights relative to it. The gradient is ``grad w~^max(1, power)`` for all
+three; where it is itself differentiated it is plain PyTorch, of which the surrogates hold the weights constant.
 """
 
 from __future__ import annotations

@@ -56,7 +56,8 @@ def _power(x, POWER: tl.constexpr):
 @triton.jit
 def _forward_kernel(
     log_weights, result, kept, samples, columns, log_samples,
-    KEEPS: tl.constexpr, POWER: tl.constexpr, DTYPE: tl.constexpr, BLOCK_SAMPLES: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
+    KEEPS: tl.constexpr, POWER: tl.constexpr,
+    DTYPE: tl.constexpr, BLOCK_SAMPLES: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
 ):  # fmt: skip
     column = tl.program_id(0).to(tl.int64) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
     largest = _largest(log_weights, column, samples, columns, DTYPE, BLOCK_SAMPLES, BLOCK_COLUMNS)

@@ -56,10 +56,11 @@ def _step(
 
 
 class Stepping(OpFunction):
-    """``(z, rho, precision, loc, decay, kick, drift) -> (z_K, rho_K)``; its gradients are differentiated as ``_step``'s."""
+    """``(z, rho, precision, loc, decay, kick, drift) -> (z_K, rho_K)``; twice differentiable by ``_step``."""
 
     @staticmethod
     def forward(ctx, implementation, z, rho, precision, loc, decay, kick, drift):
+        """Step, and keep what the gradients need of every point."""
         ctx.implementation = implementation
         doubled, points = precision + precision.mT, decay.shape[0]
         away = z.new_empty(points, *z.shape)  # from loc, at every point
@@ -81,6 +82,7 @@ class Stepping(OpFunction):
 
     @staticmethod
     def backward(ctx, grad_z, grad_rho):
+        """Back along the points; the precision's gradient once, at the end."""
         saved, wanted = ctx.saved_tensors, ctx.needs_input_grad[1:]
         inputs, (doubled, away), trajectory = saved[:7], saved[7:9], saved[9:]
         if torch.is_grad_enabled():
