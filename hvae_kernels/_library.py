@@ -37,8 +37,13 @@ def implement(name: str, implementation: str, function: Callable) -> None:
 def _outside_autocast(backward: Callable) -> Callable:
     @functools.wraps(backward)
     def guarded(ctx, *grads):
-        device = next((grad.device.type for grad in grads if grad is not None), None)
-        if device is None or not torch.is_autocast_enabled(device):
+        for grad in grads:
+            if grad is not None:
+                device = grad.device.type
+                break
+        else:
+            return backward(ctx, *grads)
+        if not torch.is_autocast_enabled(device):
             return backward(ctx, *grads)
         with torch.autocast(device, enabled=False):
             return backward(ctx, *grads)
@@ -88,6 +93,15 @@ def nothing_differentiates() -> bool:
     """Whether an op may skip its Function: no gradients are recorded, no functorch transform, no forward mode."""
     return (
         not torch.is_grad_enabled()
+        and not torch._C._are_functorch_transforms_active()
+        and torch.autograd.forward_ad._current_level < 0
+    )
+
+
+def only_reverse_mode() -> bool:
+    """Whether a Function needs neither ``vmap`` nor ``jvp`` nor to be traced."""
+    return (
+        not torch.compiler.is_compiling()
         and not torch._C._are_functorch_transforms_active()
         and torch.autograd.forward_ad._current_level < 0
     )

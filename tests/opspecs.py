@@ -371,6 +371,12 @@ def iwae_inputs(
     return tuple(_in_layout(scale * torch.randn(shape, **kind), layout) for _ in range(2))
 
 
+def kept(log_weights: Tensor) -> Tensor:
+    """What the forward kernels of ``iwae_bound`` keep of each column."""
+    top = log_weights.amax(0)
+    return torch.stack([top, 1 / (log_weights - top).exp().sum(0)])
+
+
 def iwae_op(function: Callable[..., Tensor], *arguments: int) -> Callable[..., tuple[Tensor]]:
     """The bound or a surrogate, times a sine: a surrogate alone has no second derivative that could be wrong."""
 
@@ -778,8 +784,9 @@ def _iwae_spec(name: str, reference: Callable[..., tuple[Tensor]], power: int) -
         extremes=EXTREMES,
         same=(0, 1),
         raw=(
-            RawOp(iwae_autograd.RAW_FORWARD, lambda x: (x[0], power)),
-            RawOp(iwae_autograd.RAW_BACKWARD, lambda x: (x[1][0], x[0], max(1, power))),
+            RawOp(iwae_autograd.RAW_FORWARD, lambda x: (x[0], power, False)),
+            RawOp(iwae_autograd.RAW_FORWARD, lambda x: (x[0], power, True)),
+            RawOp(iwae_autograd.RAW_BACKWARD, lambda x: (x[1][0], x[0], kept(x[0]), max(1, power))),
         ),
         options=("dim",),
         held=functools.partial(held_surrogate, function, power) if power else None,

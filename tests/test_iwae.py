@@ -160,10 +160,10 @@ def test_weights_of_zero(dtype):
 @pytest.mark.parametrize("function", [iwae_bound, stl_surrogate, dreg_surrogate])
 def test_samples_and_columns_in_parts(function, dtype):
     """More than one part of either: extremes in one, in the other, and weights that rise and fall."""
-    samples, columns = 200, 1031
+    samples, columns = 200, 2055
     x = 3 * torch.randn(samples, columns, dtype=dtype)
     x[:128, 0], x[128:, 1], x[:, 2], x[150, 3], x[5, 4] = -INF, -INF, -INF, INF, math.nan
-    x[:, 5], x[:, 6], x[:, 1030] = torch.arange(samples), -torch.arange(samples), 5 - x[:, 1030]
+    x[:, 5], x[:, 6], x[:, -1] = torch.arange(samples), -torch.arange(samples), 5 - x[:, -1]
     x.requires_grad_()
     seed = torch.arange(1.0, columns + 1, dtype=dtype)
     with hk.use_impl("reference"):
@@ -198,11 +198,11 @@ def test_large_weights_keep_their_precision():
     assert torch.equal(*gradients)
 
 
-def test_saves_its_input_alone(implementation):
+def test_saves_two_numbers_a_column(implementation):
     weights = torch.randn(40, 8, requires_grad=True)
     for function in (iwae_bound, *SURROGATES.values()):
         saved = testing.saved_bytes(lambda function=function: function(weights), (weights,))
-        assert (saved == 0) == (implementation != "reference")
+        assert (saved == 2 * 8 * 4) == (implementation != "reference")
 
 
 @pytest.mark.parametrize("function", [iwae_bound, *SURROGATES.values()])

@@ -121,9 +121,14 @@ void weight_grad(const Staircase& stairs, const Tensor& grad, const Tensor& x, c
       }
     }
   });
-  torch::stable::parallel_for(0, blocks, grain_for(blocks, product.work), [&](int64_t begin, int64_t end) {
-    const int64_t first = begin * kBlock, last = std::min(rows, end * kBlock);
-    transposed(g + first * units, units, last - first, units, cotangents.data() + first, rows);
+  constexpr int64_t kSlab = 64;  // units
+  const int64_t slabs = (units + kSlab - 1) / kSlab, pieces = blocks * slabs;
+  torch::stable::parallel_for(0, pieces, grain_for(pieces, product.work), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t first = i / slabs * kBlock, unit = i % slabs * kSlab;
+      transposed(g + first * units + unit, units, std::min(kBlock, rows - first), std::min(kSlab, units - unit),
+                 cotangents.data() + unit * rows + first, rows);
+    }
   });
   product.run(cotangents.data(), columns.data(), written<T>(d_weight));
 }

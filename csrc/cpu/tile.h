@@ -1,6 +1,8 @@
 // Tiles of samples and staircase masks, for the CPU operators of autoregressive layers.
 #pragma once
 
+#include <functional>
+
 #include "../kernels/tile.h"
 #include "rows.h"
 
@@ -17,6 +19,14 @@ inline std::vector<int32_t> by_degree(const std::vector<int64_t>& degrees) {
   const int64_t n = degrees.size();
   std::vector<int32_t> order(n);
   if (n == 0) return order;
+  if (std::is_sorted(degrees.begin(), degrees.end())) {
+    std::iota(order.begin(), order.end(), 0);
+    return order;
+  }
+  if (std::adjacent_find(degrees.begin(), degrees.end(), std::less_equal<>()) == degrees.end()) {  // descending
+    std::iota(order.rbegin(), order.rend(), 0);
+    return order;
+  }
   const auto [low, high] = std::minmax_element(degrees.begin(), degrees.end());
   const int64_t least = *low;
   const uint64_t range = static_cast<uint64_t>(*high) - static_cast<uint64_t>(least);

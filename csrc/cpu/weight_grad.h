@@ -48,18 +48,21 @@ struct WeightGrad {
                  const T* cotangents, const T* panel, T* to) const {
     const int32_t* order = source_order.data() + p * lanes;
     const bool contiguous = ascending(order, std::min(lanes, sources - p * lanes));
+    // The last unit sees most: what is beyond it is no unit's.
+    const int64_t groups = (counts[last - 1] - p * lanes + kGroupLanes<T> - 1) / kGroupLanes<T>;
+    const int64_t width = std::min(lanes, groups * kGroupLanes<T>);
     alignas(kGroupBytes) T results[kUnitsAnItem * kMostGroups * kGroupLanes<T>];
-    std::fill_n(results, (last - first) * lanes, T(0));
+    std::fill_n(results, (last - first) * width, T(0));
     // Units that see none of the panel come first: what they add is nothing.
     const int64_t blind = std::upper_bound(counts.begin() + first, counts.begin() + last, p * lanes) - counts.begin();
     const int64_t from = first + (blind - first) / kMostUnits * kMostUnits;
     hk::run(StaircaseProduct<T>{.first = from, .last = last, .unit = unit_order.data(), .ends = ends - from, .begin = 0,
                                 .end = rows, .index = samples, .weight = cotangents, .unit_stride = rows,
-                                .term_stride = 1, .h = panel, .lanes = lanes, .to = results + (from - first) * lanes,
-                                .packed = true});
+                                .term_stride = 1, .h = panel, .lanes = width, .to = results + (from - first) * width,
+                                .packed = true, .stride = lanes});
     for (int64_t u = first; u < last; ++u) {
       const int64_t seen = std::min(lanes, counts[u] - p * lanes);
-      const T* from = results + (u - first) * lanes;
+      const T* from = results + (u - first) * width;
       T* row = to + unit_order[u] * sources;
       if (contiguous)
         for (int64_t j = 0; j < seen; ++j) row[order[0] + j] = sign * from[j];

@@ -6,7 +6,9 @@
 
 namespace hk::iwae_columns {
 
-constexpr int64_t kColumns = 512;  // a block has no more: rows are read along, for the sake of memory's pages
+// Columns of a block, at most; rows are read along, for the sake of memory's pages. The gradient needs little of each
+// column, so its blocks are wider.
+constexpr int64_t kColumns = 512, kWide = 4 * kColumns;
 
 // Gradients in proportion to smaller weights would be denormal numbers, on which a CPU takes a hundred times as long.
 template <class T>
@@ -146,38 +148,40 @@ HK_INLINE void results(const Sums<T>& sums, int64_t samples, int64_t n, int64_t 
   }
 }
 
-template <bool kShifted, class T>
-HK_INLINE void gradient_rows(
-    const Columns<T>& x, int64_t power, const T* base, const T* inverse, const T* grad, T* to) {
-  for (int64_t k = 0; k < x.samples; ++k) {
-    const T* row = x.row(k);
-    T* __restrict at = to + k * x.stride;
-    for (int64_t j = 0; j < x.n; ++j) {
-      const T weight = scaled<kShifted>(row[j] - base[j]) * inverse[j];
-      const T powered = power == 2 ? weight * weight : weight;
-      at[j] = grad[j] * (powered < kNegligible<T> ? T(0) : powered);
-    }
-  }
+// What the gradient needs of each column: the largest log-weight and 1 over the sum of e.
+template <class T>
+HK_INLINE void keep(const Sums<T>& sums, int64_t n, T* __restrict top, T* __restrict inverse) {
+  std::copy_n(sums.top, n, top);
+  for (int64_t j = 0; j < n; ++j) inverse[j] = static_cast<T>(sums.total[j] == 0 ? 1 : 1 / sums.total[j]);
 }
 
 // grad w~^power, into rows like x's.
 template <class T>
 struct Gradient {
-  Columns<T> x;
+  Columns<T> x;  // kWide at most
   int64_t power;
-  Sums<T> sums;
-  const T* grad;
+  const T *top, *inverse, *grad;
   T* to;
 
   HK_INLINE void operator()(auto) const {
-    T base[kColumns], inverse[kColumns];
-    for (int64_t j = 0; j < x.n; ++j) {
-      inverse[j] = static_cast<T>(sums.total[j] == 0 ? 1 : 1 / sums.total[j]);
-    }
-    if (shifts(sums.top, x.n, base)) {
-      gradient_rows<true>(x, power, base, inverse, grad, to);
-    } else {
-      gradient_rows<false>(x, power, base, inverse, grad, to);
+    T base[kWide];
+    if (shifts(top, x.n, base)) rows<true>(base);
+    else rows<false>(base);
+  }
+
+ private:
+  template <bool kShifted>
+  HK_INLINE void rows(const T* base) const {
+    const T *scale = inverse, *g = grad;
+    for (int64_t k = 0; k < x.samples; ++k) {
+      const T* from = x.row(k);
+      T* at = to + k * x.stride;
+      HK_IVDEP
+      for (int64_t j = 0; j < x.n; ++j) {
+        const T weight = scaled<kShifted>(from[j] - base[j]) * scale[j];
+        const T powered = power == 2 ? weight * weight : weight;
+        at[j] = g[j] * (powered < kNegligible<T> ? T(0) : powered);
+      }
     }
   }
 };

@@ -43,9 +43,9 @@ HK_INLINE void tile_block(int64_t begin, int64_t end, const int64_t* ends, const
 }
 
 // to[p][lane] += the sum over the terms i in [begin, end) that unit u sees, i < ends[u], of
-//   weight[unit[u] * unit_stride + index[i] * term_stride] * h[index[i] * lanes + lane]
-// for first <= u < last, where p is unit[u], or u - first where `packed`. ends ascends with u; lanes are 1, 2 or 4
-// groups.
+//   weight[unit[u] * unit_stride + index[i] * term_stride] * h[index[i] * stride + lane]
+// for first <= u < last, where p is unit[u], or u - first where `packed`. ends ascends with u; lanes are up to
+// kMostGroups groups.
 template <class T>
 struct StaircaseProduct {
   int64_t first, last;
@@ -59,6 +59,7 @@ struct StaircaseProduct {
   int64_t lanes;
   T* to;
   bool packed;
+  int64_t stride = lanes;  // of the terms in h
 
   template <class Set>
   HK_INLINE void operator()(Set) const {
@@ -124,7 +125,7 @@ struct StaircaseProduct {
       int64_t done = 0;
       const auto block = [&](auto size) __attribute__((always_inline)) {
         for (; done + size <= vectors; done += size) {
-          tile_block<Set, U, size>(from, until, ends + u, index, some.w, term_stride, h + done * kLanes<T, Set>, lanes,
+          tile_block<Set, U, size>(from, until, ends + u, index, some.w, term_stride, h + done * kLanes<T, Set>, stride,
                                    some.out);
           for (int i = 0; i < U; ++i) some.out[i] += size * kLanes<T, Set>;
         }
@@ -155,7 +156,7 @@ struct StaircaseProduct {
       for (int64_t block = 0; block < lanes && !one_block; block += kBlock)
         for (int64_t i = 0; i < terms; ++i)
           for (int64_t v = 0; v < kBlock; v += kLanes<T, Set>) {
-            const T* from = h + index[at + i] * lanes + block + v;
+            const T* from = h + index[at + i] * stride + block + v;
             *vectors<Set>(rows + block * kCopied + i * kBlock + v) = *vectors<Set>(from);
           }
       for (int64_t u = first; u < last; u += kMostUnits) {

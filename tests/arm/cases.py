@@ -587,7 +587,8 @@ def iwae(dtype: torch.dtype, samples: int, n: int, power: int, last: float) -> I
     yield Case("iwae_columns::ColumnSums", (*columns, power, *map(fresh, known), *unused), sums, (x,))
     yield Case("IwaeResults", (*known, *unused, samples, n, power, out), results, (x,))
     if power:
-        fields = *columns, power, *known, grad, Writes(wide(torch.full_like(x, math.nan)))
+        inverse = torch.where(known[1] == 0, 1, 1 / known[1]).to(dtype)
+        fields = *columns, power, known[0], inverse, grad, Writes(wide(torch.full_like(x, math.nan)))
         yield Case("iwae_columns::Gradient", fields, gradient, (x, grad))
     if samples > 4:
         runs = [torch.stack(y) for y in zip(*map(sums, x.double().split(3)), strict=True)]
@@ -721,7 +722,7 @@ def local_reparam(dtype: torch.dtype, n: int) -> Iterator[Case]:
     (n, terms, groups, columns, permuted)
     for n in (0, 1, 2, 3, 4, 5, 6, 7, 13)
     for terms in (5, 131, 600)
-    for groups in (1, 2, 4)
+    for groups in (1, 2, 3, 4)
     for columns in (False, True)
     for permuted in (False, True)
     if terms < 600 or n in (2, 13)
@@ -730,7 +731,7 @@ def staircase(dtype: torch.dtype, n: int, terms: int, groups: int, columns: bool
     """Weights in rows or in columns; units and terms in order, or not, and then only some terms."""
     first, size, width, packed = 1, n + 3, groups * lanes(dtype), n % 2 == 0
     weight, to = torch.randn(size, terms, dtype=dtype), torch.randn(size, width, dtype=dtype)
-    h = torch.randn(terms, width, dtype=dtype)
+    h, stride = torch.randn(terms, width + lanes(dtype), dtype=dtype), width + lanes(dtype)
     unit, index = (torch.randperm(m) if permuted else torch.arange(m) for m in (size, terms))
     ends = torch.randint(terms + 1, (size,)).sort().values
     begin, end = (terms // 7, terms - 1) if permuted else (0, terms)
@@ -739,12 +740,13 @@ def staircase(dtype: torch.dtype, n: int, terms: int, groups: int, columns: bool
         to = to.clone()
         for u in range(first, first + n):
             seen = index[begin : max(begin, min(end, ends[u].item()))]
-            to[u - first if packed else unit[u]] += weight[unit[u], seen] @ h[seen]
+            to[u - first if packed else unit[u]] += weight[unit[u], seen] @ h[seen, :width]
         return (to,)
 
     head = first, first + n, unit.int(), ends, begin, end, index.int()
     read = (weight.mT.contiguous(), 1, size) if columns else (weight, terms, 1)
-    yield Case("StaircaseProduct", (*head, *read, h, width, Writes(to), int(packed)), product, (weight, h, to))
+    fields = *head, *read, h, width, Writes(to), int(packed), stride
+    yield Case("StaircaseProduct", fields, product, (weight, h, to))
 
 
 @at([(1, 1), (3, 5), (16, 16), (17, 33), (64, 8), (8, 2)])

@@ -80,6 +80,10 @@ def _gate(gate: str | Gate) -> Gate:
 
 
 def _validate(z: Tensor, shift: Tensor, log_scale: Tensor) -> None:
+    if isinstance(shift, Tensor) and isinstance(log_scale, Tensor):
+        alike = z.dtype is shift.dtype is log_scale.dtype and z.shape == shift.shape == log_scale.shape
+        if alike and z.device == shift.device == log_scale.device and z.dim():
+            return  # the usual case, checked quickly
     _checks.same_kind(NAME, z=z, shift=shift, log_scale=log_scale)
     if not z.shape:
         raise _checks.fail(NAME, "z", "of shape (..., d)", z)

@@ -86,13 +86,11 @@ class _Call:
     """What a call has besides tensors."""
 
     implementation: str
-    gate: int
-    first: float
-    second: float
+    numbers: tuple[int, float, float]  # the gate's code, and its own two
 
     @property
-    def numbers(self) -> tuple[int, float, float]:
-        return self.gate, self.first, self.second
+    def gate(self) -> int:
+        return self.numbers[0]
 
     def reference(self, z: Tensor, shift: Tensor, log_scale: Tensor) -> tuple[Tensor, Tensor]:
         gate = Gate(_NAMES[self.gate], *self.numbers[1:])
@@ -100,7 +98,7 @@ class _Call:
 
 
 def _needs(bits: tuple[int, ...], wanted: tuple[bool, ...]) -> int:
-    return sum(bit for bit, want in zip(bits, wanted, strict=True) if want)
+    return sum([bit for bit, want in zip(bits, wanted, strict=True) if want])
 
 
 def _input_needs(call: _Call, wanted: tuple[bool, ...]) -> int:
@@ -110,7 +108,7 @@ def _input_needs(call: _Call, wanted: tuple[bool, ...]) -> int:
 
 def _only(results: tuple[Tensor | None, ...], bits: tuple[int, ...], needs: int) -> tuple[Tensor | None, ...]:
     """Results, or their cotangents, that were written; None for those that were not (they are empty)."""
-    return tuple(result if needs & bit else None for result, bit in zip(results, bits, strict=True))
+    return tuple([result if needs & bit else None for result, bit in zip(results, bits, strict=True)])
 
 
 def _add(a: Tensor | None, b: Tensor | None) -> Tensor | None:
@@ -263,4 +261,4 @@ def call(implementation: str, gate: int, first: float, second: float, *inputs: T
     """The differentiable op. Dynamo must not look inside: it loses the second order of Functions it traces itself."""
     if _library.nothing_differentiates():
         return RAW_FORWARD[implementation](*inputs, gate, first, second)
-    return AffineAutoregressive.apply(_Call(implementation, gate, first, second), *inputs)
+    return AffineAutoregressive.apply(_Call(implementation, (gate, first, second)), *inputs)

@@ -34,7 +34,7 @@ def iwae_bound(log_weights: Tensor, dim: int = 0) -> Tensor:
     Differentiable to any order. For any spread of the weights no exponential overflows; ``-inf`` is a weight of zero
     with gradient zero, and where all weights are zero the bound is ``-inf`` and its gradient zero. Normalised weights
     below 1e-20 (1e-154 in float64) count as zero in the kernels' gradients: they would only make denormal numbers, with
-    which CPUs are slow. Saved for the backward pass: the input alone.
+    which CPUs are slow. Saved for the backward pass: the input, and two numbers for each of the results.
 
     Raises:
         TypeError: ``log_weights`` is not a floating-point tensor, or ``dim`` not an integer.

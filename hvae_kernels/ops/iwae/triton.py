@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hvae_kernels._triton.device import exponential, load, store
 from hvae_kernels._triton.launch import cdiv, next_power_of_2, on_device_of
+from hvae_kernels.ops.iwae.autograd import kept_for
 
 _ACCUMULATORS = {torch.float64: tl.float64}
 _TILE = 1024
@@ -26,17 +27,22 @@ def _log_weights(log_weights, start, column, samples, columns, DTYPE: tl.constex
 
 
 @triton.jit
-def _shift(
+def _largest(
     log_weights, column, samples, columns,
     DTYPE: tl.constexpr, BLOCK_SAMPLES: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Each column's largest value, 0 where that is infinite."""
+    """Each column's largest value."""
     largest = tl.full((BLOCK_SAMPLES, BLOCK_COLUMNS), float("-inf"), DTYPE)
     for start in range(0, samples, BLOCK_SAMPLES):
         _, _, values = _log_weights(log_weights, start, column, samples, columns, DTYPE, BLOCK_SAMPLES)
         largest = tl.maximum(largest, values)
-    shift = tl.max(largest, 0)
-    return tl.where(tl.abs(shift) == float("inf"), 0.0, shift)[None, :]
+    return tl.max(largest, 0)
+
+
+@triton.jit
+def _shift(largest):
+    """What weights are taken relative to: 0 where the largest is infinite."""
+    return tl.where(tl.abs(largest) == float("inf"), 0.0, largest)[None, :]
 
 
 @triton.jit
@@ -49,11 +55,13 @@ def _power(x, POWER: tl.constexpr):
 
 @triton.jit
 def _forward_kernel(
-    log_weights, result, samples, columns, log_samples,
-    POWER: tl.constexpr, DTYPE: tl.constexpr, BLOCK_SAMPLES: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
+    log_weights, result, kept, samples, columns, log_samples,
+    KEEPS: tl.constexpr, POWER: tl.constexpr,
+    DTYPE: tl.constexpr, BLOCK_SAMPLES: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
 ):  # fmt: skip
     column = tl.program_id(0).to(tl.int64) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
-    shift = _shift(log_weights, column, samples, columns, DTYPE, BLOCK_SAMPLES, BLOCK_COLUMNS)
+    largest = _largest(log_weights, column, samples, columns, DTYPE, BLOCK_SAMPLES, BLOCK_COLUMNS)
+    shift = _shift(largest)
     totals = tl.zeros((BLOCK_SAMPLES, BLOCK_COLUMNS), tl.float64)
     weighted = tl.zeros((BLOCK_SAMPLES, BLOCK_COLUMNS), tl.float64)
     for start in range(0, samples, BLOCK_SAMPLES):
@@ -64,6 +72,9 @@ def _forward_kernel(
             weight = _power(weight, POWER)
             weighted += tl.where(weight == 0, 0.0, weight * values)
     total = tl.sum(totals, 0)
+    if KEEPS:
+        store(kept, column, largest, column < columns)
+        store(kept, columns + column, 1 / tl.where(total == 0, 1.0, total), column < columns)
     if POWER:
         value = tl.sum(weighted, 0) / _power(tl.where(total == 0, 1.0, total), POWER)
     else:
@@ -73,26 +84,21 @@ def _forward_kernel(
 
 @triton.jit
 def _backward_kernel(
-    grad, log_weights, d_log_weights, samples, columns,
+    grad, log_weights, kept, d_log_weights, samples, columns,
     POWER: tl.constexpr, DTYPE: tl.constexpr, BLOCK_SAMPLES: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
 ):  # fmt: skip
     column = tl.program_id(0).to(tl.int64) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
-    shift = _shift(log_weights, column, samples, columns, DTYPE, BLOCK_SAMPLES, BLOCK_COLUMNS)
-    totals = tl.zeros((BLOCK_SAMPLES, BLOCK_COLUMNS), tl.float64)
-    for start in range(0, samples, BLOCK_SAMPLES):
-        _, _, values = _log_weights(log_weights, start, column, samples, columns, DTYPE, BLOCK_SAMPLES)
-        totals += exponential(values - shift).to(tl.float64)
-    total = tl.sum(totals, 0)
-    total = tl.where(total == 0, 1.0, total).to(DTYPE)[None, :]
+    shift = _shift(load(kept, column, column < columns, DTYPE))
+    inverse = load(kept, columns + column, column < columns, DTYPE)[None, :]
     g = load(grad, column, column < columns, DTYPE)[None, :]
     negligible = 1e-154 if tl.float64 == DTYPE else 1e-20
     for start in range(0, samples, BLOCK_SAMPLES):
         at, mask, values = _log_weights(log_weights, start, column, samples, columns, DTYPE, BLOCK_SAMPLES)
-        weight = _power(exponential(values - shift) / total, POWER)
+        weight = _power(exponential(values - shift) * inverse, POWER)
         store(d_log_weights, at, g * tl.where(weight < negligible, 0.0, weight), mask)
 
 
-def _launch(kernel, tensors: tuple[Tensor, ...], log_weights: Tensor, *numbers: float, power: int) -> None:
+def _launch(kernel, tensors: tuple[Tensor, ...], log_weights: Tensor, *numbers: float, **constants: int) -> None:
     """Tiles of about ``_TILE`` elements; sizes alone decide."""
     if log_weights.numel() == 0:
         return
@@ -102,22 +108,25 @@ def _launch(kernel, tensors: tuple[Tensor, ...], log_weights: Tensor, *numbers: 
     block_columns = min(_TILE // block_samples, next_power_of_2(columns))
     with on_device_of(log_weights):
         kernel[(cdiv(columns, block_columns),)](
-            *tensors, samples, columns, *numbers, POWER=power, DTYPE=_ACCUMULATORS.get(log_weights.dtype, tl.float32),
-            BLOCK_SAMPLES=block_samples, BLOCK_COLUMNS=block_columns,
+            *tensors, samples, columns, *numbers, **constants,
+            DTYPE=_ACCUMULATORS.get(log_weights.dtype, tl.float32), BLOCK_SAMPLES=block_samples,
+            BLOCK_COLUMNS=block_columns,
         )  # fmt: skip
 
 
-def iwae(log_weights: Tensor, power: int) -> Tensor:
+def iwae(log_weights: Tensor, power: int, keeps: bool) -> tuple[Tensor, Tensor]:
     """Launch the forward kernel."""
     log_weights = log_weights.contiguous()
-    result = log_weights.new_empty(log_weights.shape[1:])
-    _launch(_forward_kernel, (log_weights, result), log_weights, math.log(log_weights.shape[0]), power=power)
-    return result
+    result, kept = log_weights.new_empty(log_weights.shape[1:]), kept_for(log_weights, keeps)
+    tensors, log_samples = (log_weights, result, kept), math.log(log_weights.shape[0])
+    _launch(_forward_kernel, tensors, log_weights, log_samples, KEEPS=keeps, POWER=power)
+    return result, kept
 
 
-def iwae_backward(grad: Tensor, log_weights: Tensor, power: int) -> Tensor:
+def iwae_backward(grad: Tensor, log_weights: Tensor, kept: Tensor, power: int) -> Tensor:
     """Launch the backward kernel."""
     log_weights = log_weights.contiguous()
     d_log_weights = torch.empty_like(log_weights)
-    _launch(_backward_kernel, (grad.contiguous(), log_weights, d_log_weights), log_weights, power=power)
+    tensors = (grad.contiguous(), log_weights, kept.contiguous(), d_log_weights)
+    _launch(_backward_kernel, tensors, log_weights, POWER=power)
     return d_log_weights
