@@ -16,7 +16,7 @@ from peers import FLOWS, Pyro, Zuko
 from torch import nn
 
 import hvae_kernels as hk
-from hvae_kernels import testing
+from hvae_kernels import _extension, testing
 from hvae_kernels.compat import _network
 
 FEATURES, ROWS = 5, 7
@@ -543,12 +543,16 @@ def test_small_parallel_calls_stay_with_the_library():
     layer, _ = swapped_layer()
     x = torch.randn(ROWS, D)
     net = layer.autoregressive_net
-    for expected, least in ((6, _network.LEAST_WEIGHTS), (0, 1)):
-        with mock.patch.object(_network, "LEAST_WEIGHTS", least), Passes() as passes:
+    weights = sum(p.numel() for p in net.parameters() if p.dim() == 2)
+
+    def least(work, weights):
+        return mock.patch.dict(_network.LEAST, {_extension.cpu_set(): _network.Least(work, weights)})
+
+    for expected, fewest in ((6, weights + 1), (0, weights)):
+        with least(1, fewest), Passes() as passes:
             layer(x)
         assert passes.count == expected
-    weights = sum(p.numel() for p in net.parameters() if p.dim() == 2)
-    with mock.patch.multiple(_network, LEAST_WORK=ROWS * weights, LEAST_WEIGHTS=weights + 1):
+    with least(ROWS * weights, weights + 1):
         assert not _network.gains(net, x)
         with torch.no_grad():
             assert _network.gains(net, x)

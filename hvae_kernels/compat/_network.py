@@ -223,9 +223,25 @@ def network(layout: Layout) -> Network:
     return Network(features, stages, layout.tail, layout.shift, layout.scale)
 
 
-#: Below these the library's own parallel direction is as fast: multiply-adds of a call without gradients, and weights
-#: of a network with them, where a call is many small ops. Measured on a server's CPU from 2 to 784 features.
-LEAST_WORK, LEAST_WEIGHTS = 1 << 22, 1 << 13
+@dataclass(frozen=True)
+class Least:
+    """Below these the library's own parallel direction is as fast.
+
+    Attributes:
+        work: multiply-adds of a call without gradients.
+        weights: of a network with gradients, where a call is many small ops.
+    """
+
+    work: int
+    weights: int
+
+
+#: For each instruction set of the CPU kernels; measured from 2 to 784 features, with all four libraries.
+LEAST = {
+    "baseline": Least(1 << 22, 1 << 13),
+    "avx2": Least(1 << 22, 1 << 13),
+    "avx512": Least(1 << 22, 1 << 13),
+}
 _WEIGHTS: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
 
 
@@ -238,9 +254,10 @@ def gains(net: nn.Module, x: Tensor) -> bool:
     weights = _WEIGHTS.get(net)
     if weights is None:
         weights = _WEIGHTS[net] = sum(parameter.numel() for parameter in net.parameters() if parameter.dim() == 2)
+    least = LEAST[_extension.cpu_set() or "baseline"]
     if torch.is_grad_enabled():
-        return weights >= LEAST_WEIGHTS
-    return weights * x.numel() >= LEAST_WORK * x.shape[-1]
+        return weights >= least.weights
+    return weights * x.numel() >= least.work * x.shape[-1]
 
 
 def served(
