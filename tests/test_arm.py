@@ -25,7 +25,7 @@ def test_every_kernel_has_a_row(header):
     for name, body in zip(bodies[::2], bodies[1::2], strict=True):
         if re.search(r"operator\(\)\((auto|Set)\)", body.partition("\n};")[0]):
             qualified = f"{namespace}::{name}" if namespace else name
-            assert re.search(rf"\b{qualified}\b[<)]", TABLE), f"{qualified} is not in driver.cpp"
+            assert re.search(rf"\b{qualified}\b[<;)]", TABLE), f"{qualified} is not in driver.cpp"
 
 
 def test_every_row_has_cases():

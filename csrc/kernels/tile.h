@@ -152,7 +152,7 @@ struct StaircaseProduct {
       bool ascending = true;
       for (int64_t i = 1; i < terms; ++i) ascending &= index[at + i] == index[at] + i;
       // What is in order is read where it lies.
-      const bool in_order = ascending && term_stride == 1, one_block = ascending && lanes == kBlock;
+      const bool in_order = ascending && term_stride == 1, one_block = ascending && lanes == kBlock && stride == lanes;
       for (int64_t block = 0; block < lanes && !one_block; block += kBlock)
         for (int64_t i = 0; i < terms; ++i)
           for (int64_t v = 0; v < kBlock; v += kLanes<T, Set>) {

@@ -26,7 +26,7 @@ from hvae_kernels.ops.gaussian_mixture.reference import log_joint
 from hvae_kernels.ops.iwae.reference import iwae_bound, surrogate
 from hvae_kernels.ops.leapfrog.reference import gaussian_leapfrog
 from hvae_kernels.ops.leapfrog_update.reference import leapfrog_update
-from hvae_kernels.ops.planar_flow.reference import planar_flow
+from hvae_kernels.ops.planar_flow.reference import constrained, planar_flow
 from hvae_kernels.ops.radial_flow.reference import radial_flow
 from hvae_kernels.ops.rmsprop.reference import rmsprop_step_
 
@@ -598,39 +598,98 @@ def iwae(dtype: torch.dtype, samples: int, n: int, power: int, last: float) -> I
 
 # ---- planar_flow.h ----
 
-#: The distance between the rows of a block, and what its lanes are a multiple of.
-COLUMNS, STEP = 64, 16
+#: The distance between the rows of a block, what its lanes are a multiple of, and what the rows of the batch are.
+COLUMNS, STEP, ROW_TILE = 64, 16, 4
 
 
-def recursion(projections: Tensor, table: Tensor, offset: float) -> tuple[Tensor, Tensor]:
+@at([(1, 1, 5), (3, 17, 33), (7, 64, 70), (5, 30, 1100)])
+def planar_products(dtype: torch.dtype, layers: int, rows: int, d: int) -> Iterator[Case]:
+    width, n = up(d, lanes(dtype)), up(rows, ROW_TILE)
+    a, x = padded(torch.randn(layers, d, dtype=dtype), width), padded(torch.randn(n, d, dtype=dtype), width)
+    c = torch.randn(layers, COLUMNS, dtype=dtype)
+    to, sums = torch.randn(layers, n, dtype=torch.float64), torch.randn(layers, width, dtype=torch.float64)
+    size = layers, rows, width
+    yield Case("planar::Project", (*size, a, x, Writes(to), n), single(lambda a, x, to: to + a @ x.mT), (a, x, to))
+    law = single(lambda c, a, x: x + c[:, :n].mT @ a)
+    yield Case("planar::Combine", (*size, c, a, Writes(x)), law, (c, a, x))
+    law = single(lambda c, x, sums: sums + c[:, :rows] @ x[:rows])
+    yield Case("planar::SumOverRows", (*size, c, x, Writes(sums)), law, (c, x, sums))
+    for streams in (0, 1):
+        fields = rows, d, width, x[:rows], fresh(x[:rows, :d].contiguous()), streams
+        yield Case("planar::StoreRows", fields, single(lambda x: x[:rows, :d]), (x,), "streams" * streams)
+
+
+@at((layers, d, chunks) for layers, d in [(1, 5), (4, 33), (3, 1100)] for chunks in (1, 3))
+def planar_layers(dtype: torch.dtype, layers: int, d: int, chunks: int) -> Iterator[Case]:
+    width, k = up(d, lanes(dtype)), layers // 2
+    u, w = torch.randn(2, layers, d, dtype=dtype) / d**0.5
+    sums = padded(torch.randn(2, chunks, d, dtype=torch.float64), width)
+    d_table = torch.randn(layers, layers, dtype=torch.float64)
+    numbers = [fresh(torch.zeros(layers, dtype=torch.float64)) for _ in range(3)]
+    row = torch.zeros(width, dtype=torch.float64)
+
+    def wide(x):
+        return padded(x, width)
+
+    for constrain in (False, True):
+
+        def made(u, w, constrain=constrain):
+            product = (u * w).sum(-1)
+            return constrained(u, w) if constrain else (u, 1 + product)
+
+        def prepare(u, w, constrain=constrain, made=made):
+            layer, s = made(u, w)
+            square = (w.square().sum(-1),) if constrain else ()
+            return wide(layer), (u * w).sum(-1), *square, s
+
+        def gradient(u, w, sums, d_table, made=made):
+            def pairing(u, w):
+                layer, s = made(u, w)
+                table = (d_table.tril(-1) * (w @ layer.mT)).sum() + (d_table.diagonal() * s).sum()
+                by_sums = (sums[0, :, :d] * layer[k]).sum() + (sums[1, :, :d] * w[k]).sum()
+                return (table + by_sums,)
+
+            return tuple(wide(x[k]) for x in first_order(pairing, (u, w), (torch.ones((), dtype=u.dtype),)))
+
+        note = "constrained" * constrain
+        products, squares, diagonal = numbers
+        squares = squares if constrain else Writes(squares.before, checked=False)
+        fields = layers, width, int(constrain), wide(w), Writes(wide(u)), products, squares, diagonal
+        yield Case("planar::Prepare", fields, prepare, (u, w), note)
+        head = layers, k, d, width, chunks, width, *sums, d_table, wide(made(u, w)[0]), wide(w)
+        dots = [(x[k].double() * w[k].double()).sum().item() for x in (u, w)]
+        fields = *head, u[k] if constrain else None, *dots, fresh(row), fresh(row)
+        yield Case("planar::LayerGradient", fields, gradient, (u, w, sums, d_table), note)
+
+
+def recursion(projections: Tensor, table: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
     """``h`` of each layer, and the log-determinant of layers whose w are unit vectors: z is the projections then."""
     h, one = [], torch.eye(len(table), dtype=table.dtype)
     for i in range(len(table)):
         h.append(torch.tanh(projections[i] + sum(table[i, j] * h[j] for j in range(i))))
-    u = table + (offset - 1) * one
+    u = table.tril(-1) + torch.diag(s - 1)
     return torch.stack(h), planar_flow(projections.mT, u.mT, one, torch.zeros_like(table[0]))[1]
 
 
-@at([(1, 1, 1.0), (3, 17, 1.0), (7, 64, 0.0), (4, 30, 1.0)])
-def planar(dtype: torch.dtype, layers: int, rows: int, offset: float) -> Iterator[Case]:
+@at([(1, 1), (3, 17), (7, 64), (4, 30)])
+def planar(dtype: torch.dtype, layers: int, rows: int) -> Iterator[Case]:
     n = up(rows, STEP)
-    table = torch.randn(layers, layers, dtype=dtype) / layers
-    table.diagonal().uniform_(1.5 - offset, 2.5 - offset)
+    table, s = torch.randn(layers, layers, dtype=torch.float64) / layers, uniform(0.2, 2.5, layers, dtype=torch.float64)
     projections, gh, constant = torch.randn(3, layers, rows, dtype=dtype).double()
-    gl, d_table = torch.randn(rows, dtype=torch.float64), torch.randn(layers, layers, dtype=torch.float64)
-    h = recursion(projections, table.double(), offset)[0]
+    gl, d_table, d_b = torch.randn(rows, dtype=torch.float64), torch.randn_like(table), torch.randn_like(s)
+    h = recursion(projections, table, s)[0]
     slope = 1 - h * h
 
     def wide(x):
         return padded(x, COLUMNS)
 
-    def forward(projections, table):
-        h, log = recursion(padded(projections, n), table, offset)
+    def forward(projections, table, s):
+        h, log = recursion(padded(projections, n), table, s)
         return wide(h), wide(1 - h * h), log
 
-    def backward(projections, table, gh, gl, d_table):
-        d = first_order(lambda *x: recursion(*x, offset), (projections, table), (gh, gl))
-        return wide(d[0]), d_table + d[1].tril()
+    def backward(projections, table, s, gh, gl, d_table, d_b):
+        d = first_order(recursion, (projections, table, s), (gh, gl))
+        return wide(d[0]), d_table + d[1].tril(-1) + torch.diag(d[2]), d_b + d[0].sum(-1)
 
     def solve(constant, slope, below):
         """``x = constant + slope * below x`` for each row of the batch."""
@@ -638,13 +697,26 @@ def planar(dtype: torch.dtype, layers: int, rows: int, offset: float) -> Iterato
         return (wide(torch.linalg.solve(matrix, constant.mT).mT),)
 
     zeros = Writes(torch.zeros_like(wide(h))), Writes(torch.zeros(n, dtype=torch.float64))
-    fields = layers, n, table, offset, Writes(wide(projections)), *zeros
-    yield Case("planar::Forward", fields, forward, (projections, table))
-    fields = layers, n, rows, table, offset, wide(h), wide(slope), padded(gl, n), Writes(wide(gh)), Writes(d_table)
-    yield Case("planar::Backward", fields, backward, (projections, table, gh, gl, d_table))
-    for transposed, below in ((False, table.tril(-1)), (True, table.tril(-1).mT)):
-        fields = layers, n, int(transposed), table, wide(slope), Writes(wide(constant))
-        yield Case("planar::Solve", fields, solve, (constant, slope, below), "transposed" * transposed)
+    fields = layers, n, table, layers, s, Writes(wide(padded(projections, n))), *zeros
+    yield Case("planar::Forward", fields, forward, (projections, table, s))
+    fields = (
+        layers,
+        n,
+        rows,
+        table,
+        layers,
+        s,
+        wide(h),
+        wide(slope),
+        padded(gl, n),
+        *map(Writes, (wide(gh), d_table, d_b)),
+    )
+    yield Case("PlanarBackward", fields, backward, (projections, table, s, gh, gl, d_table, d_b))
+    for transposed in (False, True):
+        below = table.to(dtype).tril(-1)
+        fields = layers, n, int(transposed), table.to(dtype), wide(slope), Writes(wide(constant))
+        matrix = below.mT if transposed else below
+        yield Case("planar::Solve", fields, solve, (constant, slope, matrix), "transposed" * transposed)
 
 
 # ---- radial_flow.h ----

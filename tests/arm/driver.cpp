@@ -187,6 +187,8 @@ template <class T> using BitsDoubleBackward = bernoulli::DoubleBackward<T, uint8
 template <class T> using MixtureBackward = mixture::Backward<false, T>;
 template <class T> using MixtureDoubleBackward = mixture::Backward<true, T>;
 
+template <class T> using PlanarBackward = planar::Backward;
+
 template <class T>
 struct IwaeResults {
   iwae_columns::Sums<T> sums;
@@ -260,8 +262,14 @@ const std::map<std::string, Row> kRows = {
     ROW(iwae_columns::Join),
     ROW(iwae_columns::Gradient),
     ROW(IwaeResults),
+    ROW(planar::Project),
+    ROW(planar::Combine),
+    ROW(planar::SumOverRows),
+    ROW(planar::StoreRows),
+    ROW(planar::Prepare),
+    ROW(planar::LayerGradient),
     ROW(planar::Forward),
-    ROW(planar::Backward),
+    ROW(PlanarBackward),
     ROW(planar::Solve),
     ROW(radial::Forward),
     ROW(radial::Backward),
