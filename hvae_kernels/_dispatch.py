@@ -47,7 +47,7 @@ def _validate(choice: str, source: str) -> str:
 class _State:
     """The process-wide choice. An attribute, not a context variable, because Dynamo guards on attributes."""
 
-    requested = _validate(os.environ.get("HVAE_KERNELS_IMPL", "auto"), "HVAE_KERNELS_IMPL")
+    requested = _validate(os.environ.get("HVAE_KERNELS_IMPL") or "auto", "HVAE_KERNELS_IMPL")
 
 
 @contextlib.contextmanager

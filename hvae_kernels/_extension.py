@@ -19,7 +19,7 @@ def _validate(choice: str, source: str) -> str:
 
 
 #: Of the environment: what the kernels use from the extension's loading on.
-REQUESTED_CPU = _validate(os.environ.get("HVAE_KERNELS_CPU", "auto"), "HVAE_KERNELS_CPU")
+REQUESTED_CPU = _validate(os.environ.get("HVAE_KERNELS_CPU") or "auto", "HVAE_KERNELS_CPU")
 
 
 @functools.cache

@@ -168,6 +168,8 @@ def test_several_processes_give_the_same_numbers(finished, tmp_path):
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_a_job_that_fails_does_not_stop_the_others(workers, tmp_path, capsys):
     (tmp_path / "jobs").mkdir()
+    run = {"experiment": "gaussian", "seed": 12345, "datasets": 2}
+    (tmp_path / "jobs" / runs.RUN).write_text(json.dumps(run))
     other = train.State(7, 0, torch.zeros(1), torch.zeros(1))
     other.save(report.state_path(tmp_path, Job("corrected", 6, "vb", 0)))
     assert hvae(tmp_path, "--resume", "--methods", "vb", "--workers", workers) == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,6 +37,9 @@ def write_report(directory: Path) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # reports are UTF-8, terminals need not be
+            stream.reconfigure(errors="replace")
     args = parser().parse_args(argv)
     missing = [name for name in EXTRA if importlib.util.find_spec(name) is None]
     if missing:

@@ -121,7 +121,8 @@ def draw(path: Path, variances: dict[str, list[float]]) -> None:
         axes.plot(BATCH_SIZES, values, marker="o", label=name)
     axes.set(xscale="log", yscale="log", xlabel="batch size", ylabel="variance of the gradient")
     axes.legend()
-    figure.savefig(path, dpi=120)
+    with runs.writing(path) as partial:
+        figure.savefig(partial, dpi=120)
 
 
 def run(out: Path, seed: int) -> str:
@@ -156,7 +157,7 @@ posterior standard deviations, and of the logarithm of the ratio of the standard
 {runs.table(["sampled", "means", "log-scales"], trained)}
 """
     out.mkdir(parents=True, exist_ok=True)
-    (out / "report.md").write_text(report)
+    runs.write(out / "report.md", report.encode())
     draw(out / "variance.png", variances)
     return report
 

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
+import io
 import json
 import math
 import os
-from collections.abc import Callable, Iterable
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import hvae_kernels
 
 Row = dict[str, Any]
+
+#: In a directory of state files: what they were all made with.
+RUN = "run.json"
 
 
 class StudyError(Exception):
@@ -50,10 +57,11 @@ def generator(*purpose: object) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
 
 
-def open_directory(args: argparse.Namespace, **fixed: Any) -> dict[str, Any]:
-    """Make ``args.out``; returns its config, with ``fixed``, the seed among it, in which all its runs must agree.
+@contextlib.contextmanager
+def open_directory(args: argparse.Namespace, **fixed: Any) -> Iterator[dict[str, Any]]:
+    """Make ``args.out`` and hold it; gives its config, with ``fixed``, the seed among it, in which all its runs agree.
 
-    A directory that holds other results is refused.
+    A directory that holds other results, or at which another command is at work, is refused.
     """
     plain = {name: value if isinstance(value, int | list | None) else str(value) for name, value in vars(args).items()}
     config = {
@@ -64,25 +72,73 @@ def open_directory(args: argparse.Namespace, **fixed: Any) -> dict[str, Any]:
     }
     if args.out.exists() and not args.out.is_dir():
         raise StudyError(f"{args.out} is a file, not a directory: choose another --out")
-    if (args.out / "results.json").exists():
-        if not args.resume:
-            raise StudyError(
-                f"{args.out} holds results already: add --resume to go on with them, or choose another --out"
-            )
-        before, _ = read_results(args.out)
-        for name in ("experiment", *fixed):
+    jobs = args.out / "jobs"
+    jobs.mkdir(parents=True, exist_ok=True)
+    from filelock import FileLock, Timeout
+
+    try:
+        with FileLock(args.out / "lock", timeout=0):
+            _require_agreement(args, config, fixed)
+            write(jobs / RUN, json.dumps({name: config[name] for name in ("experiment", *fixed)}, indent=1).encode())
+            yield config
+    except Timeout as error:
+        message = f"another command is at work in {args.out}: wait for it to end, or choose another --out"
+        raise StudyError(message) from error
+
+
+def _require_agreement(args: argparse.Namespace, config: dict[str, Any], fixed: dict[str, Any]) -> None:
+    jobs = args.out / "jobs"
+    has_results = (args.out / "results.json").exists()
+    if not args.resume and (has_results or any(jobs.glob("*.pt"))):
+        raise StudyError(f"{args.out} holds results already: add --resume to go on with them, or choose another --out")
+    for before in (read_results(args.out)[0] if has_results else None, _run_of(jobs)):
+        for name in () if before is None else ("experiment", *fixed):
             if before.get(name) != config[name]:
                 raise StudyError(f"{args.out} was made with {name} {before.get(name)}, not {config[name]}")
-    (args.out / "jobs").mkdir(parents=True, exist_ok=True)
-    return config
+
+
+def _run_of(jobs: Path) -> dict[str, Any] | None:
+    """What all state files of a directory were made with; None where nothing says so."""
+    path = jobs / RUN
+    try:
+        run = json.loads(path.read_text(encoding="utf-8"))
+        return dict(run)
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError) as error:
+        raise unreadable(path) from error
+
+
+# ---- Files, whole or not at all ----
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """A file beside ``path`` to write, which takes its place in the end; a failure leaves nothing behind.
+
+    Raises:
+        StudyError: the system would not write it: no space, no permission.
+    """
+    partial = path.with_name(f"{path.stem}.{os.getpid()}-{threading.get_ident()}.partial{path.suffix}")
+    try:
+        yield partial
+        os.replace(partial, path)
+    except OSError as error:
+        raise StudyError(f"could not write {path}: {error.strerror or error}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write(path: Path, content: bytes) -> None:
+    """A whole file at once; see :func:`writing`."""
+    with writing(path) as partial:
+        partial.write_bytes(content)
 
 
 def write_results(directory: Path, config: dict[str, Any], rows: Iterable[Row]) -> None:
-    """Write ``results.json``, whole or not at all; a number that is not finite is an error."""
+    """Write ``results.json``; a number that is not finite is an error."""
     text = json.dumps({"config": config, "rows": list(rows)}, indent=1, allow_nan=False)
-    partial = directory / "results.partial"
-    partial.write_text(text + "\n")
-    os.replace(partial, directory / "results.json")
+    write(directory / "results.json", (text + "\n").encode())
 
 
 def read_results(directory: Path) -> tuple[dict[str, Any], list[Row]]:
@@ -91,7 +147,7 @@ def read_results(directory: Path) -> tuple[dict[str, Any], list[Row]]:
     if not path.is_file():
         raise StudyError(f"no results.json in {directory}")
     try:
-        return _parsed(path.read_text())
+        return _parsed(path.read_text(encoding="utf-8"))
     except (ValueError, KeyError, TypeError) as error:
         raise unreadable(path) from error
 
@@ -111,21 +167,56 @@ def finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def save(value: Any, path: Path) -> None:
-    """``torch.save``, whole or not at all."""
-    partial = path.with_suffix(".partial")
-    torch.save(value, partial)
-    os.replace(partial, path)
+def save(state: dict[str, Any], path: Path) -> None:
+    """``torch.save``, with a checksum and what the directory's run was made with."""
+    file = io.BytesIO()
+    whole = {**state, "run": json.dumps(_run_of(path.parent))}
+    torch.save({**whole, "sha256": _checksum(whole)}, file)
+    write(path, file.getvalue())
 
 
 def load(kind: Callable[..., Any], path: Path) -> Any:
-    """``kind`` from the keyword arguments that :func:`save` wrote; StudyError where the file holds anything else."""
+    """``kind`` from the keyword arguments that :func:`save` wrote.
+
+    Raises:
+        StudyError: the file is damaged or holds anything else, or is of a run with another seed, other data...
+    """
     try:
-        return kind(**torch.load(path, weights_only=True))
+        state = torch.load(path, weights_only=True)
+        if state.pop("sha256") != _checksum(state):
+            raise ValueError("the checksum differs")
+        run = json.loads(state.pop("run"))
+        result = kind(**state)
     except OSError:
         raise
     except Exception as error:  # torch.load has no type of its own for a corrupt file
         raise unreadable(path) from error
+    for name, value in (_run_of(path.parent) or {}).items():
+        before = (run or {}).get(name)
+        if before != value:
+            raise StudyError(f"{path} was made with {name} {before}, not {value}: it is of another run, remove it")
+    return result
+
+
+def _checksum(value: Any) -> str:
+    """Of every name, number and shape, which torch.load itself does not compare with anything."""
+    digest = hashlib.sha256()
+
+    def add(value: Any) -> None:
+        if isinstance(value, Tensor):
+            add([str(value.dtype), tuple(value.shape)])
+            digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+        elif isinstance(value, dict):
+            add(list(value.items()))
+        elif isinstance(value, list | tuple):
+            digest.update(f"{len(value)} ".encode())
+            for item in value:
+                add(item)
+        else:
+            digest.update(f"{value!r} ".encode())
+
+    add(value)
+    return digest.hexdigest()
 
 
 def table(headers: list[str], lines: list[list[Any]]) -> str:

@@ -101,20 +101,25 @@ def _folder(folder: Path) -> Digits:
 
 
 def find(folder: Path, file: IdxFile) -> Path:
-    """Where the folder has the file, gzipped or not."""
-    for place in (folder, folder / "MNIST" / "raw"):
-        for path in (place / file.name, place / f"{file.name}.gz"):
-            if path.is_file():
-                return path
+    """Where the folder has the file, gzipped or not, under one of the names that it is published under."""
+    for name in (file.name, file.name.replace("-idx3", ".idx3")):
+        for place in (folder, folder / "MNIST" / "raw", folder / name):  # one archive holds folders of the files' names
+            for path in (place / name, place / f"{name}.gz"):
+                if path.is_file():
+                    return path
     raise StudyError(f"{folder} has no {file.name}, gzipped or not")
 
 
 def read_images(path: Path, file: IdxFile) -> Tensor:
     """The images ``(N, 784)`` of an IDX file; StudyError where it is not the one that was published."""
+    size = 16 + file.count * N_PIXELS
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
+            content = stream.read(size + 1)  # no more of a file that holds something else
     except (gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise StudyError(f"{path} is not a whole gzip file: {error}") from error
+    if len(content) > size:
+        raise StudyError(f"{path} holds more than the {size} bytes of MNIST's {file.name}")
     if len(content) < 16:
         raise StudyError(f"{path} has {len(content)} bytes, too few for the header of an IDX file")
     magic, *sizes = struct.unpack(">4I", content[:16])

@@ -56,7 +56,11 @@ def register(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Run the command. A job that fails does not stop the others; its error is told in the end."""
-    config = runs.open_directory(args, seed=args.seed, datasets=args.datasets)
+    with runs.open_directory(args, seed=args.seed, datasets=args.datasets) as config:
+        _run(args, config)
+
+
+def _run(args: argparse.Namespace, config: dict[str, Any]) -> None:
     _write_results(args.out, config)
     steps = {"planar": args.planar_layers, "iaf": [1], "vb": [0]}
     steps |= dict.fromkeys(("hvae", "hvae-untempered"), args.leapfrog_steps)

@@ -10,6 +10,7 @@ from pathlib import Path
 from hvae.gaussian import published
 from hvae.gaussian.study import ERRORS, FLOORS, METHODS, SETTINGS, Job, method_label
 from hvae.gaussian.train import State
+from hvae.runs import writing
 
 Jobs = Sequence[tuple[Job, State]]
 
@@ -44,7 +45,8 @@ def draw(directory: Path, jobs: Jobs) -> list[str | None]:
         drawn.append(title if figure else None)
         if figure:
             figure.suptitle(f"Figure {number}. {title}")
-            figure.savefig(directory / name(number), dpi=90)
+            with writing(directory / name(number)) as partial:
+                figure.savefig(partial, dpi=90)
     return drawn
 
 

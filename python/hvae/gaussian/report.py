@@ -11,7 +11,7 @@ from hvae.gaussian import figures, published, texts
 from hvae.gaussian.data import BATCHES_PER_EPOCH
 from hvae.gaussian.study import FLOORS, METHODS, SETTINGS, Job, method_label
 from hvae.gaussian.train import State
-from hvae.runs import Row, finite, read_results, table, unreadable
+from hvae.runs import Row, finite, read_results, table, unreadable, write
 
 
 def rows_of(job: Job, state: State) -> list[Row]:
@@ -42,7 +42,7 @@ def write_report(directory: Path) -> str:
     for number, title in enumerate(_drawn(directory, rows), 1):
         parts += [f"## Figure {number}. {title}", f"![{title}]({figures.name(number)})"] if title else []
     text = "\n\n".join(part.strip() for part in parts) + "\n"
-    (directory / "report.md").write_text(text)
+    write(directory / "report.md", text.encode())
     return text
 
 

@@ -72,6 +72,14 @@ def _device(text: str) -> torch.device:
         raise argparse.ArgumentTypeError(f"{text} is no device") from error
 
 
+def _require_device(device: torch.device) -> None:
+    try:
+        torch.zeros(1, device=device).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise StudyError(f"--device {device} is not available here: {reason}") from error
+
+
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
     setting = Setting(
@@ -86,6 +94,7 @@ def run(args: argparse.Namespace) -> None:
         likelihood_images=args.validation_size if args.likelihood_images is None else args.likelihood_images,
         likelihood_samples=args.likelihood_samples,
     )
+    _require_device(args.device)
     if args.data == "sample" and args.binarisation != "round":
         raise StudyError(f"the sample holds rounded pixels: --binarisation {args.binarisation} needs --data DIR")
     if setting.likelihood_images > setting.n_validation:
@@ -119,15 +128,15 @@ def _plan(args: argparse.Namespace) -> list[Job]:
 
 
 def _run_jobs(jobs: list[Job], setting: Setting, digits: mnist.Digits, args: argparse.Namespace) -> None:
-    first = distributed.rank() == 0
-    config = runs.open_directory(args, **asdict(setting)) if first else {}
-    if first:
+    if distributed.rank() != 0:
+        for job in jobs:
+            _train(job, setting, digits, args)
+        return
+    with runs.open_directory(args, **asdict(setting)) as config:
         _write_results(args.out, config, setting)
-    for job in jobs:
-        _train(job, setting, digits, args)
-        if first:
+        for job in jobs:
+            _train(job, setting, digits, args)
             _write_results(args.out, config, setting)
-    if first:
         print(report.write_report(args.out))
 
 

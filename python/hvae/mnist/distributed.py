@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 @contextmanager
 def processes() -> Iterator[None]:
     """Joins ``torchrun``'s processes for as long as it lasts; does nothing in a process of its own."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if int(os.environ.get("WORLD_SIZE") or 1) == 1:
         yield
         return
     if torch.cuda.is_available():

@@ -12,6 +12,7 @@ from torch import Tensor
 from hvae.autoencoder import AutoEncoder
 from hvae.data.mnist import SIDE
 from hvae.mnist.study import Job
+from hvae.runs import writing
 from hvae.structured.figures import draw_graph
 
 if TYPE_CHECKING:
@@ -69,7 +70,8 @@ def draw_curves(path: Path, jobs: Sequence[tuple[Job, State]]) -> Path:
     axes.set(xlabel="epochs", ylabel="negative bound, nats an image", title="Validation, and training dashed")
     axes.set_ylim(bottom=lowest - 8, top=lowest + 60)
     axes.legend()
-    figure.savefig(path, dpi=120)
+    with writing(path) as partial:
+        figure.savefig(partial, dpi=120)
     return path
 
 
@@ -84,4 +86,5 @@ def draw_grid(path: Path, grid: Tensor, title: str) -> None:
     axes.imshow(image.tolist(), cmap="gray_r", vmin=0, vmax=255)
     axes.set_axis_off()
     axes.set_title(title, fontsize="small")
-    figure.savefig(path, dpi=120)
+    with writing(path) as partial:
+        figure.savefig(partial, dpi=120)

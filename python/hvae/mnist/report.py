@@ -8,7 +8,7 @@ from hvae import runs
 from hvae.mnist import figures
 from hvae.mnist.study import LAST_EPOCHS, PUBLISHED, Job, Setting
 from hvae.mnist.train import State
-from hvae.runs import Row
+from hvae.runs import Row, write
 
 NOTES = f"""Figures are means over images, in nats an image, with every constant.
 
@@ -61,7 +61,7 @@ def write_report(directory: Path) -> str:
     for title, paths in figures.draw(directory, finished_jobs(directory)).items():
         parts += [f"## {title}", *(f"![{path.stem}]({path.name})" for path in paths)]
     text = "\n\n".join(part.strip() for part in parts) + "\n"
-    (directory / "report.md").write_text(text)
+    write(directory / "report.md", text.encode())
     return text
 
 

@@ -35,7 +35,11 @@ def register(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
-    config = runs.open_directory(args, seed=args.seed, components=args.components, epochs=args.epochs)
+    with runs.open_directory(args, seed=args.seed, components=args.components, epochs=args.epochs) as config:
+        _run(args, config)
+
+
+def _run(args: argparse.Namespace, config: dict[str, Any]) -> None:
     _write_results(args.out, config)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the tensors are too small to share

@@ -10,6 +10,7 @@ import torch
 from hvae.priors import data
 from hvae.priors.study import PRIORS, Job, Points
 from hvae.priors.train import State
+from hvae.runs import writing
 
 Jobs = Sequence[tuple[Job, State]]
 
@@ -31,7 +32,8 @@ def draw(directory: Path, jobs: Jobs) -> list[tuple[str, Path]]:
     for title, name, picture, shown in pictures:
         if shown:
             path = directory / f"{name}.png"
-            picture(shown).savefig(path, dpi=80)
+            with writing(path) as partial:
+                picture(shown).savefig(partial, dpi=80)
             drawn.append((title, path))
     return drawn
 

@@ -9,7 +9,7 @@ from hvae import runs
 from hvae.priors import figures, models, study
 from hvae.priors.study import PRIORS, PUBLISHED, Job
 from hvae.priors.train import State
-from hvae.runs import Row
+from hvae.runs import Row, write
 
 MODEL = """\
 10,000 points of `0.3 N((2, 2), I) + 0.7 N((-2, -2), I)`. The decoder's covariance is I, so a model equals the truth
@@ -57,7 +57,7 @@ def write_report(directory: Path) -> str:
     for title, path in figures.draw(directory, finished_jobs(directory, config)):
         parts += [f"## {title}", f"![{title}]({path.name})"]
     text = "\n\n".join(part.strip() for part in parts) + "\n"
-    (directory / "report.md").write_text(text)
+    write(directory / "report.md", text.encode())
     return text
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from torch import Tensor
 
+from hvae.runs import writing
+
 
 def draw_graph(path: Path, graph: Tensor, title: str) -> None:
     """Nodes on a circle, arrows from parents; open gates drawn through, closed ones dotted, each with its probability.
@@ -37,4 +39,5 @@ def draw_graph(path: Path, graph: Tensor, title: str) -> None:
         axes.text(x, y, f"$z_{n + 1}$", ha="center", va="center", bbox=circle)
     axes.set(xlim=(-1.3, 1.3), ylim=(-1.3, 1.3), aspect="equal", title=title)
     axes.set_axis_off()
-    figure.savefig(path, dpi=120)
+    with writing(path) as partial:
+        figure.savefig(partial, dpi=120)
