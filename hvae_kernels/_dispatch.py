@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from hvae_kernels import _extension, _library
+from hvae_kernels import _checks, _extension, _library
 from hvae_kernels._checks import FULL_PRECISION, HALF_PRECISION
 
 #: In the order in which ``auto`` prefers them.
@@ -39,6 +39,8 @@ def register(op: Op) -> None:
 
 
 def _validate(choice: str, source: str) -> str:
+    if not isinstance(choice, str):
+        raise TypeError(f"{source}: implementation must be one of {', '.join(CHOICES)}, got {_checks.describe(choice)}")
     if choice not in CHOICES:
         raise ValueError(f"{source}: implementation must be one of {', '.join(CHOICES)}, got {choice!r}")
     return choice

@@ -8,6 +8,7 @@ import importlib
 import os
 from collections.abc import Iterator
 
+from hvae_kernels import _checks
 from hvae_kernels._blocks import Blocks
 
 #: What ``HVAE_KERNELS_CPU`` and ``use_cpu`` take: the sets in ascending order, as in ``csrc/kernels/sets.h``.
@@ -15,6 +16,9 @@ CHOICES = ("auto", "baseline", "avx2", "avx512")
 
 
 def _validate(choice: str, source: str) -> str:
+    if not isinstance(choice, str):
+        got = _checks.describe(choice)
+        raise TypeError(f"{source}: instruction set must be one of {', '.join(CHOICES)}, got {got}")
     if choice not in CHOICES:
         raise ValueError(f"{source}: instruction set must be one of {', '.join(CHOICES)}, got {choice!r}")
     return choice

@@ -372,9 +372,9 @@ def test_bad_replicas(implementation, argument, shape, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"replicas": 0}, "replicas must be at least 1"),
-        ({"n_steps": -1}, "n_steps must be at least 0"),
-        ({"features": 0}, "features must be at least 1"),
+        ({"replicas": 0}, "replicas must be an integer of at least 1"),
+        ({"n_steps": -1}, "n_steps must be an integer of at least 0"),
+        ({"features": 0}, "features must be an integer of at least 1"),
         ({"tempering": "linear"}, "tempering must be one of none, quadratic"),
         ({"init_step_size": 0.7}, "init_step_size must be between 0 and max_step_size = 0.5"),
         ({"init_temperature": 1.0}, "init_temperature must be above 1"),
