@@ -9,7 +9,7 @@ import os
 import platform
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -60,7 +60,7 @@ class _State:
     blocks put themselves on and take themselves off, as those of several threads end in any order.
     """
 
-    choices = [_Choice(_validate(os.environ.get("HVAE_KERNELS_IMPL", "auto"), "HVAE_KERNELS_IMPL"))]
+    choices: ClassVar = [_Choice(_validate(os.environ.get("HVAE_KERNELS_IMPL", "auto"), "HVAE_KERNELS_IMPL"))]
 
 
 @contextlib.contextmanager

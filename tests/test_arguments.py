@@ -9,7 +9,6 @@ import pytest
 import torch
 
 import hvae_kernels as hk
-from hvae_kernels import _library
 from hvae_kernels import functional as F
 from hvae_kernels.ops.leapfrog_update import leapfrog_update
 from hvae_kernels.ops.rmsprop import rmsprop_step_

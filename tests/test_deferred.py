@@ -115,7 +115,9 @@ def test_reset_keeps_the_degrees_that_were_loaded(device):
 def test_degrees_without_values_are_refused():
     with torch.device("meta"):
         degrees = torch.arange(3)
-        with pytest.raises(ValueError, match="MaskedLinear: in_degrees must be integers whose values can be read, got a"):
+        with pytest.raises(
+            ValueError, match="MaskedLinear: in_degrees must be integers whose values can be read, got a"
+        ):
             hk.nn.MaskedLinear(degrees, [0, 1])
         with pytest.raises(ValueError, match="MADE: order must be integers whose values can be read"):
             hk.nn.MADE(3, [4], order=degrees)
