@@ -34,7 +34,5 @@ class Blocks:
             yield
         finally:
             with self._lock:
-                decides = next(reversed(self._open)) is block
                 del self._open[block]
-                if decides:
-                    self._apply(next(reversed(self._open.values())) if self._open else self._before)
+                self._apply(next(reversed(self._open.values())) if self._open else self._before)

@@ -69,8 +69,8 @@ class OpSpec:
 
     ``rows`` are the arguments with a row for each row of the batch, along their first dimension in ``row_cases``, which
     are cases but for their shape. Where an argument is infinite, kernels are NaN where the plain formula is, and
-    nowhere else; but for the arguments ``defined_at_infinity``, where they may have a value, and ``undefined_at_infinity``,
-    where they may have none, each with the reason.
+    nowhere else; but for the arguments ``defined_at_infinity``, where they may have a value, and
+    ``undefined_at_infinity``, where they may have none, each with the reason.
     """
 
     name: str

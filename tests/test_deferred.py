@@ -103,7 +103,7 @@ def test_reset_keeps_the_degrees_that_were_loaded(device):
     saved = stack(orders="permuted", generator=torch.Generator().manual_seed(3))
     with torch.device(device) if device == "meta" else contextlib.nullcontext():
         other = stack(orders="permuted", generator=torch.Generator().manual_seed(4))
-    other.load_state_dict(saved.state_dict(), assign=True)
+    other.load_state_dict(copy.deepcopy(saved.state_dict()), assign=True)
     for part in other.modules():
         if isinstance(part, hk.nn.MaskedLinear):
             part.reset_parameters()
