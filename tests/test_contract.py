@@ -223,8 +223,8 @@ def _spoiled(tensor, rows, value, first):
 def test_rows_are_apart(spec, implementation, device):
     """What is no number in a row of an argument or of a cotangent leaves the bits of all other rows as they are.
 
-    The rows whose number has a certain bit are spoiled at once, then all others: any two rows are told apart so (in
-    the interpreter, which is slow, by every third bit alone). Neither widths nor numbers of rows fill a vector, a tile or a block.
+    The rows whose number has a certain bit are spoiled at once, then all others: any two rows are told apart so (in the
+    interpreter, which is slow, by every third bit alone). Widths and numbers of rows fill no vector, tile or block.
     """
     if implementation == "reference":
         pytest.skip("torch's own products")
