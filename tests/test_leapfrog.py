@@ -388,7 +388,7 @@ def test_bad_flow(arguments, message):
 def test_bad_flow_input():
     flow = hk.nn.HamiltonianFlow(3, 2)
     potential = hk.nn.GaussianPotential(torch.ones(3), torch.zeros(3))
-    with pytest.raises(ValueError, match=r"z must be of shape \(\.\.\., 3\)"):
+    with pytest.raises(ValueError, match=r"z must be a tensor of shape \(\.\.\., 3\)"):
         flow(double(5, 4), double(5, 4), potential)
     with pytest.raises(ValueError, match=r"z must be of shape \(4, B, 3\)"):
         hk.nn.HamiltonianFlow(3, 2, replicas=4)(double(5, 3), double(5, 3), potential)

@@ -100,6 +100,7 @@ class MADE(nn.Module):
         hidden_degrees: degrees of the hidden units, one sequence a layer, instead of evenly spread ones.
 
     Raises:
+        TypeError: an argument is nothing of its kind.
         ValueError: a size is out of range, the order is no permutation, the activation is unknown, or a hidden unit has
             a degree that no output can use.
 
@@ -250,6 +251,7 @@ class InverseAutoregressiveFlow(_Flow):
         hidden_degrees: as for :class:`MADE`.
 
     Raises:
+        TypeError: an argument is nothing of its kind.
         ValueError: as for :class:`MADE`, or an unknown gate.
 
     References:
@@ -342,6 +344,7 @@ class FlowStack(_Flow):
         flows: flows of one number of features, applied in this order by ``forward``.
 
     Raises:
+        TypeError: an argument is nothing of its kind.
         ValueError: none, or flows of different numbers of features.
 
     Example:
@@ -394,6 +397,7 @@ class FlowStack(_Flow):
             **options: further arguments of the flow.
 
         Raises:
+            TypeError: an argument is nothing of its kind.
             ValueError: ``orders`` is none of these, or ``n_layers`` is below 1.
         """
         if not (isinstance(kind, type) and issubclass(kind, InverseAutoregressiveFlow)):

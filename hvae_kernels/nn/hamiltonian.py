@@ -107,6 +107,7 @@ class HamiltonianFlow(nn.Module):
         compile: compile the gradient of potentials that are not Gaussian.
 
     Raises:
+        TypeError: an argument is nothing of its kind.
         ValueError: an argument is out of its range.
 
     References:

@@ -29,6 +29,7 @@ class LocalReparamLinear(nn.Module):
         prior_scale: standard deviation of the prior :math:`N(0, s^2)` of weights and biases.
 
     Raises:
+        TypeError: an argument is nothing of its kind.
         ValueError: a negative number of features, or a scale that is not positive and finite.
 
     References:

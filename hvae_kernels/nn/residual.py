@@ -57,6 +57,7 @@ class PlanarFlow(_ForwardFlow):
         shared: one layer, applied K times.
 
     Raises:
+        TypeError: an argument is nothing of its kind.
         ValueError: no features, or a negative number of layers.
 
     References:
@@ -109,6 +110,7 @@ class RadialFlow(_ForwardFlow):
         n_layers: K.
 
     Raises:
+        TypeError: an argument is nothing of its kind.
         ValueError: no features, or a negative number of layers.
 
     References:
