@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import numbers
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -12,8 +15,10 @@ HALF_PRECISION = (torch.bfloat16, torch.float16)
 def describe(value: object) -> str:
     """Describe ``value`` for an error message: shape, dtype and device of a tensor, type and repr of anything else."""
     if isinstance(value, Tensor):
-        return f"a {value.dtype} tensor of shape {tuple(value.shape)} on {value.device}"
-    return f"{type(value).__name__} {value!r}"
+        layout = "" if value.layout is torch.strided else f"{str(value.layout).removeprefix('torch.')} "
+        return f"a {layout}{value.dtype} tensor of shape {tuple(value.shape)} on {value.device}"
+    text = " ".join(repr(value).split())
+    return f"{type(value).__name__} {text if len(text) <= 100 else text[:97] + '...'}"
 
 
 def fail(function: str, argument: str, expected: str, got: object) -> ValueError:
@@ -23,23 +28,82 @@ def fail(function: str, argument: str, expected: str, got: object) -> ValueError
     )
 
 
+def wrong_type(function: str, argument: str, expected: str, got: object) -> TypeError:
+    """Build (not raise) the TypeError for an argument that is nothing of the kind."""
+    return TypeError(f"{function}: {argument} must be {expected}, got {describe(got)}")
+
+
+def tensors(function: str, **arguments: Tensor) -> None:
+    """Require tensors, of any kind."""
+    for name, value in arguments.items():
+        if not isinstance(value, Tensor):
+            raise wrong_type(function, name, "a tensor", value)
+
+
+def features(function: str, argument: str, x: Tensor, size: int) -> None:
+    """Require a floating-point tensor with this many features, its last dimension."""
+    if not isinstance(x, Tensor):
+        raise wrong_type(function, argument, f"a tensor of shape (..., {size})", x)
+    if not x.is_floating_point() or x.layout is not torch.strided:
+        raise wrong_type(function, argument, "a dense floating-point tensor", x)
+    if x.shape[-1:] != (size,):
+        raise fail(function, argument, f"a tensor of shape (..., {size})", x)
+
+
+def flag(function: str, argument: str, value: bool) -> None:
+    """Require True or False: any other object would count as one of them, silently."""
+    if not isinstance(value, bool):
+        raise wrong_type(function, argument, "True or False", value)
+
+
+def generator(function: str, value: torch.Generator | None) -> None:
+    """Require a generator of random numbers, or None."""
+    if not (value is None or isinstance(value, torch.Generator)):
+        raise wrong_type(function, "generator", "a torch.Generator or None", value)
+
+
+def integer(function: str, argument: str, value: int, least: int) -> None:
+    """Require an integer of at least ``least``."""
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool):
+        raise wrong_type(function, argument, f"an integer of at least {least}", value)
+    if value < least:
+        raise fail(function, argument, f"an integer of at least {least}", value)
+
+
+def real(function: str, argument: str, value: float) -> None:
+    """Require a number, not a tensor or a string."""
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        raise wrong_type(function, argument, "a number", value)
+
+
+def one_of(function: str, argument: str, value: str, options: Sequence[str]) -> None:
+    """Require one of these names."""
+    expected = f"one of {', '.join(options)}"
+    if not isinstance(value, str):
+        raise wrong_type(function, argument, expected, value)
+    if value not in options:
+        raise fail(function, argument, expected, value)
+
+
 def same_kind(function: str, **tensors: Tensor) -> None:
-    """Require float tensors of one dtype on one device; the first one sets the standard."""
+    """Require dense float tensors of one dtype on one device; the first one sets the standard."""
     items = iter(tensors.items())
     first_name, first = next(items)
     if not isinstance(first, Tensor):
-        raise TypeError(f"{function}: {first_name} must be a tensor, got {describe(first)}")
+        raise wrong_type(function, first_name, "a tensor", first)
     dtype, device = first.dtype, first.device
     if dtype not in FULL_PRECISION and dtype not in HALF_PRECISION:
-        raise TypeError(
-            f"{function}: {first_name} must be a float32 or float64 tensor "
-            f"(bfloat16 and float16 where a GPU kernel exists), got {describe(first)}"
-        )
+        expected = "a float32 or float64 tensor (bfloat16 and float16 where a GPU kernel exists)"
+        raise wrong_type(function, first_name, expected, first)
+    if False:
+        raise wrong_type(function, first_name, "a dense tensor", first)
     for name, tensor in items:
         if not isinstance(tensor, Tensor):
-            raise TypeError(f"{function}: {name} must be a tensor, got {describe(tensor)}")
+            raise wrong_type(function, name, "a tensor", tensor)
         if tensor.dtype != dtype:
             raise TypeError(f"{function}: {name} must have the dtype of {first_name}, {dtype}, got {describe(tensor)}")
+        if tensor.layout is not torch.strided:
+            raise wrong_type(function, name, "a dense tensor", tensor)
         if tensor.device != device:
             raise ValueError(
                 f"{function}: {name} must be on the device of {first_name}, {device}, got {describe(tensor)}"

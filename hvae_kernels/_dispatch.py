@@ -9,11 +9,11 @@ import os
 import platform
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
-from hvae_kernels import _extension, _library
+from hvae_kernels import _checks, _extension, _library
 from hvae_kernels._checks import FULL_PRECISION, HALF_PRECISION
 
 #: In the order in which ``auto`` prefers them.
@@ -39,20 +39,35 @@ def register(op: Op) -> None:
 
 
 def _validate(choice: str, source: str) -> str:
+    if not isinstance(choice, str):
+        raise TypeError(f"{source}: implementation must be one of {', '.join(CHOICES)}, got {_checks.describe(choice)}")
     if choice not in CHOICES:
         raise ValueError(f"{source}: implementation must be one of {', '.join(CHOICES)}, got {choice!r}")
     return choice
 
 
-class _State:
-    """The process-wide choice. An attribute, not a context variable, because Dynamo guards on attributes."""
+class _Choice:
+    """Not a string, as each is equal to itself alone; nor a frozen dataclass, which Dynamo cannot make again."""
 
-    requested = _validate(os.environ.get("HVAE_KERNELS_IMPL") or "auto", "HVAE_KERNELS_IMPL")
+    def __init__(self, implementation: str):
+        self.implementation = implementation
+
+
+class _State:
+    """The process-wide choices: the initial one, then one for each open block of :func:`use_impl`; the last counts.
+
+    An attribute, not a context variable: Dynamo guards on it, and the threads of a backward pass see it. A list that
+    blocks put themselves on and take themselves off, as those of several threads end in any order.
+    """
+
+    choices: ClassVar = [_Choice(_validate(os.environ.get("HVAE_KERNELS_IMPL") or "auto", "HVAE_KERNELS_IMPL"))]
 
 
 @contextlib.contextmanager
 def use_impl(implementation: str) -> Iterator[None]:
     """Choose the implementation of every op called inside the ``with`` block, for the whole process.
+
+    Where blocks of several threads overlap, the one entered last counts for all of them while it is open.
 
     Args:
         implementation: ``"auto"`` (the fastest there is for the tensors' device), ``"cpp"``, ``"triton"``,
@@ -69,16 +84,17 @@ def use_impl(implementation: str) -> Iterator[None]:
         >>> with hk.use_impl("reference"):
         ...     z, rho = hk.functional.gaussian_leapfrog(one, one, one, 0 * one, 0.1 * one, one)
     """
-    before, _State.requested = _State.requested, _validate(implementation, "use_impl")
+    choice = _Choice(_validate(implementation, "use_impl"))
+    _State.choices.append(choice)
     try:
         yield
     finally:
-        _State.requested = before
+        _State.choices.remove(choice)
 
 
 def requested() -> str:
     """The present choice of :func:`use_impl`."""
-    return _State.requested
+    return _State.choices[-1].implementation
 
 
 def why_not(op: Op, implementation: str, device_type: str, dtype: torch.dtype) -> str | None:
@@ -137,8 +153,8 @@ _lookup_in_graph._dynamo_marked_constant = True
 def resolve(name: str, tensor: torch.Tensor) -> str:
     """The implementation that the op ``name`` uses for ``tensor``'s device and dtype under the present choice."""
     if torch.compiler.is_compiling():
-        return _lookup_in_graph(name, _State.requested, tensor.device.type, tensor.dtype)
-    return _lookup(name, _State.requested, tensor.device.type, tensor.dtype)
+        return _lookup_in_graph(name, requested(), tensor.device.type, tensor.dtype)
+    return _lookup(name, requested(), tensor.device.type, tensor.dtype)
 
 
 def config() -> dict[str, Any]:
@@ -172,7 +188,7 @@ def config() -> dict[str, Any]:
         },
         "extension": _or_error(_extension.why_absent),
         "cpu": _cpu(),
-        "implementation": _State.requested,
+        "implementation": requested(),
         "ops": {name: {device: _choice(op, device) for device in devices} for name, op in OPS.items()},
     }
 
@@ -206,7 +222,7 @@ def _cpu() -> dict[str, Any]:
 
 def _choice(op: Op, device: str) -> dict[str, Any]:
     try:
-        chosen = _lookup(op.name, _State.requested, device, FULL_PRECISION[0])
+        chosen = _lookup(op.name, requested(), device, FULL_PRECISION[0])
     except RuntimeError:
         chosen = None
     others = {

@@ -8,11 +8,17 @@ import importlib
 import os
 from collections.abc import Iterator
 
+from hvae_kernels import _checks
+from hvae_kernels._blocks import Blocks
+
 #: What ``HVAE_KERNELS_CPU`` and ``use_cpu`` take: the sets in ascending order, as in ``csrc/kernels/sets.h``.
 CHOICES = ("auto", "baseline", "avx2", "avx512")
 
 
 def _validate(choice: str, source: str) -> str:
+    if not isinstance(choice, str):
+        got = _checks.describe(choice)
+        raise TypeError(f"{source}: instruction set must be one of {', '.join(CHOICES)}, got {got}")
     if choice not in CHOICES:
         raise ValueError(f"{source}: instruction set must be one of {', '.join(CHOICES)}, got {choice!r}")
     return choice
@@ -76,12 +82,16 @@ def _choose(choice: str, source: str) -> None:
     importlib.import_module("hvae_kernels._C").use_cpu_set(chosen)
 
 
+_blocks = Blocks(cpu_set, lambda choice: _choose(choice, "use_cpu"))
+
+
 @contextlib.contextmanager
 def use_cpu(instruction_set: str) -> Iterator[None]:
     """Choose the instruction set of the C++ kernels inside the ``with`` block, for the whole process.
 
     For tests and benchmarks: a set below the best shows what machines without it get. Results of two sets differ by
-    rounding; calls that are under way in other threads while the set changes are of either.
+    rounding; calls that are under way in other threads while the set changes are of either. Where blocks of several
+    threads overlap, the one entered last counts for all of them while it is open.
 
     Args:
         instruction_set: ``"auto"`` (the best here), ``"baseline"`` (SSE2 on x86, NEON on ARM), ``"avx2"`` or
@@ -98,11 +108,7 @@ def use_cpu(instruction_set: str) -> Iterator[None]:
         'baseline'
     """
     _validate(instruction_set, "use_cpu")
-    before = cpu_set()
-    if before is None:
+    if cpu_set() is None:
         raise RuntimeError(f"use_cpu: instruction set {instruction_set!r} was asked for, but {why_absent()}")
-    _choose(instruction_set, "use_cpu")
-    try:
+    with _blocks(instruction_set):
         yield
-    finally:
-        _choose(before, "use_cpu")

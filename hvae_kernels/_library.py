@@ -113,7 +113,9 @@ def is_batched_gradient(grad: Tensor | None) -> bool:
 
 
 def autocasts(tensor: Tensor) -> bool:
-    """Whether autocast is on for ``tensor``'s device; the meta device knows none."""
+    """Whether autocast is on for ``tensor``'s device; the meta device knows none. No tensor is left to checks."""
+    if not isinstance(tensor, Tensor):
+        return False
     device_type = tensor.device.type
     return device_type != "meta" and torch.is_autocast_enabled(device_type)
 

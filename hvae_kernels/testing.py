@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from hvae_kernels._blocks import Blocks
+
 #: However well the plain formula happens to do, this many units in the last place are always allowed.
 FLOOR_ULP = 4
 #: Fresh draws of the inputs that are asked where the first one exceeds its budget; odd, so that one is the median.
@@ -152,25 +154,28 @@ def _require(index: int, what: str, error: float, budget: float) -> None:
 @contextlib.contextmanager
 def threads(number: int) -> Iterator[None]:
     """Give torch, and with it the kernels of CPUs, so many threads; then as many as before."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
+    with _threads(number):
         yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextlib.contextmanager
 def poisoned_memory() -> Iterator[None]:
     """Fill every freshly allocated tensor with NaN, so that a result that was never written shows."""
-    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
-    try:
+    with _filled((True, True)):
         yield
-    finally:
-        torch.use_deterministic_algorithms(before[0])
-        torch.utils.deterministic.fill_uninitialized_memory = before[1]
+
+
+def _is_filled() -> tuple[bool, bool]:
+    return torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+
+
+def _fill(choice: tuple[bool, bool]) -> None:
+    deterministic, torch.utils.deterministic.fill_uninitialized_memory = choice
+    torch.use_deterministic_algorithms(deterministic)
+
+
+_threads = Blocks(torch.get_num_threads, torch.set_num_threads)
+_filled = Blocks(_is_filled, _fill)
 
 
 def saved_bytes(function: Callable[[], object], inputs: Sequence[Tensor]) -> int:

@@ -90,6 +90,9 @@ _REPARAM_TRITON = "hvae_kernels/ops/local_reparam_linear/triton.py"
 _REPARAM_TRITON_TESTS = "tests/test_contract.py -k local_reparam_linear/triton and (budget or poisoned)"
 _REPARAM_AUTOGRAD = "hvae_kernels/ops/local_reparam_linear/autograd.py"
 _REPARAM_TESTS = "tests/test_local_reparam_linear.py"
+_BLOCK_TESTS = "tests/test_package.py -k overlapping"
+_ARGUMENT_TESTS = "tests/test_arguments.py"
+_DEFERRED_TESTS = "tests/test_deferred.py"
 _MIXTURE = "csrc/kernels/gaussian_mixture.h"
 _MIXTURE_CPU = "csrc/cpu/gaussian_mixture.cpp"
 _MIXTURE_CPP = "tests/test_contract.py -k gaussian_mixture and cpp and (budget or extremes)"
@@ -366,6 +369,14 @@ MUTATIONS = (
     Mutation(_COMPAT, "rtol=1e-8, atol=1e-8", "rtol=1e8, atol=1e8", _COMPAT_TESTS + " -k proves"),
     Mutation("hvae_kernels/compat/zuko.py", "return self._inv.inverse_and_ladj(y)", "return super().call_and_ladj(y)", _COMPAT_TESTS + " -k density_in_one"),
     Mutation("hvae_kernels/compat/pyro.py", "self._cached_log_scale = -minus.unsqueeze(-1)", "self._cached_log_scale = minus.unsqueeze(-1)", _COMPAT_TESTS + " -k pyro"),
+    Mutation(_MIXTURE_CPU, "    this->repeat_last(sizes.components, d);", "", "tests/test_contract.py -k mixture and cpp and infinite"),
+    Mutation("hvae_kernels/_blocks.py", "before = self._before if self._open else self._read()", "before = self._read()", _BLOCK_TESTS),
+    Mutation("hvae_kernels/_dispatch.py", "_State.choices.remove(choice)", "_State.choices.pop()", _BLOCK_TESTS),
+    Mutation("hvae_kernels/_checks.py", "if first.layout is not torch.strided:", "if False:", _ARGUMENT_TESTS),
+    Mutation("hvae_kernels/_library.py", "if not isinstance(tensor, Tensor):", "if False:", _ARGUMENT_TESTS),
+    Mutation("hvae_kernels/nn/autoregressive.py", 'getattr(self, name).copy_(torch.tensor(degrees, device="cpu"))', "pass", _DEFERRED_TESTS),
+    Mutation("hvae_kernels/nn/autoregressive.py", "self._given = {name: getattr(self, name).tolist() for name in self._given}", "pass", _DEFERRED_TESTS),
+    Mutation("hvae_kernels/nn/hamiltonian.py", "nn.init.constant_(getattr(self, name), value)", "pass", _DEFERRED_TESTS),
     Mutation("hvae_kernels/compat/pyro.py", "layer.__dict__.pop(name, None)", "pass", _COMPAT_TESTS + " -k no_pass"),
     Mutation("hvae_kernels/compat/_made.py", "(dropout.p and dropout.training)", "False", _COMPAT_TESTS + " -k dropout"),
 )  # fmt: skip

@@ -66,6 +66,11 @@ class OpSpec:
     and ``second/i`` (of the cotangents, then of the inputs), and ``values``, ``first`` and ``second`` are all of an
     order. ``long_sums`` is a case, for the kernels of CPUs alone, whose sums are so long that it shows how they are
     added up, with work for several threads.
+
+    ``rows`` are the arguments with a row for each row of the batch, along their first dimension in ``row_cases``, which
+    are cases but for their shape. Where an argument is infinite, kernels are NaN where the plain formula is, and
+    nowhere else; but for the arguments ``defined_at_infinity``, where they may have a value, and
+    ``undefined_at_infinity``, where they may have none, each with the reason.
     """
 
     name: str
@@ -82,6 +87,10 @@ class OpSpec:
     held: Callable[[tuple[Tensor, ...]], Callable[..., tuple[Tensor, ...]]] | None = None
     summed_by_torch: tuple[str, ...] = ()
     long_sums: dict[str, Any] | None = None
+    rows: tuple[int, ...] = (0,)
+    row_cases: tuple[dict[str, Any], ...] = ({},)
+    defined_at_infinity: dict[int, str] = field(default_factory=dict)
+    undefined_at_infinity: dict[int, str] = field(default_factory=dict)
 
     def at(self, case: dict[str, Any]) -> OpSpec:
         """The spec of one case: its options bound to the op and the reference, and kept from ``make``."""
@@ -777,6 +786,8 @@ def _iwae_spec(name: str, reference: Callable[..., tuple[Tensor]], power: int) -
     return OpSpec(
         name=name,
         op=iwae_op(function),
+        rows=(0, 1),
+        row_cases=({"dim": -1}, {"dim": 0}),
         reference=reference,
         make=iwae_inputs,
         cases=IWAE_CASES,
@@ -795,12 +806,21 @@ def _iwae_spec(name: str, reference: Callable[..., tuple[Tensor]], power: int) -
     )
 
 
+_HIDDEN = "what a mask hides is not read, and not multiplied by 0"
+_LAYERS = [{"out": 16}, {"out": 5}]
+_ACTIVATED = {"softplus": "elu", "affine": "relu", "sigmoid": "tanh", "clipped": "gelu", "soft-clipped": "silu"}
+_NETWORKS = [{"hidden": 13, "gate": gate, "activation": activation} for gate, activation in _ACTIVATED.items()]
+
 EXTREMES = {"large": {"shape": (7, 5), "scale": 1e18}, "tiny": {"shape": (7, 5), "scale": 1e-18}}
 ALL_RESULTS = ("values", "first", "second")
 
 OPSPECS = (
     OpSpec(
         name="gaussian_leapfrog",
+        rows=(0, 1),
+        row_cases=({}, {"step": "scalar"}, {"step": "steps"}),
+        defined_at_infinity=dict.fromkeys((0, 1, 3), "steps composed to one affine map subtract no infinities"),
+        undefined_at_infinity={2: "composing steps subtracts infinities"},
         op=F.gaussian_leapfrog,
         reference=leapfrog_reference.gaussian_leapfrog,
         make=gaussian_inputs,
@@ -821,6 +841,7 @@ OPSPECS = (
     ),
     OpSpec(
         name="dense_gaussian_leapfrog",
+        rows=(0, 1),
         op=F.dense_gaussian_leapfrog,
         reference=leapfrog_reference.dense_gaussian_leapfrog,
         make=dense_inputs,
@@ -833,6 +854,7 @@ OPSPECS = (
     ),
     OpSpec(
         name="leapfrog_update",
+        rows=(0, 1, 2),
         op=leapfrog_update,
         reference=update_reference.leapfrog_update,
         make=update_inputs,
@@ -844,6 +866,8 @@ OPSPECS = (
     ),
     OpSpec(
         name="masked_linear",
+        row_cases=tuple(_LAYERS),
+        defined_at_infinity={0: _HIDDEN},
         op=functools.partial(masked_op, F.masked_linear),
         reference=functools.partial(masked_op, masked_reference.masked_linear),
         make=masked_inputs,
@@ -863,6 +887,8 @@ OPSPECS = (
     ),
     OpSpec(
         name="local_reparam_linear",
+        rows=(0, 3),
+        row_cases=tuple(_LAYERS),
         op=functools.partial(local_reparam_op, F.local_reparam_linear),
         reference=functools.partial(local_reparam_op, local_reparam_reference.local_reparam_linear),
         make=local_reparam_inputs,
@@ -880,6 +906,8 @@ OPSPECS = (
     ),
     OpSpec(
         name="autoregressive_forward",
+        row_cases=tuple(_NETWORKS),
+        defined_at_infinity=dict.fromkeys(range(5), _HIDDEN),
         op=functools.partial(network_op, autoregressive_network.autoregressive_forward),
         reference=functools.partial(network_op, network_reference.autoregressive_forward),
         make=network_inputs,
@@ -902,6 +930,8 @@ OPSPECS = (
     ),
     OpSpec(
         name="autoregressive_inverse",
+        row_cases=tuple(_NETWORKS),
+        defined_at_infinity=dict.fromkeys(range(5), _HIDDEN),
         op=functools.partial(network_op, autoregressive_network.autoregressive_inverse),
         reference=functools.partial(network_op, network_reference.autoregressive_inverse),
         make=network_inputs,
@@ -928,6 +958,9 @@ OPSPECS = (
     ),
     OpSpec(
         name="affine_autoregressive",
+        rows=(0, 1, 2),
+        row_cases=tuple({"gates": (gate,)} for gate in autoregressive_gates.NUMBERS),
+        defined_at_infinity={2: "the clamp's straight-through formula subtracts infinities"},
         op=_gated(lambda *x: F.affine_autoregressive(*x[:-1], gate=x[-1])),
         reference=_gated(autoregressive_reference.affine_autoregressive),
         make=autoregressive_inputs,
@@ -941,6 +974,8 @@ OPSPECS = (
     ),
     OpSpec(
         name="bernoulli_log_prob",
+        rows=(0, 1),
+        defined_at_infinity={1: "outside of [0, 1], and linear"},
         op=bernoulli_op(F.bernoulli_log_prob),
         reference=bernoulli_op(bernoulli_reference.bernoulli_log_prob),
         make=bernoulli_inputs,
@@ -968,6 +1003,9 @@ OPSPECS = (
     _iwae_spec("dreg_surrogate", iwae_op(iwae_reference.surrogate, 2), 2),
     OpSpec(
         name="planar_flow",
+        row_cases=({}, {"constrain": True}),
+        defined_at_infinity={1: "the constraint subtracts no infinities", 2: "as u"},
+        undefined_at_infinity={2: "w.z is added up from its layers' parts"},
         op=_planar(F.planar_flow),
         reference=_planar(planar_reference.planar_flow),
         make=planar_inputs,
@@ -1011,6 +1049,7 @@ OPSPECS = (
     ),
     OpSpec(
         name="gaussian_mixture_log_prob",
+        row_cases=({"components": 16}, {"components": 15}, {"components": 3}),
         op=_single(F.gaussian_mixture_log_prob),
         reference=_single(mixture_reference.gaussian_mixture_log_prob),
         make=mixture_inputs,
@@ -1023,6 +1062,7 @@ OPSPECS = (
     ),
     OpSpec(
         name="gaussian_mixture_responsibilities",
+        row_cases=({"components": 16}, {"components": 15}, {"components": 3}),
         op=_single(F.gaussian_mixture_responsibilities),
         reference=_single(mixture_reference.gaussian_mixture_responsibilities),
         make=mixture_inputs,

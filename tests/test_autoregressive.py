@@ -352,7 +352,7 @@ def test_bad_flow_input():
     for flows in ([], [torch.nn.ReLU()]):
         with pytest.raises(ValueError, match="flows must be at least one flow, all of the same features"):
             hk.nn.FlowStack(flows)
-    with pytest.raises(ValueError, match="n_layers must be at least 1"):
+    with pytest.raises(ValueError, match="n_layers must be an integer of at least 1"):
         hk.nn.FlowStack.autoregressive(hk.nn.InverseAutoregressiveFlow, 0, 3, [8])
     with pytest.raises(ValueError, match="epsilon must be positive, and a normal float32 number"):
         Gate.softplus(1e-60)

@@ -208,6 +208,106 @@ def test_same_tensor_twice(spec, implementation, device):
     assert_equal(results, torch.autograd.grad(spec.reference(*inputs), distinct, upstream))
 
 
+# ---- What is not finite ----
+
+
+def _spoiled(tensor, rows, value, first):
+    """A copy with the value in one place of each of these rows, another one in each."""
+    copy = tensor.clone()
+    for row in rows:
+        copy[row].view(-1)[(first + row) % copy[row].numel()] = value
+    return copy
+
+
+@each_row_of_each_set
+def test_rows_are_apart(spec, implementation, device):
+    """What is no number in a row of an argument or of a cotangent leaves the bits of all other rows as they are.
+
+    The rows whose number has a certain bit are spoiled at once, then all others: any two rows are told apart so (in the
+    interpreter, which is slow, by every third bit alone). Widths and numbers of rows fill no vector, tile or block.
+    """
+    if implementation == "reference":
+        pytest.skip("torch's own products")
+    interpreted = implementation == "triton" and device == "cpu"
+    sizes = [((70, 5), torch.float32)]
+    sizes += [] if interpreted else [((37, 17), torch.float32), ((37, 5), torch.float64)]
+    for shape, dtype in sizes:
+        case = {"shape": shape, **spec.row_cases[0]}
+        at = spec.at(case)
+        inputs = at.make(dtype, device, **case)
+        second = not spec.is_summed_by_torch("second")
+        given = (*inputs, *random_like(at.reference(*inputs)))
+        given += random_like(inputs) if second else ()
+        n_inputs, n_given = len(inputs), len(given)
+        n_results = n_given - n_inputs * (2 if second else 1)
+        places = (*spec.rows, *range(n_inputs, n_inputs + n_results))
+        places += tuple(n_inputs + n_results + place for place in spec.rows) if second else ()
+
+        def rows_of(given, at=at, n_inputs=n_inputs, n_results=n_results, second=second):
+            leaf, upstream = leaves(given[:n_inputs]), leaves(given[n_inputs : n_inputs + n_results])
+            with hk.use_impl(implementation):
+                results = at.op(*leaf)
+                first = torch.autograd.grad(results, leaf, upstream, create_graph=second, materialize_grads=True)
+                kept = [*results, *(first[place] for place in spec.rows)]
+                if second:
+                    wanted = (*upstream, *(leaf[place] for place in spec.rows))
+                    directions = given[n_inputs + n_results :]
+                    kept += torch.autograd.grad(first, wanted, directions, materialize_grads=True)
+            return [x.detach() for x in kept]
+
+        clean = rows_of(given)
+        bits = range((shape[0] - 1).bit_length())[:: 3 if interpreted else 1]
+        alone = [] if interpreted else [((place,), torch.nan, bit) for place in places for bit in bits]
+        values = (torch.nan, torch.inf) if interpreted else (torch.nan, torch.inf, -torch.inf)
+        together = [(places, value, bit) for value in values for bit in bits]
+        for (spoiled, value, bit), one in itertools.product(alone + together, (0, 1)):
+            bad = [row for row in range(shape[0]) if (row >> bit & 1) == one]
+            good = [row for row in range(shape[0]) if (row >> bit & 1) != one]
+            poisoned = [_spoiled(x, bad, value, bit) if i in spoiled else x for i, x in enumerate(given)]
+            for i, (result, expected) in enumerate(zip(rows_of(poisoned), clean, strict=True)):
+                assert torch.equal(result[good], expected[good]), (shape, dtype, spoiled, value, bit, i)
+
+
+@each_row_of_each_set
+def test_infinite_arguments(spec, implementation, device):
+    """The plain formula's values at +-inf in every argument: NaN, infinite and finite alike, or a refusal."""
+    if implementation == "reference":
+        pytest.skip("itself")
+    interpreted = implementation == "triton" and device == "cpu"
+    for shape, options in itertools.product(((7, 5),) if interpreted else ((6, 16), (7, 5)), spec.row_cases):
+        case = {"shape": shape, **options}
+        at = spec.at(case)
+        inputs = at.make(torch.float32, device, **case)
+        for place, value, where in itertools.product(range(len(inputs)), (torch.inf, -torch.inf), (0, -1, slice(None))):
+            if interpreted and isinstance(where, slice):
+                continue
+            given = [x.clone() for x in inputs]
+            given[place].view(-1)[where] = value
+            try:
+                formulas = [at.reference(*(x.to(dtype) for x in given)) for dtype in DTYPES]
+                with hk.use_impl(implementation):
+                    results = at.op(*given)
+            except (RuntimeError, ValueError) as error:
+                if not any(refusal in str(error) for refusal in ("must be finite, got", "so the map has no inverse")):
+                    raise
+                continue
+            for result, single, exact in zip(results, *formulas, strict=True):
+                fits = _same_kind(result, single) | _same_kind(result, exact)
+                if place in spec.defined_at_infinity:
+                    fits |= single.isnan() | exact.isnan()
+                if place in spec.undefined_at_infinity:
+                    fits |= result.isnan()
+                assert fits.all(), (case, place, value, where)
+                finite = result.isfinite() & exact.isfinite()
+                torch.testing.assert_close(result[finite].double(), exact[finite], rtol=1e-3, atol=1e-3)
+
+
+def _same_kind(result, other):
+    """Where both are NaN, both finite, or both the same infinity."""
+    other = other.to(result.dtype)
+    return (result.isnan() & other.isnan()) | (result.isfinite() & other.isfinite()) | (result == other)
+
+
 # ---- Memory, repeatability ----
 
 

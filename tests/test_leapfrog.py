@@ -372,9 +372,9 @@ def test_bad_replicas(implementation, argument, shape, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"replicas": 0}, "replicas must be at least 1"),
-        ({"n_steps": -1}, "n_steps must be at least 0"),
-        ({"features": 0}, "features must be at least 1"),
+        ({"replicas": 0}, "replicas must be an integer of at least 1"),
+        ({"n_steps": -1}, "n_steps must be an integer of at least 0"),
+        ({"features": 0}, "features must be an integer of at least 1"),
         ({"tempering": "linear"}, "tempering must be one of none, quadratic"),
         ({"init_step_size": 0.7}, "init_step_size must be between 0 and max_step_size = 0.5"),
         ({"init_temperature": 1.0}, "init_temperature must be above 1"),
@@ -388,7 +388,7 @@ def test_bad_flow(arguments, message):
 def test_bad_flow_input():
     flow = hk.nn.HamiltonianFlow(3, 2)
     potential = hk.nn.GaussianPotential(torch.ones(3), torch.zeros(3))
-    with pytest.raises(ValueError, match=r"z must be of shape \(\.\.\., 3\)"):
+    with pytest.raises(ValueError, match=r"z must be a tensor of shape \(\.\.\., 3\)"):
         flow(double(5, 4), double(5, 4), potential)
     with pytest.raises(ValueError, match=r"z must be of shape \(4, B, 3\)"):
         hk.nn.HamiltonianFlow(3, 2, replicas=4)(double(5, 3), double(5, 3), potential)

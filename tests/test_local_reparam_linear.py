@@ -369,7 +369,9 @@ def test_bad_input(implementation, argument, value, error, message):
 
 
 def test_module_bad_input():
-    with pytest.raises(ValueError, match="LocalReparamLinear: out_features must be at least 0, got -1"):
+    with pytest.raises(
+        ValueError, match="LocalReparamLinear: out_features must be an integer of at least 0, got int -1"
+    ):
         hk.nn.LocalReparamLinear(2, -1)
     with pytest.raises(ValueError, match="prior_scale must be positive and finite, got 0"):
         hk.nn.LocalReparamLinear(2, 1, prior_scale=0)

@@ -3,6 +3,7 @@
 import ast
 import doctest
 import importlib
+import itertools
 import os
 import pathlib
 import pkgutil
@@ -10,12 +11,13 @@ import platform
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
 import hvae_kernels as hk
-from hvae_kernels import _dispatch, _extension
+from hvae_kernels import _dispatch, _extension, testing
 
 ONE = torch.ones(2)
 ARGUMENTS = (ONE, ONE, ONE, ONE, ONE, ONE)
@@ -128,6 +130,82 @@ def test_the_set_reaches_the_kernels(name):
         result, _ = hk.functional.affine_autoregressive(*inputs)
     assert not torch.equal(result, baseline)
     torch.testing.assert_close(result, baseline)
+
+
+#: A context of the whole process, two values to choose, and how to read the one in force.
+BLOCKS = {
+    "use_impl": (hk.use_impl, ("reference", "cpp"), _dispatch.requested),
+    "use_cpu": (hk.use_cpu, (HERE[0], HERE[-1]), _extension.cpu_set),
+    "threads": (testing.threads, (1, 2), torch.get_num_threads),
+}
+
+
+@pytest.mark.parametrize("leaving", [*itertools.permutations(range(3))])
+@pytest.mark.parametrize("name", BLOCKS)
+def test_overlapping_blocks_end_at_the_initial_choice(name, leaving):
+    """Blocks of three threads that end in any order: the last one of those still open decides."""
+    block, (first, second), read = BLOCKS[name]
+    before, chosen = read(), [second, first, second]
+    blocks = [block(choice) for choice in chosen]
+    for choice, context in zip(chosen, blocks, strict=True):
+        context.__enter__()
+        assert read() == choice
+    still = [0, 1, 2]
+    for place in leaving:
+        blocks[place].__exit__(None, None, None)
+        still.remove(place)
+        assert read() == (chosen[still[-1]] if still else before)
+
+
+def test_overlapping_blocks_of_poisoned_memory():
+    first, second = testing.poisoned_memory(), testing.poisoned_memory()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert torch.empty(5).isnan().all()
+    second.__exit__(None, None, None)
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_a_refused_block_leaves_others_alone():
+    before = _extension.cpu_set()
+    with hk.use_cpu(HERE[0]):
+        for block in (hk.use_cpu, hk.use_impl):
+            with pytest.raises(ValueError, match="got 'sse'"):
+                block("sse").__enter__()
+        with pytest.raises(RuntimeError), testing.threads(0):
+            pass
+        assert _extension.cpu_set() == HERE[0]
+    assert (_extension.cpu_set(), _dispatch.requested()) == (before, "auto")
+
+
+def test_many_threads_enter_and_leave_blocks():
+    """Whatever order they happen upon, each ends its own block; the backward pass sees the choice from its threads."""
+
+    def work(seed):
+        for _ in range(200):
+            with hk.use_impl(("reference", "cpp")[seed % 2]), hk.use_cpu(HERE[seed % len(HERE)]):
+                z = torch.randn(2, 3, requires_grad=True)
+                hk.functional.radial_flow(z, z[:1], z[0, :1].exp(), z[0, :1].exp())[0].sum().backward()
+
+    before = _dispatch.requested(), _extension.cpu_set()
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
+    assert (_dispatch.requested(), _extension.cpu_set()) == before
+
+
+def test_use_impl_inside_a_compiled_function():
+    def function(x):
+        with hk.use_impl("reference"):
+            inside = _dispatch.requested()
+        return x + (inside == "reference") + 2 * (_dispatch.requested() == "reference")
+
+    torch._dynamo.reset()
+    compiled = torch.compile(function, backend="eager", fullgraph=True)
+    for _ in range(2):
+        assert compiled(torch.zeros(())) == 1
+        with hk.use_impl("reference"):
+            assert compiled(torch.zeros(())) == 3
 
 
 def test_unknown_sets_are_refused():

@@ -428,9 +428,9 @@ def test_constrain_planar_bad_input():
 
 
 def test_modules_bad_input():
-    with pytest.raises(ValueError, match="PlanarFlow: features must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="PlanarFlow: features must be an integer of at least 1, got int 0"):
         hk.nn.PlanarFlow(0, 1)
-    with pytest.raises(ValueError, match="RadialFlow: n_layers must be at least 0, got -1"):
+    with pytest.raises(ValueError, match="RadialFlow: n_layers must be an integer of at least 0, got int -1"):
         hk.nn.RadialFlow(2, -1)
     with pytest.raises(ValueError, match=r"PlanarFlow: z must be a tensor of shape \(\.\.\., 2\)"):
         hk.nn.PlanarFlow(2, 1)(torch.ones(4, 3))

@@ -25,7 +25,8 @@ struct Sizes {
   }
 };
 
-// The components, or a direction, as the kernels want them: two numbers a feature and one besides.
+// The components, or a direction, as the kernels want them: two numbers a feature and one besides. Padding repeats the
+// last component, but for the weight of zero: of an infinite value it makes what that one makes, and NaN no sooner.
 template <class T>
 struct Packed {
   int64_t blocks, features;
@@ -36,6 +37,13 @@ struct Packed {
         features((sizes.d + kFeatures - 1) / kFeatures * kFeatures), packed(blocks * features * 2 * kTile<T>),
         base(blocks * kTile<T>) {
     std::fill(base.begin(), base.end(), padding);
+  }
+  void repeat_last(int64_t components, int64_t d) {
+    for (int64_t i = components; i < width(); ++i)
+      for (int64_t j = 0; j < d; ++j) {
+        const T* last = packed.data() + at(components - 1, j);
+        set(i, j, last[0], last[kTile<T>]);
+      }
   }
 
   int64_t width() const { return base.size(); }
@@ -68,6 +76,7 @@ struct PackedComponents : Packed<T> {
     }
     if (!std::isfinite(shift)) shift = 0;
     for (int64_t i = 0; i < sizes.components; ++i) this->base[i] = static_cast<T>(bases[i] - shift);
+    this->repeat_last(sizes.components, d);
   }
   T inverse(int64_t i, int64_t j) const { return this->packed[this->at(i, j) + kTile<T>]; }
   Components<T> view() const {
@@ -88,6 +97,7 @@ struct PackedDirection : Packed<T> {
       }
       this->base[i] = static_cast<T>(base);
     }
+    this->repeat_last(sizes.components, sizes.d);
   }
   Direction<T> view(const T* x) const { return {this->packed.data(), this->base.data(), x}; }
 };

@@ -18,7 +18,8 @@ constexpr int64_t kFeatures = 4;
 constexpr int64_t kTerms = 16;
 
 // packed[block][feature][loc, 1 / scale][component], and base[block][component] + shift, the log joint density at
-// value = loc. Padding has base = -inf, padded features 1 / scale = 0: neither contributes.
+// value = loc. Padding has base = -inf and repeats a component, padded features have 1 / scale = 0: neither
+// contributes.
 template <class T>
 struct Components {
   int64_t blocks, features;

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -46,19 +46,32 @@ class MaskedLinear(nn.Module):
         strict: bool = False,
     ):
         super().__init__()
+        _checks.flag("MaskedLinear", "bias", bias)
+        _checks.flag("MaskedLinear", "strict", strict)
         self.strict = strict
-        self.register_buffer("in_degrees", _degrees("MaskedLinear", "in_degrees", in_degrees))
-        self.register_buffer("out_degrees", _degrees("MaskedLinear", "out_degrees", out_degrees))
+        self._given = {
+            "in_degrees": _degrees("MaskedLinear", "in_degrees", in_degrees),
+            "out_degrees": _degrees("MaskedLinear", "out_degrees", out_degrees),
+        }
+        for name, degrees in self._given.items():
+            self.register_buffer(name, torch.tensor(degrees))
         self.weight = nn.Parameter(torch.empty(len(self.out_degrees), len(self.in_degrees)))
         self.bias = nn.Parameter(torch.empty(len(self.out_degrees))) if bias else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Torch's ``Linear`` initialisation."""
+        """Torch's ``Linear`` initialisation, and the degrees that were given or loaded: ``to_empty`` loses them."""
+        for name, degrees in self._given.items():
+            getattr(self, name).copy_(torch.tensor(degrees, device="cpu"))
         bound = 1 / math.sqrt(max(1, self.weight.shape[1]))
         nn.init.uniform_(self.weight, -bound, bound)
         if self.bias is not None:
             nn.init.uniform_(self.bias, -bound, bound)
+
+    def _load_from_state_dict(self, *arguments):
+        super()._load_from_state_dict(*arguments)
+        if not (self.in_degrees.is_meta or self.out_degrees.is_meta):
+            self._given = {name: getattr(self, name).tolist() for name in self._given}
 
     def forward(self, x: Tensor) -> Tensor:
         """``(..., in)`` to ``(..., out)``."""
@@ -87,6 +100,7 @@ class MADE(nn.Module):
         hidden_degrees: degrees of the hidden units, one sequence a layer, instead of evenly spread ones.
 
     Raises:
+        TypeError: an argument is nothing of its kind.
         ValueError: a size is out of range, the order is no permutation, the activation is unknown, or a hidden unit has
             a degree that no output can use.
 
@@ -112,51 +126,54 @@ class MADE(nn.Module):
     ):
         super().__init__()
         name = "MADE"
-        widths = [hidden_features] if isinstance(hidden_features, int) else list(hidden_features)
-        for argument, value, least in (
-            ("features", features, 1),
-            ("outputs_per_feature", outputs_per_feature, 1),
-            ("context_features", context_features, 0),
-            ("hidden_features", min(widths, default=1), 1),
-        ):
-            if not isinstance(value, int) or value < least:
-                raise _checks.fail(name, argument, f"an integer of at least {least}", value)
-        if activation not in ACTIVATIONS:
-            raise _checks.fail(name, "activation", f"one of {', '.join(sorted(ACTIVATIONS))}", activation)
+        widths = [hidden_features] if isinstance(hidden_features, int) else hidden_features
+        if not isinstance(widths, (list, tuple)):
+            expected = "an integer of at least 1, or a list or tuple of them"
+            raise _checks.wrong_type(name, "hidden_features", expected, hidden_features)
+        widths = list(widths)
+        _checks.integer(name, "features", features, 1)
+        _checks.integer(name, "outputs_per_feature", outputs_per_feature, 1)
+        _checks.integer(name, "context_features", context_features, 0)
+        for width in widths:
+            _checks.integer(name, "hidden_features", width, 1)
+        _checks.one_of(name, "activation", activation, sorted(ACTIVATIONS))
         self.features, self.outputs_per_feature = features, outputs_per_feature
         self.context_features, self.activation = context_features, activation
         degrees = _positions(name, features, order)
         spread = [self._spread(width) for width in widths]
         hidden = spread if hidden_degrees is None else self._given(hidden_degrees, widths)
-        every = [degrees, *hidden, (degrees - 1).repeat(outputs_per_feature)]
+        every = [degrees, *hidden, [degree - 1 for degree in degrees] * outputs_per_feature]
         self.layers = nn.ModuleList(MaskedLinear(a, b) for a, b in itertools.pairwise(every))
         self.context = nn.Linear(context_features, len(every[1]), bias=False) if context_features else None
 
-    def _spread(self, width: int) -> Tensor:
+    def _spread(self, width: int) -> list[int]:
         """-1, which sees the context alone, to d - 2, the highest that an output uses."""
         levels = self.features if self.context_features or self.features == 1 else self.features - 1
         lowest = -1 if levels == self.features else 0
         if width >= levels:
-            return torch.arange(width) * levels // width + lowest
+            return [unit * levels // width + lowest for unit in range(width)]
         # Too narrow for all: the highest among them, so that no unit of the layer before is without a reader.
-        return torch.linspace(levels - 1, 0, width).round().to(torch.int64).flip(0) + lowest
+        chosen = torch.linspace(levels - 1, 0, width, device="cpu").round().to(torch.int64).flip(0) + lowest
+        return chosen.tolist()
 
-    def _given(self, degrees: Sequence[Sequence[int] | Tensor], widths: list[int]) -> list[Tensor]:
+    def _given(self, degrees: Sequence[Sequence[int] | Tensor], widths: list[int]) -> list[list[int]]:
+        if not isinstance(degrees, (list, tuple)):
+            raise _checks.wrong_type("MADE", "hidden_degrees", "None, or a list or tuple of a layer's degrees", degrees)
         degrees = [_degrees("MADE", "hidden_degrees", layer) for layer in degrees]
         if [len(layer) for layer in degrees] != widths:
             raise _checks.fail("MADE", "hidden_degrees", f"of lengths {widths}", str([len(layer) for layer in degrees]))
         highest = self.features - 2  # that an output can use, then that a unit of the next layer can
         for layer in reversed(degrees):
-            useless = layer[(layer > highest) | (layer < -1)]
-            if len(useless):
+            useless = [degree for degree in layer if not -1 <= degree <= highest]
+            if useless:
                 expected = f"between -1 and {highest}, so that some output can use them"
-                raise _checks.fail("MADE", "hidden_degrees", expected, f"{useless[0].item()}")
-            highest = int(layer.max())
+                raise _checks.fail("MADE", "hidden_degrees", expected, f"{useless[0]}")
+            highest = max(layer)
         return degrees
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """``x (..., features)`` and ``context (..., context_features)`` to ``(..., outputs_per_feature, features)``."""
-        _features("MADE", "x", x, self.features)
+        _checks.features("MADE", "x", x, self.features)
         offset = self.offset(context, x.shape[:-1])
         hidden = self.layers[0](x)
         if offset is not None:
@@ -173,7 +190,7 @@ class MADE(nn.Module):
             return None
         if context is None:
             raise _checks.fail("MADE", "context", f"a tensor of shape (..., {self.context_features})", context)
-        _features("MADE", "context", context, self.context_features)
+        _checks.features("MADE", "context", context, self.context_features)
         _checks.same_kind("MADE", weight=self.context.weight, context=context)
         try:
             shape = torch.broadcast_shapes(batch, context.shape[:-1])
@@ -234,6 +251,7 @@ class InverseAutoregressiveFlow(_Flow):
         hidden_degrees: as for :class:`MADE`.
 
     Raises:
+        TypeError: an argument is nothing of its kind.
         ValueError: as for :class:`MADE`, or an unknown gate.
 
     References:
@@ -261,6 +279,8 @@ class InverseAutoregressiveFlow(_Flow):
     ):
         super().__init__()
         self.features = features
+        if not isinstance(gate, (str, Gate)):
+            raise _checks.wrong_type(type(self).__name__, "gate", "a name or a Gate", gate)
         self.gate = gate if isinstance(gate, Gate) else Gate(gate)
         self.made = MADE(
             features, hidden_features, 2, context_features, order, activation, hidden_degrees=hidden_degrees
@@ -280,7 +300,7 @@ class InverseAutoregressiveFlow(_Flow):
         return self._along(autoregressive_network.autoregressive_inverse, z, context)
 
     def _along(self, direction, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        _features(type(self).__name__, "z", z, self.features)
+        _checks.features(type(self).__name__, "z", z, self.features)
         network = self.made.network(self.gate, context, z.shape[:-1])
         image, log_abs_det = direction(z.reshape(-1, self.features), network)
         return image.reshape(z.shape), log_abs_det.reshape(z.shape[:-1])
@@ -324,6 +344,7 @@ class FlowStack(_Flow):
         flows: flows of one number of features, applied in this order by ``forward``.
 
     Raises:
+        TypeError: an argument is nothing of its kind.
         ValueError: none, or flows of different numbers of features.
 
     Example:
@@ -335,7 +356,12 @@ class FlowStack(_Flow):
 
     def __init__(self, flows: Sequence[_Flow]):
         super().__init__()
+        if not isinstance(flows, Iterable) or isinstance(flows, (str, Tensor)):
+            raise _checks.wrong_type("FlowStack", "flows", "a sequence of flows", flows)
         flows = list(flows)
+        for flow in flows:
+            if not isinstance(flow, nn.Module):
+                raise _checks.wrong_type("FlowStack", "flows", "a sequence of flows", flow)
         sizes = {getattr(flow, "features", None) for flow in flows}
         if len(sizes) != 1 or None in sizes:
             raise _checks.fail("FlowStack", "flows", "at least one flow, all of the same features", f"features {sizes}")
@@ -371,19 +397,23 @@ class FlowStack(_Flow):
             **options: further arguments of the flow.
 
         Raises:
+            TypeError: an argument is nothing of its kind.
             ValueError: ``orders`` is none of these, or ``n_layers`` is below 1.
         """
-        if n_layers < 1:
-            raise _checks.fail("FlowStack", "n_layers", "at least 1", n_layers)
-        if orders not in ("reversed", "permuted", "same"):
-            raise _checks.fail("FlowStack", "orders", "one of reversed, permuted, same", orders)
+        if not (isinstance(kind, type) and issubclass(kind, InverseAutoregressiveFlow)):
+            raise _checks.wrong_type("FlowStack", "kind", "a class of autoregressive flows", kind)
+        _checks.integer("FlowStack", "n_layers", n_layers, 1)
+        _checks.integer("FlowStack", "features", features, 1)
+        _checks.generator("FlowStack", generator)
+        _checks.one_of("FlowStack", "orders", orders, ("reversed", "permuted", "same"))
         flows = []
         for place in range(n_layers):
-            order = torch.arange(features)
+            order = list(range(features))
             if orders == "permuted":
-                order = torch.randperm(features, generator=generator)
+                device = "cpu" if generator is None else generator.device
+                order = torch.randperm(features, generator=generator, device=device).tolist()
             elif orders == "reversed" and place % 2:
-                order = order.flip(0)
+                order.reverse()
             flows.append(kind(features, hidden_features, order=order, **options))
         return cls(flows)
 
@@ -397,6 +427,7 @@ class FlowStack(_Flow):
 
 
 def _compose(directions, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+    _checks.tensors("FlowStack", z=z)
     total = z.new_zeros(z.shape[:-1])
     for direction in directions:
         z, log_abs_det = direction(z, context)
@@ -423,6 +454,11 @@ class FlowTransform(Transform):
     bijective = True
 
     def __init__(self, flow: _Flow, context: Tensor | None = None, cache_size: int = 0):
+        if not isinstance(flow, _Flow):
+            raise _checks.wrong_type("FlowTransform", "flow", "a flow of hvae_kernels.nn", flow)
+        if context is not None:
+            _checks.tensors("FlowTransform", context=context)
+        _checks.integer("FlowTransform", "cache_size", cache_size, 0)
         super().__init__(cache_size=cache_size)
         self.flow, self.context = flow, context
         self._cached_log_abs_det = None
@@ -460,25 +496,27 @@ class FlowTransform(Transform):
         return -self.flow.inverse(y, self.context)[1]
 
 
-def _features(function: str, argument: str, x: object, features: int) -> None:
-    if not isinstance(x, Tensor) or x.shape[-1:] != (features,):
-        raise _checks.fail(function, argument, f"a tensor of shape (..., {features})", x)
+def _degrees(function: str, argument: str, degrees: Sequence[int] | Tensor) -> list[int]:
+    """As numbers of Python: on the meta device tensors have none."""
+    expected = "a non-empty sequence of integers"
+    try:
+        tensor = degrees if isinstance(degrees, Tensor) else torch.as_tensor(degrees, device="cpu")
+    except (TypeError, ValueError, RuntimeError):
+        raise _checks.wrong_type(function, argument, expected, degrees) from None
+    if tensor.dtype.is_floating_point or tensor.dtype in (torch.bool, torch.complex64, torch.complex128):
+        raise _checks.wrong_type(function, argument, "integers", degrees)
+    if tensor.dim() != 1 or not len(tensor):
+        raise _checks.fail(function, argument, expected, degrees)
+    if tensor.is_meta or tensor.layout is not torch.strided:
+        raise _checks.fail(function, argument, "integers whose values can be read", degrees)
+    return tensor.tolist()
 
 
-def _degrees(function: str, argument: str, degrees: Sequence[int] | Tensor) -> Tensor:
-    degrees = torch.as_tensor(degrees)
-    if degrees.dtype.is_floating_point or degrees.dtype in (torch.bool, torch.complex64, torch.complex128):
-        raise TypeError(f"{function}: {argument} must be integers, got {_checks.describe(degrees)}")
-    if degrees.dim() != 1 or not len(degrees):
-        raise _checks.fail(function, argument, "a non-empty sequence of integers", degrees)
-    return degrees.to(torch.int64).clone()
-
-
-def _positions(function: str, features: int, order: Sequence[int] | Tensor | None) -> Tensor:
+def _positions(function: str, features: int, order: Sequence[int] | Tensor | None) -> list[int]:
     """The place of each feature in the order."""
     if order is None:
-        return torch.arange(features)
+        return list(range(features))
     order = _degrees(function, "order", order)
-    if not torch.equal(order.sort().values, torch.arange(features)):
-        raise _checks.fail(function, "order", f"a permutation of range({features})", str(order.tolist()))
-    return order.argsort()
+    if sorted(order) != list(range(features)):
+        raise _checks.fail(function, "order", f"a permutation of range({features})", str(order))
+    return sorted(range(features), key=order.__getitem__)

@@ -62,6 +62,9 @@ class GaussianPotential(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """Energies ``(...)`` of positions ``z (..., d)``."""
+        _checks.features("GaussianPotential", "z", z, self.loc.shape[-1])
+        if z.device != self.loc.device:
+            raise _checks.fail("GaussianPotential", "z", f"on the device of loc, {self.loc.device}", z)
         centred = z - self.loc
         gradient = centred @ self.precision if self.dense else self.precision * centred
         return (gradient * centred).sum(-1) / 2
@@ -104,6 +107,7 @@ class HamiltonianFlow(nn.Module):
         compile: compile the gradient of potentials that are not Gaussian.
 
     Raises:
+        TypeError: an argument is nothing of its kind.
         ValueError: an argument is out of its range.
 
     References:
@@ -134,18 +138,18 @@ class HamiltonianFlow(nn.Module):
     ):
         super().__init__()
         name = "HamiltonianFlow"
-        if features < 1:
-            raise _checks.fail(name, "features", "at least 1", features)
-        if replicas is not None and replicas < 1:
-            raise _checks.fail(name, "replicas", "at least 1, or None", replicas)
-        if n_steps < 0:
-            raise _checks.fail(name, "n_steps", "at least 0", n_steps)
-        if tempering not in TEMPERINGS:
-            raise _checks.fail(name, "tempering", f"one of {', '.join(TEMPERINGS)}", tempering)
-        if memory not in (None, "reversible", "store"):
-            raise _checks.fail(name, "memory", "None, 'reversible' or 'store'", memory)
-        if gradient not in ("full", "detached"):
-            raise _checks.fail(name, "gradient", "'full' or 'detached'", gradient)
+        _checks.integer(name, "features", features, 1)
+        if replicas is not None:
+            _checks.integer(name, "replicas", replicas, 1)
+        _checks.integer(name, "n_steps", n_steps, 0)
+        _checks.one_of(name, "tempering", tempering, TEMPERINGS)
+        if memory is not None:
+            _checks.one_of(name, "memory", memory, ("reversible", "store"))
+        _checks.one_of(name, "gradient", gradient, ("full", "detached"))
+        _checks.flag(name, "compile", compile)
+        _checks.real(name, "max_step_size", max_step_size)
+        _checks.real(name, "init_step_size", init_step_size)
+        _checks.real(name, "init_temperature", init_temperature)
         if not 0 < init_step_size < max_step_size:
             raise _checks.fail(name, "init_step_size", f"between 0 and max_step_size = {max_step_size}", init_step_size)
         if tempering != "none" and not init_temperature > 1:
@@ -156,17 +160,26 @@ class HamiltonianFlow(nn.Module):
         lead = () if replicas is None else (replicas,)
         row = () if replicas is None else (replicas, 1)
         ratio = init_step_size / max_step_size
-        self.step_size_logit = nn.Parameter(torch.full((*row, features), math.log(ratio / (1 - ratio))))
+        self._initial = {"step_size_logit": math.log(ratio / (1 - ratio))}
+        self.step_size_logit = nn.Parameter(torch.empty(*row, features))
         if tempering == "free":
             alpha = init_temperature ** (-1 / max(n_steps, 1))
-            self.tempering_logit = nn.Parameter(torch.full((*lead, n_steps), math.log(alpha / (1 - alpha))))
+            self._initial["tempering_logit"] = math.log(alpha / (1 - alpha))
+            self.tempering_logit = nn.Parameter(torch.empty(*lead, n_steps))
         elif tempering != "none":
-            self.log_excess_temperature = nn.Parameter(torch.full((*lead, 1), math.log(init_temperature - 1)))
+            self._initial["log_excess_temperature"] = math.log(init_temperature - 1)
+            self.log_excess_temperature = nn.Parameter(torch.empty(*lead, 1))
+        self.reset_parameters()
         self.register_buffer("_profile", self._exact_profile(), persistent=False)
+
+    def reset_parameters(self) -> None:
+        """The initial step sizes and temperatures."""
+        for name, value in self._initial.items():
+            nn.init.constant_(getattr(self, name), value)
 
     def _exact_profile(self) -> Tensor:
         """``1 - k^2/K^2`` for k = 0..K, rounded once, to the parameters' dtype."""
-        k = torch.arange(self.n_steps + 1, dtype=torch.float64)
+        k = torch.arange(self.n_steps + 1, dtype=torch.float64, device="cpu")
         return (1 - (k / max(self.n_steps, 1)) ** 2).to(self.step_size_logit)
 
     def _apply(self, fn, recurse=True):
@@ -174,6 +187,11 @@ class HamiltonianFlow(nn.Module):
         super()._apply(fn, recurse)
         self._profile = self._exact_profile()
         return self
+
+    def _load_from_state_dict(self, *arguments):
+        """Assigned parameters may be of another device or dtype."""
+        super()._load_from_state_dict(*arguments)
+        self._profile = self._exact_profile()
 
     @property
     def step_size(self) -> Tensor:
@@ -214,12 +232,14 @@ class HamiltonianFlow(nn.Module):
         Returns:
             ``(z_K, rho_K, log_abs_det)``, the last ``(...)`` and zero.
         """
-        if z.shape[-1:] != (self.features,):
-            raise _checks.fail("HamiltonianFlow", "z", f"of shape (..., {self.features})", z)
+        _checks.features("HamiltonianFlow", "z", z, self.features)
+        _checks.features("HamiltonianFlow", "gamma", gamma, self.features)
         if self.replicas is not None and (z.dim() != 3 or z.shape[0] != self.replicas):
             raise _checks.fail("HamiltonianFlow", "z", f"of shape ({self.replicas}, B, {self.features})", z)
         if gamma.shape != z.shape:
             raise _checks.fail("HamiltonianFlow", "gamma", f"of z's shape {tuple(z.shape)}", gamma)
+        if gamma.device != z.device:
+            raise _checks.fail("HamiltonianFlow", "gamma", f"on the device of z, {z.device}", gamma)
         initial, alpha = self.temperatures()
         rho = gamma * (initial if self.replicas is None else initial[:, None])
         z_final, rho_final = self._transport(z, rho, potential, params, alpha)

@@ -29,6 +29,7 @@ class LocalReparamLinear(nn.Module):
         prior_scale: standard deviation of the prior :math:`N(0, s^2)` of weights and biases.
 
     Raises:
+        TypeError: an argument is nothing of its kind.
         ValueError: a negative number of features, or a scale that is not positive and finite.
 
     References:
@@ -47,8 +48,9 @@ class LocalReparamLinear(nn.Module):
     def __init__(self, in_features: int, out_features: int, bias: bool = True, prior_scale: float = 1.0):
         super().__init__()
         for argument, value in (("in_features", in_features), ("out_features", out_features)):
-            if value < 0:
-                raise _checks.fail("LocalReparamLinear", argument, "at least 0", str(value))
+            _checks.integer("LocalReparamLinear", argument, value, 0)
+        _checks.flag("LocalReparamLinear", "bias", bias)
+        _checks.real("LocalReparamLinear", "prior_scale", prior_scale)
         if not 0 < prior_scale < math.inf:
             raise _checks.fail("LocalReparamLinear", "prior_scale", "positive and finite", str(prior_scale))
         self.in_features, self.out_features, self.prior_scale = in_features, out_features, prior_scale
@@ -73,8 +75,8 @@ class LocalReparamLinear(nn.Module):
             x: inputs.
             generator: where the noise comes from; torch's global generator without one.
         """
-        if not isinstance(x, Tensor) or x.shape[-1:] != (self.in_features,):
-            raise _checks.fail("LocalReparamLinear", "x", f"a tensor of shape (..., {self.in_features})", x)
+        _checks.features("LocalReparamLinear", "x", x, self.in_features)
+        _checks.generator("LocalReparamLinear", generator)
         if not self.training:
             return nn.functional.linear(x, self.weight_loc, self.bias_loc)
         kind = {"dtype": self.weight_loc.dtype, "device": x.device}

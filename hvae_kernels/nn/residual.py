@@ -23,8 +23,7 @@ class _ForwardFlow(_Flow):
     def __init__(self, features: int, n_layers: int):
         super().__init__()
         for argument, value, least in (("features", features, 1), ("n_layers", n_layers, 0)):
-            if value < least:
-                raise _checks.fail(type(self).__name__, argument, f"at least {least}", str(value))
+            _checks.integer(type(self).__name__, argument, value, least)
         self.features, self.n_layers = features, n_layers
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -36,8 +35,7 @@ class _ForwardFlow(_Flow):
 
     def _check(self, z: Tensor, context: Tensor | None) -> None:
         name = type(self).__name__
-        if not isinstance(z, Tensor) or z.shape[-1:] != (self.features,):
-            raise _checks.fail(name, "z", f"a tensor of shape (..., {self.features})", z)
+        _checks.features(name, "z", z, self.features)
         if context is not None:
             raise _checks.fail(name, "context", "None, as the layers take none", context)
 
@@ -59,6 +57,7 @@ class PlanarFlow(_ForwardFlow):
         shared: one layer, applied K times.
 
     Raises:
+        TypeError: an argument is nothing of its kind.
         ValueError: no features, or a negative number of layers.
 
     References:
@@ -73,6 +72,7 @@ class PlanarFlow(_ForwardFlow):
 
     def __init__(self, features: int, n_layers: int, shared: bool = False):
         super().__init__(features, n_layers)
+        _checks.flag("PlanarFlow", "shared", shared)
         self.shared = shared
         distinct = min(n_layers, 1) if shared else n_layers
         self.u, self.w = (nn.Parameter(torch.empty(distinct, features)) for _ in range(2))
@@ -110,6 +110,7 @@ class RadialFlow(_ForwardFlow):
         n_layers: K.
 
     Raises:
+        TypeError: an argument is nothing of its kind.
         ValueError: no features, or a negative number of layers.
 
     References:

@@ -82,6 +82,7 @@ def _gate(gate: str | Gate) -> Gate:
 def _validate(z: Tensor, shift: Tensor, log_scale: Tensor) -> None:
     if isinstance(shift, Tensor) and isinstance(log_scale, Tensor):
         alike = z.dtype is shift.dtype is log_scale.dtype and z.shape == shift.shape == log_scale.shape
+        alike = alike and z.layout is shift.layout is log_scale.layout
         if alike and z.device == shift.device == log_scale.device and z.dim():
             return  # the usual case, checked quickly
     _checks.same_kind(NAME, z=z, shift=shift, log_scale=log_scale)

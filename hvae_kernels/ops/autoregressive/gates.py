@@ -59,13 +59,16 @@ class Gate:
     second: float | None = None
 
     def __post_init__(self):
+        if not isinstance(self.name, str):
+            got = _checks.describe(self.name)
+            raise TypeError(f"gate must be a Gate or one of {', '.join(NUMBERS)}, got {got}")
         if self.name not in NUMBERS:
             raise ValueError(f"gate must be a Gate or one of {', '.join(NUMBERS)}, got {self.name!r}")
         defaults = list(NUMBERS[self.name].items())
         for place, attribute in enumerate(("first", "second")):
             given = getattr(self, attribute)
             if place >= len(defaults):
-                if given:
+                if given is not None and _finite(self.name, attribute, given):
                     raise ValueError(f"gate {self.name!r} takes {len(defaults)} numbers, got {attribute} = {given!r}")
                 number = 0.0
             else:

@@ -52,8 +52,8 @@ def gaussian_mixture_log_prob(value: Tensor, mixture_logits: Tensor, loc: Tensor
     arguments = value, mixture_logits, loc, log_scale
     if _library.autocasts(value):
         return _library.in_float32(gaussian_mixture_log_prob, *arguments)
-    implementation = _dispatch.resolve(NAME, value)
     _validate(NAME, *arguments)
+    implementation = _dispatch.resolve(NAME, value)
     if implementation == "reference":
         return reference.gaussian_mixture_log_prob(*arguments)
     return autograd.call(implementation, False, value, mixture_logits.log_softmax(-1), loc, log_scale)
@@ -95,8 +95,8 @@ def gaussian_mixture_responsibilities(value: Tensor, mixture_logits: Tensor, loc
     arguments = value, mixture_logits, loc, log_scale
     if _library.autocasts(value):
         return _library.in_float32(gaussian_mixture_responsibilities, *arguments)
-    implementation = _dispatch.resolve(RESPONSIBILITIES, value)
     _validate(RESPONSIBILITIES, *arguments)
+    implementation = _dispatch.resolve(RESPONSIBILITIES, value)
     if implementation == "reference":
         return reference.gaussian_mixture_responsibilities(*arguments)
     return autograd.call(implementation, True, value, mixture_logits.log_softmax(-1), loc, log_scale)

@@ -99,6 +99,9 @@ def leapfrog(
         >>> torch.testing.assert_close(result, (z, rho))
     """
     _validate(z, rho, step_size, tempering, memory, gradient)
+    _validate_callables(potential, on_drift)
+    _checks.flag(NAME, "compile", compile)
+    params = None if params is None else _tensors_among(params)
     if tempering.shape[0] == 0:
         return z.clone(), rho.clone()
     if _library.autocasts(z):
@@ -185,10 +188,27 @@ def _check_tempering(tempering: Tensor) -> None:
         raise _checks.fail(NAME, "tempering", expected, tempering)
 
 
+def _validate_callables(potential: object, on_drift: object) -> None:
+    for argument, function in (("potential", potential), ("on_drift", on_drift)):
+        if not callable(function) and (argument == "potential" or function is not None):
+            expected = "a function or a torch.nn.Module" if argument == "potential" else "a function or None"
+            raise _checks.wrong_type(NAME, argument, expected, function)
+
+
+def _tensors_among(params: Iterable[Tensor]) -> tuple[Tensor, ...]:
+    expected = "an iterable of tensors or None"
+    if isinstance(params, Tensor) or not isinstance(params, Iterable):  # a tensor would be taken row by row
+        raise _checks.wrong_type(NAME, "params", expected, params)
+    params = tuple(params)
+    for tensor in params:
+        if not isinstance(tensor, Tensor):
+            raise _checks.wrong_type(NAME, "params", expected, tensor)
+    return params
+
+
 def _validate(z: Tensor, rho: Tensor, step_size: Tensor, tempering: Tensor, memory: str, gradient: str) -> None:
-    for argument, value, options in (("memory", memory, MEMORY), ("gradient", gradient, GRADIENT)):
-        if value not in options:
-            raise _checks.fail(NAME, argument, f"one of {', '.join(options)}", value)
+    _checks.one_of(NAME, "memory", memory, MEMORY)
+    _checks.one_of(NAME, "gradient", gradient, GRADIENT)
     _checks.same_kind(NAME, z=z, rho=rho, step_size=step_size, tempering=tempering)
     if not z.dim():
         raise _checks.fail(NAME, "z", "of shape (B, ...)", z)

@@ -53,8 +53,8 @@ def leapfrog_update(
     """
     if _library.autocasts(z):
         return _library.in_float32(leapfrog_update, z, rho, grad, decay, kick, drift)
-    implementation = _dispatch.resolve(NAME, z)
     _validate(z, rho, grad, decay, kick, drift)
+    implementation = _dispatch.resolve(NAME, z)
     if implementation == "reference":
         return reference.leapfrog_update(z, rho, grad, decay, kick, drift)
     return autograd.call(implementation, z, rho, grad, decay, kick, drift)

@@ -63,7 +63,7 @@ def local_reparam_linear(
         >>> torch.testing.assert_close(y, linear(x, loc, bias) + variance.sqrt() * noise)
     """
     tensors = (x, weight_loc, weight_log_scale, bias_loc, bias_log_scale, noise)
-    if isinstance(x, Tensor) and _library.autocasts(x):
+    if _library.autocasts(x):
         return _library.in_float32(local_reparam_linear, *tensors)
     _validate(*tensors)
     implementation = _dispatch.resolve(NAME, x)

@@ -71,7 +71,7 @@ def masked_linear(
         >>> mask = out_degrees[:, None] >= in_degrees
         >>> torch.testing.assert_close(y, torch.nn.functional.linear(x, weight * mask, bias))
     """
-    if isinstance(x, Tensor) and _library.autocasts(x):
+    if _library.autocasts(x):
         return _library.in_float32(_masked_linear, x, weight, bias, in_degrees, out_degrees, strict)
     return _masked_linear(x, weight, bias, in_degrees, out_degrees, strict)
 
@@ -85,6 +85,7 @@ def _masked_linear(
     strict: bool,
 ) -> Tensor:
     _validate(x, weight, bias)
+    _checks.flag(NAME, "strict", strict)
     in_degrees = _degrees("in_degrees", in_degrees, weight.shape[1], x)
     out_degrees = _degrees("out_degrees", out_degrees, weight.shape[0], x)
     implementation = _dispatch.resolve(NAME, x)
@@ -110,6 +111,8 @@ def _validate(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
 def _degrees(argument: str, degrees: Tensor | Sequence[int], size: int, x: Tensor) -> Tensor:
     """The degrees as an int64 tensor of ``size`` on ``x``'s device."""
     if isinstance(degrees, Tensor):
+        if degrees.layout is not torch.strided:
+            raise _checks.wrong_type(NAME, argument, "a dense tensor", degrees)
         if degrees.dtype is torch.int64 and degrees.shape == (size,) and degrees.device == x.device:
             return degrees  # the usual case, checked quickly
     else:

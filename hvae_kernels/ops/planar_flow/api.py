@@ -64,8 +64,9 @@ def planar_flow(z: Tensor, u: Tensor, w: Tensor, b: Tensor, *, constrain: bool =
     """
     if _library.autocasts(z):
         return _library.in_float32(functools.partial(planar_flow, constrain=constrain), z, u, w, b)
-    implementation = _dispatch.resolve(NAME, z)
     _validate(z, u, w, b)
+    _checks.flag(NAME, "constrain", constrain)
+    implementation = _dispatch.resolve(NAME, z)
     if implementation == "reference":
         return reference.planar_flow(z, u, w, b, constrain)
     if z.dim() == u.dim():
@@ -105,10 +106,15 @@ def planar_flow_with_vjp(
         >>> torch.testing.assert_close(outputs, expected)
         >>> torch.testing.assert_close(vjp(cotangents), expected_vjp(cotangents))
     """
+    autocasts = _library.autocasts(z)
+    if autocasts:
+        _checks.tensors(NAME, z=z, u=u, w=w, b=b)  # whose dtypes may differ
+    else:
+        _validate(z, u, w, b)
+    _checks.flag(NAME, "constrain", constrain)
     implementation = _dispatch.resolve(NAME, z)
-    if implementation == "reference" or _library.autocasts(z) or not _library.nothing_differentiates():
+    if implementation == "reference" or autocasts or not _library.nothing_differentiates():
         return torch.func.vjp(functools.partial(planar_flow, constrain=constrain), z, u, w, b)
-    _validate(z, u, w, b)
     rows = z if z.dim() == u.dim() else z.reshape(-1, z.shape[-1])
     (output, log_abs_det), gradients = autograd.call_with_vjp(implementation, constrain, rows, u, w, b)
 

@@ -54,8 +54,8 @@ def radial_flow(z: Tensor, center: Tensor, alpha: Tensor, beta: Tensor) -> tuple
     """
     if _library.autocasts(z):
         return _library.in_float32(radial_flow, z, center, alpha, beta)
-    implementation = _dispatch.resolve(NAME, z)
     _validate(z, center, alpha, beta)
+    implementation = _dispatch.resolve(NAME, z)
     if implementation == "reference":
         return reference.radial_flow(z, center, alpha, beta)
     return autograd.call(implementation, z, center, alpha, beta)

@@ -74,6 +74,8 @@ def rmsprop_step_(
     for argument, tensor in (("gradient", gradient), ("square_average", square_average)):
         if tensor.shape != parameter.shape or not tensor.is_contiguous():
             raise _checks.fail(NAME, argument, f"contiguous, of shape {tuple(parameter.shape)}", tensor)
+    for argument, number in (("learning_rate", learning_rate), ("alpha", alpha), ("eps", eps), ("max_norm", max_norm)):
+        _checks.real(NAME, argument, number)
     if not max_norm > 0:
         raise _checks.fail(NAME, "max_norm", "above 0", max_norm)
     implementation = _dispatch.resolve(NAME, parameter)
