@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Transform, constraints
 
-from hvae_kernels import _checks
+from hvae_kernels import _checks, _live
 from hvae_kernels.ops import autoregressive_network
-from hvae_kernels.ops.autoregressive import Gate
+from hvae_kernels.ops.autoregressive import Gate, affine_autoregressive
+from hvae_kernels.ops.autoregressive.gates import scale_of
 from hvae_kernels.ops.autoregressive_network import ACTIVATIONS, FEATURES, Network, Stage
+from hvae_kernels.ops.autoregressive_network.reference import refuse_underflow
 from hvae_kernels.ops.masked_linear import masked_linear
 
 
@@ -207,6 +209,15 @@ class MADE(nn.Module):
         return f"features={self.features}{context}, activation={self.activation!r}"
 
 
+def _is_read(made: nn.Module) -> bool:
+    """Whether the kernels may read the network's tensors: to call it would run the code of these classes alone."""
+    return (
+        _live.runs_only(made, MADE.forward)
+        and all(_live.runs_only(layer, MaskedLinear.forward) for layer in made.layers)
+        and not _live.hooked_everywhere()
+    )
+
+
 class _Flow(nn.Module):
     """A flow with ``forward`` and ``inverse``, both ``(z, context) -> (z', log_abs_det)``."""
 
@@ -222,7 +233,10 @@ class _Flow(nn.Module):
 class InverseAutoregressiveFlow(_Flow):
     r"""One step of an inverse autoregressive flow: :math:`z'_j = \sigma_j(z_{<j}) z_j + \tau_j(z_{<j}) \mu_j(z_{<j})`.
 
-    ``forward`` is parallel. ``inverse`` is sequential in the features, and costs about one forward pass all the same.
+    ``forward`` is parallel. ``inverse`` is sequential in the features, and costs about one forward pass all the same:
+    the kernels read the network's weights. Where a call of ``made`` is more than that, by hooks (hook forms of
+    ``weight_norm``, ``spectral_norm`` and ``prune`` among them), subclasses or a ``forward`` of an instance, it is called:
+    once by ``forward`` and ``d + 1`` times by ``inverse``.
 
     Args:
         features: d.
@@ -268,22 +282,45 @@ class InverseAutoregressiveFlow(_Flow):
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """``z (..., d)`` and ``context (..., context_features)`` to ``(z', log_abs_det)``; parallel."""
-        return self._along(autoregressive_network.autoregressive_forward, z, context)
+        return self._along(autoregressive_network.autoregressive_forward, self._forward_by_call, z, context)
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """``z' (..., d)`` to ``(z, log_abs_det)`` of the inverse map; sequential, in one pass of work.
 
         Raises:
             RuntimeError: a scale is below the least normal number, so that there is no inverse (on the CPU; on a GPU
-                such rows come back infinite or NaN). Gates with a bounded scale never get there.
+                such rows come back infinite or NaN); gates with a bounded scale never get there. Or ``made`` is
+                called and is not autoregressive.
         """
-        return self._along(autoregressive_network.autoregressive_inverse, z, context)
+        return self._along(autoregressive_network.autoregressive_inverse, self._inverse_by_calls, z, context)
 
-    def _along(self, direction, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _along(self, direction, by_call, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         _features(type(self).__name__, "z", z, self.features)
+        if not _is_read(self.made):
+            return by_call(z, context)
         network = self.made.network(self.gate, context, z.shape[:-1])
         image, log_abs_det = direction(z.reshape(-1, self.features), network)
         return image.reshape(z.shape), log_abs_det.reshape(z.shape[:-1])
+
+    def _forward_by_call(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        shift, raw = self.made(z, context).unbind(-2)
+        return affine_autoregressive(z, shift, raw, gate=self.gate)
+
+    def _inverse_by_calls(self, image: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        """A call finds one feature more, as only the kernels know how to go on from one feature to the next."""
+        z = torch.zeros_like(image)
+        for _ in range(self.features + 1):  # the last one has to find what is there already
+            shift, raw = self.made(z, context).unbind(-2)
+            scale, weight, log_scale = scale_of(self.gate, raw)
+            before, z = z, (image - (shift if weight is None else weight * shift)) / scale
+        refuse_underflow(scale)
+        tolerance = torch.finfo(z.dtype).eps ** 0.5
+        if _checks.values_readable(z) and not torch.allclose(z, before, tolerance, tolerance, equal_nan=True):
+            raise RuntimeError(
+                f"{type(self).__name__}: made has hooks or code of its own by which it is not autoregressive, or differs "
+                "from call to call, so there is no inverse: remove them, or use the parallel direction alone"
+            )
+        return z, -log_scale.sum(-1)
 
     def extra_repr(self) -> str:
         """The gate."""
@@ -389,7 +426,7 @@ class FlowStack(_Flow):
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """All flows in order."""
-        return _compose((flow.forward for flow in self.flows), z, context)
+        return _compose(self.flows, z, context)
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """All inverses in the opposite order."""
