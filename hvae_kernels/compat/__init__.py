@@ -46,8 +46,8 @@ def accelerate(module: nn.Module) -> tuple[nn.Module, Report]:
     through its network instead of one a feature, and its derivative is implicit, one sweep more. The other direction is
     fused where that is faster: without gradients from 4 million multiply-adds a call on, with them from networks of 8
     thousand weights on; ``hk.use_impl("cpp")`` fuses it always. Parameters, buffers and the state dict stay the very
-    same objects, so that optimisers, ``load_state_dict``, ``.to()`` and ``deepcopy`` go on working; results are the same
-    to rounding. ``pickle`` and ``torch.save`` write the library's own classes: accelerate what you load anew.
+    same objects, so that optimisers, ``load_state_dict``, ``.to()`` and ``deepcopy`` go on working; results are the
+    same to rounding. ``pickle`` and ``torch.save`` write the library's own classes: accelerate what you load anew.
     :func:`restore` undoes the swap.
 
     ============= ===================================================== =============================================
@@ -67,11 +67,11 @@ def accelerate(module: nn.Module) -> tuple[nn.Module, Report]:
     reason, is every other autoregressive layer: splines and other maps, batch norm, dropout in training mode,
     preprocessing, other activations, masks that are no staircase, subclasses, parameters that no kernel serves.
 
-    A call that the kernels cannot serve runs the library's own code: under autocast, ``torch.compile``, ``torch.export``,
-    ``torch.jit.trace`` or ``torch.func``, under a mode that sees torch's operators (counting, faking, recording them),
-    with dropout in training mode, with hooks inside the network or on all modules, with a ``forward`` that was set on a
-    module of the network, in half precision, on a device without a kernel, or with masks that were loaded meanwhile and
-    are no staircase.
+    A call that the kernels cannot serve runs the library's own code: under autocast, ``torch.compile``,
+    ``torch.export``, ``torch.jit.trace`` or ``torch.func``, under a mode that sees torch's operators (to count, fake or
+    record them), with dropout in training mode, with hooks inside the network or on all modules, with a ``forward``
+    that was set on a module of the network, in half precision, on a device without a kernel, or with masks that were
+    loaded meanwhile and are no staircase.
 
     Args:
         module: a flow or anything that contains flows. Pyro's transforms belong into a ``torch.nn.ModuleList``.
@@ -112,8 +112,8 @@ def accelerate(module: nn.Module) -> tuple[nn.Module, Report]:
 def restore(module: nn.Module) -> nn.Module:
     """Undo :func:`accelerate`, in place: every layer has its library's own class again, and the same parameters.
 
-    For code that looks at classes, or to hand a flow on. ``pickle`` and ``torch.save`` need no restoring: they write the
-    library's classes anyway, so that a saved flow loads where this package is not, and is accelerated anew where it is.
+    For code that looks at classes. ``pickle`` and ``torch.save`` write the library's classes even without it, so that a
+    saved flow loads where this package is not; where it is, accelerate the loaded flow anew.
 
     Args:
         module: a flow or anything that contains flows, accelerated or not.
