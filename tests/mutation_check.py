@@ -105,6 +105,9 @@ _ELEMENTARY = "csrc/kernels/elementary.h"
 _ELEMENTARY_TESTS = "tests/test_elementary.py"
 _COMPAT = "hvae_kernels/compat/_network.py"
 _COMPAT_TESTS = "tests/test_accelerate.py"
+_LIVE = "hvae_kernels/_live.py"
+_FLOWS = "hvae_kernels/nn/autoregressive.py"
+_FLOWS_TESTS = "tests/test_autoregressive.py"
 
 MUTATIONS = (
     Mutation(_KERNEL, "return {S(1) - S(2) * q, -(p * e) * (S(1) - q), e, p};", "return {S(1) - q, -(p * e) * (S(1) - q), e, p};", _CPP),
@@ -349,10 +352,16 @@ MUTATIONS = (
     Mutation("hvae_kernels/ops/leapfrog/reference.py", "rho = alpha * (rho - step / 2 * grad)", "rho = alpha * (rho - step * grad)", "tests/test_leapfrog.py"),
     Mutation("python/hvae/regression.py", "layer.weight_loc + layer.weight_log_scale.exp() * noise", "layer.weight_loc", "tests/test_regression.py"),
     Mutation("python/hvae/regression.py", "precision.diagonal().rsqrt()", "torch.linalg.inv(precision).diagonal().sqrt()", "tests/test_regression.py"),
-    Mutation(_COMPAT, "if not same or known_versions != versions:", "if not same:", _COMPAT_TESTS + " -k copies"),
+    Mutation(_COMPAT, "if seen is None or not seen.again(masks):", "if seen is None:", _COMPAT_TESTS + " -k copies"),
+    Mutation(_COMPAT, "with torch.inference_mode(False):", "with torch.no_grad():", _COMPAT_TESTS + " -k first_call"),
+    Mutation(_COMPAT, "degrees.clone(memory_format=torch.contiguous_format)", "degrees.contiguous()", _COMPAT_TESTS + " -k degrees"),
+    Mutation(_COMPAT, "or torch.jit.is_tracing()", "", _COMPAT_TESTS + " -k traces"),
+    Mutation(_COMPAT, "if _live.hooked_everywhere():", "if False:", _COMPAT_TESTS + " -k more_than"),
+    Mutation(_LIVE, "own is None or (", "True or (", _COMPAT_TESTS + " -k more_than"),
+    Mutation(_LIVE, "if tensor.is_inference():\n        return tensor.clone()", "if tensor.is_inference():\n        return 0, 0, False", _COMPAT_TESTS + " -k masks_that"),
     Mutation(_COMPAT, "if not torch.equal(mask, expected):", "if False:", _COMPAT_TESTS + " -k left_alone"),
     Mutation(_COMPAT, "(units < found[part.residual + 1]).any()", "False", _COMPAT_TESTS + " -k left_alone"),
-    Mutation(_COMPAT, "if any(_is_watched(part) for part in layout.net.modules()):", "if False:", _COMPAT_TESTS + " -k hooks"),
+    Mutation(_COMPAT, "if not all(map(_live.untouched, layout.net.modules())):", "if False:", _COMPAT_TESTS + " -k hooks"),
     Mutation(_COMPAT, "if torch.is_grad_enabled():", "if False:", _COMPAT_TESTS + " -k small_parallel"),
     Mutation(_RMSPROP, "(std::sqrt(v) + eps)", "std::sqrt(v + eps)", _RMSPROP_TESTS),
     Mutation(_RMSPROP, "(1 - alpha) * g * g", "(1 - alpha) * gs[i] * gs[i]", _RMSPROP_TESTS),
