@@ -319,7 +319,8 @@ class InverseAutoregressiveFlow(_Flow):
         if _checks.values_readable(z) and not torch.allclose(z, before, tolerance, tolerance, equal_nan=True):
             raise RuntimeError(
                 f"{type(self).__name__}: hooks or code of its own make made differ from call to call, or see later "
-                "features, so there is no inverse: remove them, or use the other direction alone"
+                "features, so there is no inverse: call eval() if that is so in training only, remove them, or use the "
+                "other direction alone"
             )
         return z, -log_scale.sum(-1)
 
