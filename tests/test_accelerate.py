@@ -429,6 +429,11 @@ class _OtherVersion(peers.nflows_transforms.MaskedAffineAutoregressiveTransform)
         return 2 * outputs, logabsdet
 
 
+class _Partial(functools.partial):
+    def __call__(self, shift, scale):
+        return super().__call__(shift, 2 * scale)
+
+
 def _maf(**options):
     return peers.MaskedAutoregressiveTransform(4, **options)
 
@@ -493,6 +498,10 @@ LEFT = {
     "zuko slope": (
         lambda: _maf(univariate=functools.partial(peers.zuko.transforms.MonotonicAffineTransform, slope=2.0)),
         "slope = 2.0 is not between 0 and 1",
+    ),
+    "subclass of partial": (
+        lambda: _maf(univariate=_Partial(peers.zuko.transforms.MonotonicAffineTransform)),
+        "its univariate map is _Partial",
     ),
     "edited network": (lambda: _edited_network(), "not what is known here: AttributeError"),
     "swapped already": (lambda: hk.accelerate(_nflows_layer())[0], "already swapped"),

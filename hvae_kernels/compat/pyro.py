@@ -90,7 +90,7 @@ def _split(arn) -> tuple[AutoRegressiveNN | ConditionalAutoRegressiveNN, Tensor 
     """The network of a transform, and the context that it is bound to."""
     if type(arn) is AutoRegressiveNN:
         return arn, None
-    if isinstance(arn, functools.partial) and not arn.args and set(arn.keywords) == {"context"}:
+    if type(arn) is functools.partial and not arn.args and set(arn.keywords) == {"context"}:
         _network.require(arn.func, ConditionalAutoRegressiveNN)
         return arn.func, arn.keywords["context"]
     raise Unfused(f"its network is a {type(arn).__name__}, not an AutoRegressiveNN")

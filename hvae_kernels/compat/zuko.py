@@ -66,7 +66,7 @@ def lay_out(layer: MaskedAutoregressiveTransform, batch: Size, context: Tensor |
 
 def _tail(layer: MaskedAutoregressiveTransform) -> _network.Gate:
     univariate, settings = layer.univariate, {}
-    if isinstance(univariate, functools.partial) and not univariate.args:
+    if type(univariate) is functools.partial and not univariate.args:
         univariate, settings = univariate.func, univariate.keywords
     if univariate is not MonotonicAffineTransform or not set(settings) <= {"slope"}:
         name = getattr(univariate, "__name__", type(univariate).__name__)
