@@ -10,7 +10,7 @@ from hvae_kernels import functional
 from hvae_kernels._dispatch import config, show_config, use_impl
 from hvae_kernels._extension import use_cpu
 
-__all__ = ["__version__", "accelerate", "config", "functional", "nn", "show_config", "use_cpu", "use_impl"]
+__all__ = ["__version__", "accelerate", "config", "functional", "nn", "restore", "show_config", "use_cpu", "use_impl"]
 
 from hvae_kernels import nn
-from hvae_kernels.compat import accelerate
+from hvae_kernels.compat import accelerate, restore

@@ -108,6 +108,9 @@ _ELEMENTARY = "csrc/kernels/elementary.h"
 _ELEMENTARY_TESTS = "tests/test_elementary.py"
 _COMPAT = "hvae_kernels/compat/_network.py"
 _COMPAT_TESTS = "tests/test_accelerate.py"
+_LIVE = "hvae_kernels/_live.py"
+_FLOWS = "hvae_kernels/nn/autoregressive.py"
+_FLOWS_TESTS = "tests/test_autoregressive.py"
 
 MUTATIONS = (
     Mutation(_KERNEL, "return {S(1) - S(2) * q, -(p * e) * (S(1) - q), e, p};", "return {S(1) - q, -(p * e) * (S(1) - q), e, p};", _CPP),
@@ -356,10 +359,16 @@ MUTATIONS = (
     Mutation("hvae_kernels/ops/leapfrog/reference.py", "rho = alpha * (rho - step / 2 * grad)", "rho = alpha * (rho - step * grad)", "tests/test_leapfrog.py"),
     Mutation("python/hvae/regression.py", "layer.weight_loc + layer.weight_log_scale.exp() * noise", "layer.weight_loc", "tests/test_regression.py"),
     Mutation("python/hvae/regression.py", "precision.diagonal().rsqrt()", "torch.linalg.inv(precision).diagonal().sqrt()", "tests/test_regression.py"),
-    Mutation(_COMPAT, "if not same or known_versions != versions:", "if not same:", _COMPAT_TESTS + " -k copies"),
+    Mutation(_COMPAT, "if seen is None or not seen.again(masks):", "if seen is None:", _COMPAT_TESTS + " -k copies"),
+    Mutation(_COMPAT, "with torch.inference_mode(False):", "with torch.no_grad():", _COMPAT_TESTS + " -k first_call"),
+    Mutation(_COMPAT, "degrees.clone(memory_format=torch.contiguous_format)", "degrees.contiguous()", _COMPAT_TESTS + " -k degrees"),
+    Mutation(_COMPAT, "or torch.jit.is_tracing()", "", _COMPAT_TESTS + " -k traces"),
+    Mutation(_COMPAT, "if _live.hooked_everywhere():", "if False:", _COMPAT_TESTS + " -k more_than"),
+    Mutation(_LIVE, "own is None or (", "True or (", _COMPAT_TESTS + " -k more_than"),
+    Mutation(_LIVE, "if tensor.is_inference():\n        return tensor.clone()", "if tensor.is_inference():\n        return 0, 0, False", _COMPAT_TESTS + " -k masks_that"),
     Mutation(_COMPAT, "if not torch.equal(mask, expected):", "if False:", _COMPAT_TESTS + " -k left_alone"),
     Mutation(_COMPAT, "(units < found[part.residual + 1]).any()", "False", _COMPAT_TESTS + " -k left_alone"),
-    Mutation(_COMPAT, "if any(_is_watched(part) for part in layout.net.modules()):", "if False:", _COMPAT_TESTS + " -k hooks"),
+    Mutation(_COMPAT, "if not all(map(_live.untouched, layout.net.modules())):", "if False:", _COMPAT_TESTS + " -k hooks"),
     Mutation(_COMPAT, "if torch.is_grad_enabled():", "if False:", _COMPAT_TESTS + " -k small_parallel"),
     Mutation(_RMSPROP, "(std::sqrt(v) + eps)", "std::sqrt(v + eps)", _RMSPROP_TESTS),
     Mutation(_RMSPROP, "(1 - alpha) * g * g", "(1 - alpha) * gs[i] * gs[i]", _RMSPROP_TESTS),
@@ -378,6 +387,19 @@ MUTATIONS = (
     Mutation("hvae_kernels/nn/autoregressive.py", "self._given = {name: getattr(self, name).tolist() for name in self._given}", "pass", _DEFERRED_TESTS),
     Mutation("hvae_kernels/nn/hamiltonian.py", "nn.init.constant_(getattr(self, name), value)", "pass", _DEFERRED_TESTS),
     Mutation("hvae_kernels/compat/pyro.py", "layer.__dict__.pop(name, None)", "pass", _COMPAT_TESTS + " -k no_pass"),
+    Mutation(_COMPAT, "or torch._C._len_torch_dispatch_stack() > 0", "", _COMPAT_TESTS + " -k exported"),
+    Mutation(_COMPAT, "return copyreg._reconstructor, (self.library_class,", "return copyreg._reconstructor, (type(self),", _COMPAT_TESTS + " -k pickle"),
+    Mutation(_COMPAT, "        self.__dict__.update(self.in_library() | self.__dict__)\n", "", _COMPAT_TESTS + " -k restored"),
+    Mutation(_LIVE, "kind.forward is forward and kind.__call__ is nn.Module.__call__", "kind.forward is forward", _FLOWS_TESTS + " -k more_than"),
+    Mutation(_LIVE, "kind.forward is forward and kind.__call__ is nn.Module.__call__", "kind.__call__ is nn.Module.__call__", _FLOWS_TESTS + " -k more_than"),
+    Mutation(_LIVE, "    hook.only_looks = True\n", "", _LEAP_TESTS + " looking"),
+    Mutation(_FLOWS, "and not _live.hooked_everywhere()", "", _FLOWS_TESTS + " -k all_modules"),
+    Mutation(_FLOWS, "for _ in range(self.features + 1):", "for _ in range(self.features):", _FLOWS_TESTS + " -k more_than"),
+    Mutation(_FLOWS, "_compose(self.flows, z, context)", "_compose((flow.forward for flow in self.flows), z, context)", _FLOWS_TESTS + " -k every_level"),
+    Mutation(_FLOWS, "usable = self._is_recorded or not torch.is_grad_enabled()", "usable = True", _FLOWS_TESTS + " -k gradients_that"),
+    Mutation(_FLOWS, "kept._is_recorded = False", "pass", _FLOWS_TESTS + " -k gradients_that"),
+    Mutation(_FLOWS, "and self._seen.again(self._read())", "", _FLOWS_TESTS + " -k cached_pair"),
+    Mutation("hvae_kernels/nn/hamiltonian.py", "and _live.runs_only(potential, GaussianPotential.forward)", "", "tests/test_leapfrog.py -k more_than"),
     Mutation("hvae_kernels/compat/_made.py", "(dropout.p and dropout.training)", "False", _COMPAT_TESTS + " -k dropout"),
 )  # fmt: skip
 

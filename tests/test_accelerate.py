@@ -14,6 +14,16 @@ import pytest
 import torch
 from peers import FLOWS, Pyro, Zuko
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.modules.module import (
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+    register_module_full_backward_hook,
+)
+from torch.nn.utils import prune
+from torch.utils.flop_counter import FlopCounterMode
+from zuko.bayesian import BayesianModel
 
 import hvae_kernels as hk
 from hvae_kernels import _extension, testing
@@ -240,6 +250,113 @@ def test_copies_and_loaded_states(name):
         assert passes.count == 0
 
 
+@each_flow
+def test_pickles_name_the_librarys_classes(name):
+    """They load where this package is not; copies stay swapped."""
+    library, flow, (x, c) = FLOWS[name].library, make(name), points(name)
+    ours = fused(flow)
+    with torch.no_grad():
+        library.back(ours, x, c)
+    expected = [type(part) for part in flow.modules()]
+    for copied in (copy.deepcopy(ours), copy.copy(ours)):
+        assert [type(part) for part in copied.modules()] == [type(part) for part in ours.modules()]
+    for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):
+        written = pickle.dumps(ours, protocol)
+        assert b"hvae_kernels" not in written
+        loaded = pickle.loads(written)
+        assert [type(part) for part in loaded.modules()] == expected
+    torch.testing.assert_close(library.there(loaded, x, c), library.there(flow, x, c), rtol=0, atol=0)
+    torch.testing.assert_close(library.back(loaded, x, c), library.back(flow, x, c), rtol=0, atol=0)
+    hk.accelerate(loaded)
+    torch.testing.assert_close(library.back(loaded, x, c), library.back(flow, x, c), rtol=1e-9, atol=1e-9)
+
+
+def test_a_copied_layer_of_its_own_stays_swapped():
+    for copier in (copy.copy, copy.deepcopy):
+        layer, original = swapped_layer()
+        twin, x = copier(layer), torch.randn(ROWS, D)
+        with Passes() as passes:
+            results = twin.inverse(x)
+        assert passes.count == 0
+        torch.testing.assert_close(results, original.inverse(x), rtol=1e-9, atol=1e-9)
+        shared = {id(parameter) for parameter in layer.parameters()} & {id(p) for p in twin.parameters()}
+        assert bool(shared) == (copier is copy.copy)
+
+
+def test_pickled_distributions_name_the_librarys_classes():
+    """Those of zuko hold transforms that a swapped layer made."""
+    for name in ("zuko-context", "zuko"):
+        flow, (x, c) = make(name), points(name)
+        written = pickle.dumps(fused(flow)(c))
+        assert b"hvae_kernels" not in written
+        torch.testing.assert_close(pickle.loads(written).log_prob(x), flow(c).log_prob(x))
+        twin = copy.deepcopy(fused(flow)(None if c is None else c.detach()))
+        with Passes() as passes:
+            twin.transform.inv(x)
+        assert passes.count == 0
+
+
+@each_flow
+def test_restored_flows_are_what_they_were(name):
+    library, flow, (x, c) = FLOWS[name].library, make(name), points(name)
+    ours = fused(flow)
+    tensors = ours.state_dict(keep_vars=True)
+    assert hk.restore(ours) is ours
+    for part, original in zip(ours.modules(), flow.modules(), strict=True):
+        assert type(part) is type(original)
+        assert vars(part).keys() == vars(original).keys()
+    assert all(value is tensors[key] for key, value in ours.state_dict(keep_vars=True).items())
+    for direction in (library.there, library.back):
+        torch.testing.assert_close(direction(ours, x, c), direction(flow, x, c), rtol=0, atol=0)
+    assert len(hk.accelerate(hk.restore(ours))[1].swapped) == FLOWS[name].layers
+
+
+def test_only_modules_are_restored():
+    linear = nn.Linear(2, 2)
+    assert hk.restore(linear) is linear
+    with pytest.raises(TypeError, match=r"restore: module must be a torch.nn.Module, got list \[\]"):
+        hk.restore([])
+
+
+@each_flow
+def test_a_first_call_in_inference_mode_leaves_it_trainable(name):
+    library, flow, (x, c) = FLOWS[name].library, make(name), points(name)
+    for first in (library.there, library.back):
+        ours = fused(make(name))
+        with torch.inference_mode(), hk.use_impl("cpp"):
+            first(copy.deepcopy(ours), x, c)
+            first(ours, x.clone(), c)
+        ours.load_state_dict(flow.state_dict())
+        with torch.inference_mode(), hk.use_impl("cpp"):
+            first(ours, x.clone(), c)
+        with hk.use_impl("cpp"):
+            torch.testing.assert_close(quantities(library, ours, x, c), quantities(library, flow, x, c))
+
+
+@pytest.mark.parametrize("change", ["inference tensor", "data", "in place"])
+def test_masks_that_change_are_noticed(change):
+    """Inference tensors have no version, and a tensor that is given other data keeps its own."""
+    with torch.inference_mode(change == "inference tensor"):
+        layer, _ = swapped_layer()
+        x, mask = torch.randn(ROWS, D), layer.autoregressive_net.blocks[0].linear_layers[0].mask
+        layer.inverse(x)
+        if change == "data":
+            mask.data = torch.zeros_like(mask)
+        else:
+            mask.zero_()
+        expected = hk.restore(copy.deepcopy(layer)).inverse(x)
+        torch.testing.assert_close(layer.inverse(x), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_degrees_are_not_the_layers_own_tensors():
+    """A buffer that the library does not read may change without its masks."""
+    layer, original = swapped_layer()
+    x = torch.randn(ROWS, D)
+    layer.inverse(x)
+    layer.autoregressive_net.initial_layer.degrees.fill_(1)
+    torch.testing.assert_close(layer.inverse(x), original.inverse(x), rtol=1e-9, atol=1e-9)
+
+
 # ---- What is left alone ----
 
 D = FEATURES
@@ -280,6 +397,19 @@ def _hooked():
     return layer
 
 
+def _instance(layer, **methods):
+    """With methods of its own that do what those of its class do."""
+    for name, method in methods.items():
+        setattr(layer, name, method(layer))
+    return layer
+
+
+def _own_forward():
+    layer = _nflows_layer()
+    _instance(layer.autoregressive_net.final_layer, forward=lambda last: lambda x: type(last).forward(last, x))
+    return layer
+
+
 def _edited_network():
     layer = _nflows_layer()
     del layer.autoregressive_net.blocks[0].dropout
@@ -297,6 +427,11 @@ class _OtherVersion(peers.nflows_transforms.MaskedAffineAutoregressiveTransform)
     def _elementwise_forward(self, inputs, params):
         outputs, logabsdet = super()._elementwise_forward(inputs, params)
         return 2 * outputs, logabsdet
+
+
+class _Partial(functools.partial):
+    def __call__(self, shift, scale):
+        return super().__call__(shift, 2 * scale)
 
 
 def _maf(**options):
@@ -327,6 +462,16 @@ LEFT = {
         "a ParametrizedMaskedLinear where nflows has a MaskedLinear",
     ),
     "hooks": (_hooked, "hooks inside its network"),
+    "forward of an instance": (_own_forward, "a module there has a forward of its own"),
+    "map of an instance": (
+        lambda: _instance(_nflows_layer(), _elementwise_inverse=lambda layer: layer._elementwise_inverse),
+        "it has a _elementwise_inverse of its own, which may do something else",
+    ),
+    "zuko map of an instance": (lambda: _instance(_maf(), meta=lambda layer: layer.meta), "it has a meta of its own"),
+    "pyro map of an instance": (
+        lambda: _instance(peers.pyro_transforms.affine_autoregressive(D), _call=lambda layer: layer._call),
+        "it has a _call of its own",
+    ),
     "half precision": (lambda: _nflows_layer().bfloat16(), "parameters are bfloat16"),
     "meta device": (lambda: _nflows_layer().to("meta"), "parameters are on meta: the kernels run on the CPU"),
     "normflows spline": (
@@ -353,6 +498,10 @@ LEFT = {
     "zuko slope": (
         lambda: _maf(univariate=functools.partial(peers.zuko.transforms.MonotonicAffineTransform, slope=2.0)),
         "slope = 2.0 is not between 0 and 1",
+    ),
+    "subclass of partial": (
+        lambda: _maf(univariate=_Partial(peers.zuko.transforms.MonotonicAffineTransform)),
+        "its univariate map is _Partial",
     ),
     "edited network": (lambda: _edited_network(), "not what is known here: AttributeError"),
     "swapped already": (lambda: hk.accelerate(_nflows_layer())[0], "already swapped"),
@@ -475,6 +624,169 @@ def test_dropout_layer_is_fused_again_in_evaluation():
         with Passes() as passes:
             layer.train(mode).inverse(x)
         assert passes.count == count
+
+
+#: One of each library, by the classes that can be swapped.
+each_kind = pytest.mark.parametrize(
+    "name", ["zuko-context", "nflows-residual", "normflows-residual", "pyro", "pyro-stable", "pyro-context"]
+)
+
+
+def linears(flow):
+    return [layer for layer in flow.modules() if isinstance(layer, nn.Linear)]
+
+
+def _set_forward(flow):
+    for layer in linears(flow):
+        layer.forward = lambda x, layer=layer: 2 * type(layer).forward(layer, x)
+
+
+def _hook_form(apply, parameter):
+    """Weights that a hook computes from what an optimiser changes meanwhile."""
+
+    def change(flow):
+        for layer in linears(flow):
+            torch.manual_seed(0)
+            apply(layer)
+            with torch.no_grad():
+                getattr(layer, parameter).mul_(1.5)
+
+    return change
+
+
+def _spectral_norm(layer):
+    nn.utils.spectral_norm(layer.train())
+    for _ in range(20):  # until its estimate of the norm is one
+        layer(torch.zeros(1, layer.in_features))
+    layer.eval()
+
+
+def _parametrise(flow):
+    for layer in linears(flow):
+        nn.utils.parametrizations.weight_norm(layer)
+
+
+def _everywhere(register):
+    return lambda flow: register(lambda module, *_: 2 * _[-1] if isinstance(module, nn.Linear) else None)
+
+
+ALTERED = {
+    "forward of an instance": _set_forward,
+    "weight_norm": _hook_form(nn.utils.weight_norm, "weight_g"),
+    "spectral_norm": _hook_form(_spectral_norm, "weight_orig"),
+    "prune": _hook_form(lambda layer: prune.random_unstructured(layer, "weight", 0.3), "weight_orig"),
+    "parametrization": _parametrise,
+    "hook on all modules": _everywhere(register_module_forward_hook),
+    "pre-hook on all modules": lambda flow: register_module_forward_pre_hook(
+        lambda module, inputs: (2 * inputs[0],) if isinstance(module, nn.Linear) else None
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*")
+@each_kind
+@pytest.mark.parametrize("case", ALTERED)
+def test_a_call_that_is_more_than_its_weights_is_made_in_both_directions(name, case):
+    library, flow, (x, c) = FLOWS[name].library, make(name, spread=0.4), points(name)
+    ours = fused(flow)
+    results = []
+    for either in (flow, ours):
+        handle = ALTERED[case](either.eval())
+        with hk.use_impl("cpp"):
+            y, ladj = library.there(either, x, c)
+            back, minus = library.back(either, y, c)
+        if hasattr(handle, "remove"):
+            handle.remove()
+        results.append((y, ladj, back, minus))
+    torch.testing.assert_close(*results, rtol=0, atol=0)
+    torch.testing.assert_close(results[1][2:], (x, -ladj), rtol=1e-6, atol=1e-6)
+
+
+def test_hooks_on_all_modules_leave_layers_alone_while_they_last():
+    layer, _ = swapped_layer()
+    x, calls = torch.randn(ROWS, D), []
+    with register_module_full_backward_hook(lambda module, *_: calls.append(module)):
+        _, report = hk.accelerate(_nflows_layer())
+        layer.inverse(x)[0].sum().backward()
+    assert report.left[0][1] == "there are hooks on all modules"
+    assert layer.autoregressive_net.initial_layer in calls
+    with Passes() as passes:
+        layer.inverse(x)
+    assert passes.count == 0
+
+
+def test_a_bayesian_flow_samples_its_activations_in_both_directions():
+    """zuko sets a forward on every linear layer, and leaves that of the class behind, bound."""
+    x, c = points("zuko-context")
+    results = []
+    for swap in (False, True):
+        flow = make("zuko-context", spread=0.4)
+        if swap:
+            hk.accelerate(flow)
+        torch.manual_seed(0)
+        bayesian = BayesianModel(flow, init_logvar=-5.0)
+        with bayesian.reparameterize(local_trick=True) as sampled, torch.no_grad():
+            y = Zuko.there(sampled, x, c)[0]
+            results.append((y, Zuko.back(sampled, y, c)[0]))
+    torch.testing.assert_close(*results, rtol=0, atol=0)
+    torch.testing.assert_close(results[1][1], x, rtol=1e-8, atol=1e-8)
+    assert "forward" in vars(linears(flow)[0])
+    for either in (flow, copy.deepcopy(flow)):
+        with Passes() as passes:
+            Zuko.back(either, x, c)
+        assert passes.count == 0
+
+
+def test_modes_that_count_or_fake_operators_see_the_librarys():
+    results = []
+    for layer in swapped_layer():
+        with FlopCounterMode(display=False) as counter:
+            layer.inverse(torch.randn(ROWS, D))
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            assert layer.inverse(torch.randn(ROWS, D))[0].shape == (ROWS, D)
+        results.append(counter.get_total_flops())
+    assert results[0] == results[1] > 0
+
+
+class Direction(nn.Module):
+    """One direction of a flow as a module."""
+
+    def __init__(self, name, direction, flow):
+        super().__init__()
+        self.direction, self.flow = getattr(FLOWS[name].library, direction), flow
+
+    def forward(self, x, c=None):
+        return self.direction(self.flow, x, c)
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("direction", ["there", "back", "log_prob"])
+@each_kind
+def test_traces_are_of_the_librarys_code(name, direction, grad):
+    """Also when the masks' degrees are not yet known; the saved program needs nothing of ours."""
+    inputs = tuple(x for x in points(name) if x is not None)
+    flow = make(name)
+    with torch.set_grad_enabled(grad), hk.use_impl("cpp"):
+        expected = Direction(name, direction, flow)(*inputs)
+        traced = torch.jit.trace(Direction(name, direction, fused(make(name))), inputs)
+    file = io.BytesIO()
+    torch.jit.save(traced, file)
+    file.seek(0)
+    kinds = {node.kind() for node in traced.inlined_graph.nodes()}
+    assert not [kind for kind in kinds if "hvae" in kind or "PythonOp" in kind]
+    torch.testing.assert_close(torch.jit.load(file)(*inputs), expected)
+
+
+def test_exported_programs_are_of_the_librarys_code():
+    x = points("nflows-residual")[0]
+    for direction in ("there", "back"):
+        for export in (
+            lambda module: torch.export.export(module, (x,), strict=False).graph_module,
+            lambda module: make_fx(module)(x),
+        ):
+            graph = export(Direction("nflows-residual", direction, fused(make("nflows-residual"))))
+            assert not [node for node in graph.graph.nodes if "hvae" in str(node.target)]
 
 
 def test_autocast_and_compile_run_the_librarys_code():

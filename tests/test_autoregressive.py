@@ -1,18 +1,23 @@
 """Properties of masked networks and autoregressive flows that no implementation can fake, and errors for bad input."""
 
 import copy
+import gc
 import itertools
 import pickle
+import weakref
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from networks import KINDS, network
+from torch.nn.modules.module import register_module_forward_hook
+from torch.nn.utils import prune
 
 import hvae_kernels as hk
 from hvae_kernels import testing
 from hvae_kernels.functional import Gate
+from hvae_kernels.nn import autoregressive
 from hvae_kernels.ops import autoregressive_network
 from hvae_kernels.ops.autoregressive.gates import NUMBERS
 from hvae_kernels.ops.autoregressive_network import ACTIVATIONS, reference
@@ -286,6 +291,294 @@ def test_the_determinant_comes_from_the_parallel_direction(monkeypatch):
     image = transform(z)
     monkeypatch.setitem(network_autograd.RAW_INVERSE, "cpp", None)
     torch.testing.assert_close(transform.log_abs_det_jacobian(z, image), -stack.inverse(image)[1])
+
+
+# ---- A cache is no older than what it was computed from ----
+
+
+def _score(transform, y):
+    """What ``TransformedDistribution.log_prob`` computes; the target of every check below is the same without cache."""
+    x = transform.inv(y)
+    return -x.square().sum(-1) / 2 - transform.log_abs_det_jacobian(x, y)
+
+
+def _step(model, context, y):
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1)
+
+
+def _set_data(model, context, y):
+    for parameter in model.parameters():
+        parameter.data = parameter.data + 0.1
+
+
+def _replace(model, context, y):
+    model.made.layers[0].weight = torch.nn.Parameter(model.made.layers[0].weight.detach() + 0.1)
+
+
+def _load(model, context, y):
+    model.load_state_dict(type(model)(4, [8], context_features=2, order=[3, 1, 0, 2]).state_dict())
+
+
+CHANGES = {
+    "optimiser": _step,
+    "data": _set_data,
+    "another parameter": _replace,
+    "loaded": _load,
+    "context": lambda model, context, y: context.mul_(2),
+    "the point": lambda model, context, y: y.mul_(2),
+}
+
+
+@each_flow
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_cached_pair_is_forgotten_when_anything_changes(flow, mode, change):
+    model, context, y = flow(4, [8], context_features=2), torch.randn(2), torch.randn(3, 4)
+    cached, plain = model.as_transform(context, 1), model.as_transform(context)
+    with mode():
+        if mode is torch.inference_mode:  # whose tensors have no version
+            cached.context = plain.context = context = context.clone()
+            y = y.clone()
+        before = _score(cached, y)
+        CHANGES[change](model, context, y)
+        after = _score(cached, y)
+        assert not torch.allclose(before, after)
+        torch.testing.assert_close(after, _score(plain, y))
+
+
+@pytest.mark.parametrize("returned", ["x", "log-determinant"])
+def test_results_that_are_changed_in_place_leave_the_cache(returned):
+    transform, y = hk.nn.MaskedAutoregressiveFlow(4, [8]).as_transform(cache_size=1), torch.randn(3, 4)
+    with torch.no_grad():
+        expected = _score(transform, y)
+        x = transform.inv(y)
+        (x if returned == "x" else transform.log_abs_det_jacobian(x, y)).add_(1)
+        torch.testing.assert_close(_score(transform, y), expected)
+
+
+def _thaw(model, transform, y):
+    _score(transform, y)
+    model.requires_grad_()
+
+
+def _in_mode(mode):
+    def first(model, transform, y):
+        model.requires_grad_()
+        with mode():
+            _score(transform, y)
+
+    return first
+
+
+def _backward(model, transform, y):
+    model.requires_grad_()
+    _score(transform, y).sum().backward()
+    model.zero_grad()
+
+
+FIRST = {
+    "no_grad": _in_mode(torch.no_grad),
+    "inference_mode": _in_mode(torch.inference_mode),
+    "frozen parameters": _thaw,
+    "a backward pass": _backward,
+}
+
+
+@each_flow
+@pytest.mark.parametrize("first", FIRST)
+def test_a_cached_pair_has_the_gradients_that_are_wanted(flow, first):
+    model, y = flow(4, [8]).requires_grad_(False), torch.randn(3, 4)
+    transform = model.as_transform(cache_size=1)
+    FIRST[first](model, transform, y)
+    parameters = list(model.parameters())
+    gradients = torch.autograd.grad(_score(transform, y).sum(), parameters)
+    expected = torch.autograd.grad(_score(model.as_transform(), y).sum(), parameters)
+    torch.testing.assert_close(gradients, expected)
+
+
+def test_a_point_that_begins_to_want_gradients_gets_them():
+    transform, y = hk.nn.MaskedAutoregressiveFlow(4, [8]).as_transform(cache_size=1), torch.randn(3, 4)
+    _score(transform, y)
+    (gradient,) = torch.autograd.grad(_score(transform, y.requires_grad_()).sum(), y)
+    assert gradient.abs().max() > 0
+
+
+def test_what_holds_stays_cached_and_is_cleared_by_hand():
+    model, y = hk.nn.MaskedAutoregressiveFlow(4, [8]), torch.randn(3, 4)
+    transform = model.as_transform(cache_size=1)
+    x = transform.inv(y)
+    with torch.no_grad():  # what was recorded serves where nothing is
+        assert transform.inv(y) is x
+    for parameter in model.parameters():
+        parameter.data.add_(0.1)  # which torch does not count
+    assert transform.inv(y) is x
+    transform.clear_cache()
+    torch.testing.assert_close(transform.inv(y), model.inverse(y)[0])
+    assert transform.inv(y) is not x
+    copy.deepcopy(transform)  # without what was recorded, which cannot be copied
+    assert pickle.loads(pickle.dumps(transform))._cached_x_y == (None, None)
+
+
+def test_a_recorded_pair_is_let_go():
+    """The node that tells of a backward pass holds neither the points nor the transform."""
+    transform = hk.nn.MaskedAutoregressiveFlow(4, [8]).as_transform(cache_size=1)
+    gc.disable()
+    try:
+        y = transform(torch.randn(3, 4))
+        kept = weakref.ref(y), weakref.ref(transform)
+        transform.clear_cache()
+        del y, transform
+        assert [reference() for reference in kept] == [None, None]
+    finally:
+        gc.enable()
+
+
+# ---- Networks that are more than their weights are called ----
+
+
+def _hook_form(apply, parameter):
+    """A weight that a pre-hook computes, from what an optimiser changes after the first call."""
+
+    def change(flow):
+        for layer in flow.made.layers:
+            apply(layer)
+            for _ in range(20):  # spectral_norm estimates in training
+                layer(torch.zeros(1, layer.weight.shape[1]))
+        with torch.no_grad():
+            for layer in flow.made.layers:
+                getattr(layer, parameter).mul_(1.5)
+
+    return change
+
+
+def _set_forward(flow):
+    layer = flow.made.layers[0]
+    layer.forward = lambda x: 2 * type(layer).forward(layer, x)
+
+
+class _Doubled(hk.nn.MADE):
+    def forward(self, x, context=None):
+        return 2 * super().forward(x, context)
+
+
+class _Wrapped(torch.nn.Module):
+    """As an adapter of low rank wraps a layer; a diagonal keeps the order."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer, self.scale = layer, torch.nn.Parameter(torch.rand(len(layer.out_degrees)))
+
+    def forward(self, x):
+        return self.layer(x) * self.scale
+
+
+def _wrap(flow):
+    flow.made.layers[1] = _Wrapped(flow.made.layers[1])
+
+
+def _call_class(flow):
+    class Called(hk.nn.MaskedLinear):
+        def __call__(self, x):
+            return 2 * super().__call__(x)
+
+    flow.made.layers[1].__class__ = Called
+
+
+MORE = {
+    "weight_norm": _hook_form(torch.nn.utils.weight_norm, "weight_g"),
+    "spectral_norm": _hook_form(torch.nn.utils.spectral_norm, "weight_orig"),
+    "prune": _hook_form(lambda layer: prune.random_unstructured(layer, "weight", 0.3), "weight_orig"),
+    "hook": lambda flow: flow.made.layers[1].register_forward_hook(lambda layer, inputs, output: 2 * output),
+    "pre-hook": lambda flow: flow.made.register_forward_pre_hook(lambda made, inputs: (inputs[0].sin(), *inputs[1:])),
+    "forward of an instance": _set_forward,
+    "subclass": lambda flow: setattr(flow.made, "__class__", _Doubled),
+    "wrapped layer": _wrap,
+    "class that is called otherwise": _call_class,
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*")
+@each_flow
+@pytest.mark.parametrize("gate", ["affine", "sigmoid"])
+@pytest.mark.parametrize("case", MORE)
+def test_a_network_that_is_more_than_its_weights_is_called_in_both_directions(flow, gate, case):
+    model = flow(4, [8], order=[2, 0, 3, 1], gate=gate)
+    MORE[case](model)
+    model.eval()
+    z = torch.randn(2, 3, 4)
+    parallel, sequential = (
+        (model.forward, model.inverse) if model.forward_is_parallel else (model.inverse, model.forward)
+    )
+    image, log_abs_det = parallel(z)
+    shift, raw = model.made(z).unbind(-2)
+    expected = hk.functional.affine_autoregressive(z, shift, raw, gate=gate)
+    torch.testing.assert_close((image, log_abs_det), expected, rtol=0, atol=0)
+    torch.testing.assert_close(sequential(image), (z, -log_abs_det))
+    leaf = image.detach().requires_grad_()
+    square = jacobian(lambda y: sequential(y)[0], leaf[0, 0])
+    torch.testing.assert_close(square, torch.linalg.inv(jacobian(lambda z: parallel(z)[0], z[0, 0])))
+
+
+def test_called_networks_give_the_parameters_their_gradients():
+    model, y = hk.nn.MaskedAutoregressiveFlow(4, [8], gate="softplus", activation="tanh"), torch.randn(3, 4)
+    gradients = []
+    for hooked in (False, True):
+        handle = model.made.register_forward_hook(lambda *_: None) if hooked else None
+        z, log_abs_det = model(y)
+        loss = z.square().sum() + log_abs_det.sin().sum()
+        gradients.append(torch.autograd.grad(loss, list(model.parameters())))
+    handle.remove()
+    torch.testing.assert_close(*gradients)
+
+
+@each_flow
+def test_a_hook_on_all_modules_is_seen_in_both_directions(flow):
+    model, z = flow(4, [8]), torch.randn(3, 4)
+    before = model(z)[0]
+    with register_module_forward_hook(
+        lambda module, inputs, output: 2 * output if isinstance(module, hk.nn.MaskedLinear) else None
+    ):
+        image, log_abs_det = model(z)
+        torch.testing.assert_close(model.inverse(image), (z, -log_abs_det))
+    assert not torch.allclose(image, before)
+    torch.testing.assert_close(model(z)[0], before, rtol=0, atol=0)
+
+
+def test_hooks_are_called_at_every_level_of_a_stack():
+    stack, calls = hk.nn.FlowStack.autoregressive(hk.nn.InverseAutoregressiveFlow, 2, 4, [8]), []
+    for name, module in stack.named_modules():
+        module.register_forward_hook(lambda *_, name=name: calls.append(name))
+    stack(torch.randn(3, 4))
+    assert set(calls) == {n for n, m in stack.named_modules() if not isinstance(m, torch.nn.ModuleList)}
+
+
+@pytest.mark.parametrize("case", ["later features", "another result every time"])
+def test_a_network_without_an_inverse_is_refused(case):
+    model = hk.nn.InverseAutoregressiveFlow(4, [8])
+    change = (lambda output: output.flip(-1)) if case == "later features" else torch.nn.functional.dropout
+    model.made.register_forward_hook(lambda made, inputs, output: change(output))
+    image, _ = model(torch.randn(3, 4))
+    message = "InverseAutoregressiveFlow: hooks or code of its own make made differ from call to call, or see later .*"
+    with pytest.raises(RuntimeError, match=message + r"call eval\(\) .* remove them, or use the other direction alone"):
+        model.inverse(image)
+
+
+def test_a_scale_that_underflows_is_refused_by_calls_too():
+    model = hk.nn.InverseAutoregressiveFlow(4, [8])
+    model.made.register_forward_hook(lambda made, inputs, output: output - 1e4)
+    with pytest.raises(RuntimeError, match="a scale is below the least normal number"):
+        model.inverse(torch.randn(3, 4))
+
+
+def test_a_forward_that_was_put_back_is_read_again():
+    """Bound to its module it is that of its class."""
+    model = hk.nn.InverseAutoregressiveFlow(4, [8])
+    for module in (model.made, *model.made.layers):
+        module.forward = module.forward
+    assert autoregressive._is_read(model.made)
+    assert autoregressive._is_read(copy.deepcopy(model).made)
 
 
 def test_no_unit_of_a_default_network_is_without_a_reader():

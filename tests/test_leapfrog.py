@@ -8,6 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from opspecs import gaussian_inputs
+from torch.nn.modules.module import register_module_forward_hook
+from torch.nn.utils import prune
 
 import hvae_kernels as hk
 from hvae_kernels import testing
@@ -304,6 +306,67 @@ def test_expected_bound_is_below_the_evidence():
         bound = (log_joint - 0.5 * rho_second + 1.0 + 0.5 * math.log(2 * math.pi)).sum()
         evidence = torch.distributions.Normal(0.0, torch.sqrt(1 + s**2)).log_prob(x).sum()
         assert bound <= evidence
+
+
+class _Quartic(hk.nn.GaussianPotential):
+    def forward(self, z):
+        return super().forward(z) + 0.5 * z.pow(4).sum(-1)
+
+
+class _CalledOtherwise(hk.nn.GaussianPotential):
+    def __call__(self, z):
+        return 3 * super().__call__(z)
+
+
+def _own_forward(potential):
+    potential.forward = lambda z: (z - 1).pow(2).sum(-1)
+
+
+def _prior_precision(potential):
+    """Half of it is pruned by a pre-hook, which computes ``precision`` at every call."""
+    prune.random_unstructured(potential, "precision", 0.5)
+    with torch.no_grad():
+        potential.precision_orig.mul_(2)
+
+
+NOT_GAUSSIAN = {
+    "subclass": lambda potential: setattr(potential, "__class__", _Quartic),
+    "class that is called otherwise": lambda potential: setattr(potential, "__class__", _CalledOtherwise),
+    "forward of an instance": _own_forward,
+    "hook": lambda potential: potential.register_forward_hook(lambda module, inputs, energy: 2 * energy),
+    "pre-hook": lambda potential: potential.register_forward_pre_hook(lambda module, inputs: (inputs[0] + 1,)),
+    "hook on all modules": lambda potential: register_module_forward_hook(lambda module, inputs, energy: 2 * energy),
+    "prune": _prior_precision,
+}
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 4), (2, 1, 4)])
+@pytest.mark.parametrize("case", NOT_GAUSSIAN)
+def test_a_potential_that_is_more_than_gaussian_is_called(shape, case):
+    flow = hk.nn.HamiltonianFlow(4, 5, init_step_size=0.2, replicas=2 if len(shape) == 3 else None)
+    precision = torch.rand(shape) + 1 if shape != (4, 4) else torch.eye(4) + 0.1
+    loc = torch.zeros(shape if len(shape) == 3 else 4)
+    potential = hk.nn.GaussianPotential(torch.nn.Parameter(precision), loc)
+    z, gamma = torch.randn(2, *shape[:1], 6, 4) if len(shape) == 3 else torch.randn(2, 6, 4)
+    gaussian = flow(z, gamma, potential)[0]
+    handle = NOT_GAUSSIAN[case](potential)
+    results = flow(z, gamma, potential)
+    expected = flow(z, gamma, lambda position: potential(position))
+    if hasattr(handle, "remove"):
+        handle.remove()
+    torch.testing.assert_close(results, expected)
+    assert not torch.allclose(results[0], gaussian)
+
+
+def test_a_gaussian_potential_of_another_class_is_fused(monkeypatch):
+    class Prior(hk.nn.GaussianPotential):
+        def __init__(self):
+            super().__init__(torch.ones(3), torch.zeros(3))
+
+    flow, z, gamma = hk.nn.HamiltonianFlow(3, 2), double(5, 3), double(5, 3)
+    expected = flow(z, gamma, hk.nn.GaussianPotential(torch.ones(3), torch.zeros(3)))
+    monkeypatch.setattr(F, "leapfrog", None)
+    torch.testing.assert_close(flow(z, gamma, Prior()), expected, rtol=0, atol=0)
 
 
 # ---- Bad input ----

@@ -623,3 +623,20 @@ def test_params_made_from_one_another_are_refused():
 
     with pytest.raises(ValueError, match="params must be tensors of which none is made from another"):
         leapfrog(z, rho, potential, step_size, tempering, params=[scale, square])
+
+
+def test_looking_at_the_modules_leaves_flows_inside_fused(monkeypatch):
+    """The hook that collects a potential's modules is on all modules, and is none that a flow has to call them for."""
+    flow = hk.nn.MaskedAutoregressiveFlow(FEATURES, [8]).double()
+
+    class Posterior(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.flow = flow
+
+        def forward(self, z):
+            noise, log_abs_det = self.flow.inverse(z)
+            return noise.square().sum(-1) / 2 - log_abs_det
+
+    monkeypatch.setattr(hk.nn.MaskedLinear, "forward", None)
+    leapfrog(double(ROWS, FEATURES), double(ROWS, FEATURES), Posterior(), double(1)[0] * 0.01, torch.ones(2).double())

@@ -373,6 +373,27 @@ def test_modules_are_trainable_transforms(flow):
         model.log_prob(torch.randn(7, 5))
 
 
+@pytest.mark.parametrize("flow", [hk.nn.PlanarFlow(5, 3), hk.nn.RadialFlow(5, 3)])
+def test_samples_without_gradients_are_scored_without_them(flow):
+    """There is no inverse to find the gradient by, so that asking for it is an error, not a zero."""
+    base = torch.distributions.Independent(torch.distributions.Normal(torch.zeros(5), 1.0), 1)
+    model = torch.distributions.TransformedDistribution(base, [flow.as_transform(cache_size=1)])
+    sample = model.sample((7,))
+    with torch.no_grad():
+        assert model.log_prob(sample).shape == (7,)
+    with pytest.raises(
+        NotImplementedError, match=r"rsample where gradients are wanted, or log_prob under torch.no_grad"
+    ):
+        model.log_prob(sample)
+    sample = model.rsample((7,))
+    with torch.no_grad():
+        flow.state_dict()[next(iter(flow.state_dict()))].add_(0.1)
+    with pytest.raises(NotImplementedError, match="before anything changes"), torch.no_grad():
+        model.log_prob(sample)
+    flow.requires_grad_(False)
+    assert model.log_prob(model.sample((7,))).shape == (7,)
+
+
 def test_radial_module_begins_as_the_identity():
     flow, z = hk.nn.RadialFlow(5, 3), torch.randn(7, 5)
     torch.testing.assert_close(flow(z), (z, torch.zeros(7)))

@@ -9,7 +9,7 @@ from types import ModuleType
 from torch import nn
 
 from hvae_kernels import _checks
-from hvae_kernels.compat._network import Unfused, prove
+from hvae_kernels.compat._network import Swapped, Unfused, prove
 
 #: The libraries that have an adapter here, by the name of their package.
 PEERS = ("zuko", "nflows", "normflows", "pyro")
@@ -46,8 +46,9 @@ def accelerate(module: nn.Module) -> tuple[nn.Module, Report]:
     through its network instead of one a feature, and its derivative is implicit, one sweep more. The other direction is
     fused where that is faster: without gradients from 4 million multiply-adds a call on, with them from networks of 8
     thousand weights on; ``hk.use_impl("cpp")`` fuses it always. Parameters, buffers and the state dict stay the very
-    same objects, so that optimisers, ``load_state_dict``, ``.to()``, ``deepcopy`` and ``pickle`` go on working; results
-    are the same to rounding.
+    same objects, so that optimisers, ``load_state_dict``, ``.to()`` and ``deepcopy`` go on working; results are the
+    same to rounding. ``pickle`` and ``torch.save`` write the library's own classes: accelerate what you load anew.
+    :func:`restore` undoes the swap.
 
     ============= ===================================================== =============================================
     library       swapped                                               options
@@ -66,9 +67,11 @@ def accelerate(module: nn.Module) -> tuple[nn.Module, Report]:
     reason, is every other autoregressive layer: splines and other maps, batch norm, dropout in training mode,
     preprocessing, other activations, masks that are no staircase, subclasses, parameters that no kernel serves.
 
-    A call that the kernels cannot serve runs the library's own code: under autocast, ``torch.compile`` or
-    ``torch.func``, with dropout in training mode, with hooks inside the network, in half precision, on a device without
-    a kernel, or with masks that were loaded meanwhile and are no staircase.
+    A call that the kernels cannot serve runs the library's own code: under autocast, ``torch.compile``,
+    ``torch.export``, ``torch.jit.trace`` or ``torch.func``, under a mode that sees torch's operators (to count, fake or
+    record them), with dropout in training mode, with hooks inside the network or on all modules, with a ``forward``
+    that was set on a module of the network, in half precision, on a device without a kernel, or with masks that were
+    loaded meanwhile and are no staircase.
 
     Args:
         module: a flow or anything that contains flows. Pyro's transforms belong into a ``torch.nn.ModuleList``.
@@ -104,6 +107,34 @@ def accelerate(module: nn.Module) -> tuple[nn.Module, Report]:
             if isinstance(layer, adapter.SLOW):
                 _swap(name, layer, adapter, report)
     return module, report
+
+
+def restore(module: nn.Module) -> nn.Module:
+    """Undo :func:`accelerate`, in place: every layer has its library's own class again, and the same parameters.
+
+    For code that looks at classes. ``pickle`` and ``torch.save`` write the library's classes even without it, so that a
+    saved flow loads where this package is not; where it is, accelerate the loaded flow anew.
+
+    Args:
+        module: a flow or anything that contains flows, accelerated or not.
+
+    Returns:
+        The same module.
+
+    Raises:
+        TypeError: ``module`` is no ``torch.nn.Module``.
+
+    Example::
+
+        flow, report = hk.accelerate(flow)
+        flow = hk.restore(flow)
+    """
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"restore: module must be a torch.nn.Module, got {_checks.describe(module)}")
+    for layer in module.modules():
+        if isinstance(layer, Swapped):
+            layer.restore()
+    return module
 
 
 def _adapters(module: nn.Module, report: Report) -> list[ModuleType]:

@@ -44,6 +44,7 @@ def sizes(layer: nn.Module, library: Library) -> tuple[int, int | None]:
 
 def lay_out(layer: nn.Module, batch: Size, context: Tensor | None, library: Library, tail: _network.Gate) -> Layout:
     """The layer's network."""
+    _network.require_unchanged(layer, "_elementwise_forward", "_elementwise_inverse", "_unconstrained_scale_and_shift")
     net = layer.autoregressive_net
     _network.require(net, library.made)
     if type(getattr(net, "preprocessing", None)) not in (type(None), nn.Identity):
@@ -118,7 +119,7 @@ def _require_no_dropout(block: nn.Module) -> None:
         raise Unfused(f"dropout (p = {dropout.p}) is active in training mode: swap after .eval()")
 
 
-class Fused:
+class Fused(_network.Swapped):
     """Both directions of such a layer, to stand before the library's class; that class's own code is what is left over.
 
     Attributes:

@@ -5,6 +5,8 @@ Nothing of a layer is kept but the degrees found from its masks, and these only 
 
 from __future__ import annotations
 
+import copy
+import copyreg
 import functools
 import weakref
 from collections.abc import Callable, Sequence
@@ -15,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hvae_kernels import _checks, _dispatch, _extension, _library
+from hvae_kernels import _checks, _dispatch, _extension, _library, _live
 from hvae_kernels.ops.autoregressive import Gate
 from hvae_kernels.ops.autoregressive_network import (
     FEATURES,
@@ -68,6 +70,44 @@ class Layout:
     scale: tuple[int, int]
 
 
+class Swapped:
+    """Stands before the library's class in what is swapped: copies are swapped too, pickles name the library's class.
+
+    So a pickle loads where this package is not, as what it was before the swap.
+
+    Attributes:
+        library_class: the library's.
+    """
+
+    library_class: type
+
+    def in_library(self) -> dict[str, object]:
+        """What the library's class keeps in the instance and the swap took out."""
+        return {}
+
+    def restore(self) -> None:
+        """Undo the swap, in place."""
+        self.__dict__.update(self.in_library() | self.__dict__)
+        self.__class__ = self.library_class
+
+    def __reduce_ex__(self, protocol):
+        return copyreg._reconstructor, (self.library_class, object, None), self.in_library() | self._state()
+
+    def __copy__(self):
+        return self._with(self._state(), {})
+
+    def __deepcopy__(self, memo):
+        return self._with(self._state(), memo, copy.deepcopy)
+
+    def _state(self) -> dict[str, object]:
+        return super().__reduce_ex__(2)[2]
+
+    def _with(self, state, memo, copier=lambda state, memo: state):
+        twin = memo[id(self)] = object.__new__(type(self))
+        twin.__dict__.update(copier(state, memo))
+        return twin
+
+
 # ---- Pieces ----
 
 _FUNCTIONS = {
@@ -117,6 +157,13 @@ def gate(name: str, *numbers: float) -> Gate:
         raise Unfused(str(error)) from error
 
 
+def require_unchanged(layer: nn.Module, *methods: str) -> None:
+    """Refuse a layer with one of these methods in its instance, where it hides that of its class."""
+    for name in methods:
+        if name in layer.__dict__:
+            raise Unfused(f"it has a {name} of its own, which may do something else")
+
+
 def require(part: object, kind: type) -> None:
     """Refuse what is not exactly of this class: a subclass, a parametrised layer, or something quite different."""
     if type(part) is not kind:
@@ -147,23 +194,21 @@ def from_context(linear: nn.Module, columns: slice, context: Tensor | None, batc
 
 # ---- Degrees ----
 
-#: Of each network the masks that its degrees were found from, their versions, and the degrees or why there are none.
-_KNOWN: weakref.WeakKeyDictionary[nn.Module, tuple[list[Tensor], list[int], list[Tensor] | str]]
-_KNOWN = weakref.WeakKeyDictionary()
+#: Of each network the masks that its degrees were found from, and the degrees or why there are none.
+_KNOWN: weakref.WeakKeyDictionary[nn.Module, tuple[_live.Seen, list[Tensor] | str]] = weakref.WeakKeyDictionary()
 
 
 def _degrees(layout: Layout) -> list[Tensor]:
     """Degrees of the features and of every part, which have to reproduce every mask."""
     masks = [linear.mask for part in layout.parts for linear in (part.linear, part.skip) if linear is not None]
-    versions = [-1 if mask.is_inference() else mask._version for mask in masks]
-    before, known_versions, found = _KNOWN.get(layout.net, ((), (), None))
-    same = len(before) == len(masks) and all(a is b for a, b in zip(before, masks, strict=True))
-    if not same or known_versions != versions:
+    seen, found = _KNOWN.get(layout.net, (None, ""))
+    if seen is None or not seen.again(masks):
         try:
-            found = _search(layout)
+            with torch.inference_mode(False):  # what is found is saved for backward passes to come
+                found = _search(layout)
         except Unfused as reason:
             found = str(reason)
-        _KNOWN[layout.net] = masks, versions, found
+        _KNOWN[layout.net] = _live.Seen(masks), found
     if isinstance(found, str):
         raise Unfused(found)
     return found
@@ -181,7 +226,7 @@ def _search(layout: Layout) -> list[Tensor]:
             _verify(part.skip.mask, units, features, layout.columns)
         if part.residual != NONE and (units < found[part.residual + 1]).any():
             raise Unfused("a residual connection to units of lower degree")
-    return [degrees.contiguous() for degrees in found]
+    return [degrees.clone(memory_format=torch.contiguous_format) for degrees in found]  # some are live buffers
 
 
 def _verify(mask: Tensor, units: Tensor, sources: Tensor, columns: slice | None) -> None:
@@ -245,9 +290,18 @@ LEAST = {
 _WEIGHTS: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
 
 
+def _is_recorded() -> bool:
+    """Whether the call is compiled, traced, counted or faked: whoever does that knows the library's code, not ours."""
+    return (
+        torch.compiler.is_compiling()  # first: Dynamo must meet neither the others nor the weak dictionaries
+        or torch.jit.is_tracing()
+        or torch._C._len_torch_dispatch_stack() > 0
+    )
+
+
 def gains(net: nn.Module, x: Tensor) -> bool:
     """Whether a parallel call is worth fusing; asked before anything else, as small calls cost microseconds."""
-    if torch.compiler.is_compiling():  # the library's code runs, and Dynamo must not guard on the weak dictionary below
+    if _is_recorded():
         return False
     if _dispatch.requested() != "auto":
         return True
@@ -264,7 +318,7 @@ def served(
     adapter_lay_out: Callable[..., Layout], layer: nn.Module, x: Tensor, *context: Tensor | None
 ) -> Network | None:
     """The network for one call of a swapped layer, or None where the library's own code has to run."""
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if _is_recorded() or torch._C._are_functorch_transforms_active():
         return None
     try:
         layout = adapter_lay_out(layer, x.shape[:-1], *context)
@@ -287,12 +341,10 @@ def _require_kernel(x: Tensor, layout: Layout) -> None:
     if _dispatch.requested() == "auto" and _dispatch.resolve(INVERSE, x) == "reference":
         why = _extension.why_absent() or "the kernels run on the CPU"
         raise Unfused(f"its parameters are on {x.device.type}: {why}")
-    if any(_is_watched(part) for part in layout.net.modules()):
-        raise Unfused("there are hooks inside its network")
-
-
-def _is_watched(part: nn.Module) -> bool:
-    return bool(part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks)
+    if _live.hooked_everywhere():
+        raise Unfused("there are hooks on all modules")
+    if not all(map(_live.untouched, layout.net.modules())):
+        raise Unfused("there are hooks inside its network, or a module there has a forward of its own")
 
 
 def parallel(x: Tensor, network: Network) -> tuple[Tensor, Tensor]:

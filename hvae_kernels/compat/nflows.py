@@ -40,6 +40,7 @@ class FusedMaskedAffineAutoregressiveTransform(_made.Fused, MaskedAffineAutoregr
     """The layer with both directions fused."""
 
     lay_out = staticmethod(lay_out)
+    library_class = MaskedAffineAutoregressiveTransform
 
 
 FUSED = {MaskedAffineAutoregressiveTransform: FusedMaskedAffineAutoregressiveTransform}

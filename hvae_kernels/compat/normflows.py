@@ -40,6 +40,7 @@ class FusedMaskedAffineAutoregressive(_made.Fused, MaskedAffineAutoregressive):
     """The layer with both directions fused."""
 
     lay_out = staticmethod(lay_out)
+    library_class = MaskedAffineAutoregressive
 
 
 FUSED = {MaskedAffineAutoregressive: FusedMaskedAffineAutoregressive}

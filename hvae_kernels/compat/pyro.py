@@ -50,6 +50,8 @@ def parallel(layer, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
 def lay_out(layer, batch: Size, context: Tensor | None = None) -> Layout:
     """The network of a transform; of a conditional one, of what it becomes given the context."""
     layer = _conditioned(layer, context)
+    own, known = layer.__dict__, _stable(layer)
+    _network.require_unchanged(layer, *(name for name in ("_call", "_inverse") if own.get(name) != known.get(name)))
     net, context = _split(layer.arn)
     d = net.input_dim
     if list(net.param_dims) != [1, 1]:
@@ -73,6 +75,11 @@ def lay_out(layer, batch: Size, context: Tensor | None = None) -> Layout:
     return Layout(net, parts, columns, degrees, tail, shift=(0, 1), scale=(d, 1))
 
 
+def _stable(layer: AffineAutoregressive) -> dict[str, object]:
+    """The methods that ``stable=True`` keeps in the instance."""
+    return {"_call": layer._call_stable, "_inverse": layer._inverse_stable} if layer.stable else {}
+
+
 def _conditioned(layer, context: Tensor | None) -> AffineAutoregressive:
     if isinstance(layer, ConditionalAffineAutoregressive):
         return ConditionalAffineAutoregressive.condition(layer, context)
@@ -83,7 +90,7 @@ def _split(arn) -> tuple[AutoRegressiveNN | ConditionalAutoRegressiveNN, Tensor 
     """The network of a transform, and the context that it is bound to."""
     if type(arn) is AutoRegressiveNN:
         return arn, None
-    if isinstance(arn, functools.partial) and not arn.args and set(arn.keywords) == {"context"}:
+    if type(arn) is functools.partial and not arn.args and set(arn.keywords) == {"context"}:
         _network.require(arn.func, ConditionalAutoRegressiveNN)
         return arn.func, arn.keywords["context"]
     raise Unfused(f"its network is a {type(arn).__name__}, not an AutoRegressiveNN")
@@ -111,8 +118,14 @@ def _degrees(net, parts: list[Part], columns: slice) -> tuple[Tensor, list[Tenso
     return features, hidden
 
 
-class FusedAffineAutoregressive(AffineAutoregressive):
+class FusedAffineAutoregressive(AffineAutoregressive, _network.Swapped):
     """The transform with both directions fused."""
+
+    library_class = AffineAutoregressive
+
+    def in_library(self) -> dict[str, object]:
+        """Those methods, which would hide the ones below."""
+        return _stable(self)
 
     def _call(self, x: Tensor) -> Tensor:
         network = _network.served(lay_out, self, x) if _gains(self.arn, x) else None
@@ -136,8 +149,10 @@ class FusedAffineAutoregressive(AffineAutoregressive):
         return x
 
 
-class FusedConditionalAffineAutoregressive(ConditionalAffineAutoregressive):
+class FusedConditionalAffineAutoregressive(ConditionalAffineAutoregressive, _network.Swapped):
     """The conditional transform, whose conditioned ones are fused."""
+
+    library_class = ConditionalAffineAutoregressive
 
     def condition(self, context: Tensor) -> FusedAffineAutoregressive:
         """The transform given the context."""
@@ -153,7 +168,7 @@ FUSED = {
 
 
 def swap(layer: nn.Module) -> None:
-    """Swap in place; ``stable=True`` keeps its methods in the instance, where they would hide those of the class."""
+    """Swap in place."""
     layer.__class__ = FUSED[type(layer)]
-    for name in ("_call", "_inverse"):
+    for name in layer.in_library():
         layer.__dict__.pop(name, None)

@@ -37,6 +37,7 @@ def parallel(layer: MaskedAutoregressiveTransform, x: Tensor, context: Tensor | 
 
 def lay_out(layer: MaskedAutoregressiveTransform, batch: Size, context: Tensor | None) -> Layout:
     """The layer's network."""
+    _network.require_unchanged(layer, "meta")
     net = layer.hyper
     _network.require(net, MaskedMLP)
     tail = _tail(layer)
@@ -65,7 +66,7 @@ def lay_out(layer: MaskedAutoregressiveTransform, batch: Size, context: Tensor |
 
 def _tail(layer: MaskedAutoregressiveTransform) -> _network.Gate:
     univariate, settings = layer.univariate, {}
-    if isinstance(univariate, functools.partial) and not univariate.args:
+    if type(univariate) is functools.partial and not univariate.args:
         univariate, settings = univariate.func, univariate.keywords
     if univariate is not MonotonicAffineTransform or not set(settings) <= {"slope"}:
         name = getattr(univariate, "__name__", type(univariate).__name__)
@@ -105,16 +106,20 @@ def _degrees(
     return place + 1, hidden
 
 
-class _Inverse(_InverseTransform):
+class _Inverse(_InverseTransform, _network.Swapped):
     """The inverse, which finds its log-determinant on the way."""
+
+    library_class = _InverseTransform
 
     def call_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """``(x, log_abs_det)`` of the inverse map."""
         return self._inv.inverse_and_ladj(y)
 
 
-class FusedTransform(AutoregressiveTransform):
+class FusedTransform(AutoregressiveTransform, _network.Swapped):
     """The transform that a fused layer builds from its context."""
+
+    library_class = AutoregressiveTransform
 
     def __init__(self, layer: FusedMaskedAutoregressiveTransform, context: Tensor | None):
         super().__init__(functools.partial(layer.meta, context), layer.passes)
@@ -156,7 +161,7 @@ class FusedTransform(AutoregressiveTransform):
     def _served(self, x: Tensor) -> tuple[Tensor, _network.Network | None]:
         """Features with the context's batch dimensions too, and the network where it serves them."""
         wide = x
-        if self.context is not None:
+        if self.context is not None and not torch.jit.is_tracing():  # which would keep what becomes of it
             try:
                 batch = torch.broadcast_shapes(x.shape[:-1], self.context.shape[:-1])
             except RuntimeError:
@@ -166,8 +171,10 @@ class FusedTransform(AutoregressiveTransform):
         return (x, None) if network is None else (wide, network)
 
 
-class FusedMaskedAutoregressiveTransform(MaskedAutoregressiveTransform):
+class FusedMaskedAutoregressiveTransform(MaskedAutoregressiveTransform, _network.Swapped):
     """The layer whose transforms run fused."""
+
+    library_class = MaskedAutoregressiveTransform
 
     def forward(self, c: Tensor | None = None) -> FusedTransform:
         """The transform given the context."""

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import itertools
 import math
+import weakref
 from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Transform, constraints
 
-from hvae_kernels import _checks
+from hvae_kernels import _checks, _live
 from hvae_kernels.ops import autoregressive_network
-from hvae_kernels.ops.autoregressive import Gate
+from hvae_kernels.ops.autoregressive import Gate, affine_autoregressive
+from hvae_kernels.ops.autoregressive.gates import scale_of
 from hvae_kernels.ops.autoregressive_network import ACTIVATIONS, FEATURES, Network, Stage
+from hvae_kernels.ops.autoregressive_network.reference import refuse_underflow
 from hvae_kernels.ops.masked_linear import masked_linear
 
 
@@ -224,6 +227,15 @@ class MADE(nn.Module):
         return f"features={self.features}{context}, activation={self.activation!r}"
 
 
+def _is_read(made: nn.Module) -> bool:
+    """Whether the kernels may read the network's tensors: to call it would run the code of these classes alone."""
+    return (
+        _live.runs_only(made, MADE.forward)
+        and all(_live.runs_only(layer, MaskedLinear.forward) for layer in made.layers)
+        and not _live.hooked_everywhere()
+    )
+
+
 class _Flow(nn.Module):
     """A flow with ``forward`` and ``inverse``, both ``(z, context) -> (z', log_abs_det)``."""
 
@@ -239,7 +251,10 @@ class _Flow(nn.Module):
 class InverseAutoregressiveFlow(_Flow):
     r"""One step of an inverse autoregressive flow: :math:`z'_j = \sigma_j(z_{<j}) z_j + \tau_j(z_{<j}) \mu_j(z_{<j})`.
 
-    ``forward`` is parallel. ``inverse`` is sequential in the features, and costs about one forward pass all the same.
+    ``forward`` is parallel. ``inverse`` is sequential in the features, and costs about one forward pass all the same:
+    the kernels read the network's weights. Where a call of ``made`` is more than that, by hooks (hook forms of
+    ``weight_norm``, ``spectral_norm`` and ``prune`` among them), subclasses or a ``forward`` of an instance, it is
+    called: once by ``forward`` and ``d + 1`` times by ``inverse``.
 
     Args:
         features: d.
@@ -288,22 +303,46 @@ class InverseAutoregressiveFlow(_Flow):
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """``z (..., d)`` and ``context (..., context_features)`` to ``(z', log_abs_det)``; parallel."""
-        return self._along(autoregressive_network.autoregressive_forward, z, context)
+        return self._along(autoregressive_network.autoregressive_forward, self._forward_by_call, z, context)
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """``z' (..., d)`` to ``(z, log_abs_det)`` of the inverse map; sequential, in one pass of work.
 
         Raises:
             RuntimeError: a scale is below the least normal number, so that there is no inverse (on the CPU; on a GPU
-                such rows come back infinite or NaN). Gates with a bounded scale never get there.
+                such rows come back infinite or NaN); gates with a bounded scale never get there. Or ``made`` is
+                called and is not autoregressive.
         """
-        return self._along(autoregressive_network.autoregressive_inverse, z, context)
+        return self._along(autoregressive_network.autoregressive_inverse, self._inverse_by_calls, z, context)
 
-    def _along(self, direction, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _along(self, direction, by_call, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         _checks.features(type(self).__name__, "z", z, self.features)
+        if not _is_read(self.made):
+            return by_call(z, context)
         network = self.made.network(self.gate, context, z.shape[:-1])
         image, log_abs_det = direction(z.reshape(-1, self.features), network)
         return image.reshape(z.shape), log_abs_det.reshape(z.shape[:-1])
+
+    def _forward_by_call(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        shift, raw = self.made(z, context).unbind(-2)
+        return affine_autoregressive(z, shift, raw, gate=self.gate)
+
+    def _inverse_by_calls(self, image: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        """A call finds one feature more, as only the kernels know how to go on from one feature to the next."""
+        z = torch.zeros_like(image)
+        for _ in range(self.features + 1):  # the last one has to find what is there already
+            shift, raw = self.made(z, context).unbind(-2)
+            scale, weight, log_scale = scale_of(self.gate, raw)
+            before, z = z, (image - (shift if weight is None else weight * shift)) / scale
+        refuse_underflow(scale)
+        tolerance = torch.finfo(z.dtype).eps ** 0.5
+        if _checks.values_readable(z) and not torch.allclose(z, before, tolerance, tolerance, equal_nan=True):
+            raise RuntimeError(
+                f"{type(self).__name__}: hooks or code of its own make made differ from call to call, or see later "
+                "features, so there is no inverse: call eval() if that is so in training only, remove them, or use the "
+                "other direction alone"
+            )
+        return z, -log_scale.sum(-1)
 
     def extra_repr(self) -> str:
         """The gate."""
@@ -419,7 +458,7 @@ class FlowStack(_Flow):
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """All flows in order."""
-        return _compose((flow.forward for flow in self.flows), z, context)
+        return _compose(self.flows, z, context)
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """All inverses in the opposite order."""
@@ -438,7 +477,10 @@ def _compose(directions, z: Tensor, context: Tensor | None) -> tuple[Tensor, Ten
 class FlowTransform(Transform):
     """A flow as a bijection of ``torch.distributions``, on vectors.
 
-    With ``cache_size=1`` the log-determinant found on the way is kept beside the pair of points.
+    With ``cache_size=1`` the last pair of points is kept, and the log-determinant found on the way. They are computed
+    anew when a point, the context, or a parameter or buffer of the flow has changed, its ``requires_grad`` too, and
+    where gradients are on that were not recorded or that a backward pass has used up. Changes in place through
+    ``.data`` are not seen: :meth:`clear_cache` after them.
 
     Example:
         >>> import torch, hvae_kernels as hk
@@ -461,7 +503,7 @@ class FlowTransform(Transform):
         _checks.integer("FlowTransform", "cache_size", cache_size, 0)
         super().__init__(cache_size=cache_size)
         self.flow, self.context = flow, context
-        self._cached_log_abs_det = None
+        self.clear_cache()
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, FlowTransform) and self.flow is other.flow and self.context is other.context
@@ -472,28 +514,84 @@ class FlowTransform(Transform):
         """The same transform with another cache."""
         return self if self._cache_size == cache_size else FlowTransform(self.flow, self.context, cache_size)
 
-    def _call(self, x: Tensor) -> Tensor:
-        y, log_abs_det = self.flow(x, self.context)
-        self._keep(log_abs_det)
+    def clear_cache(self) -> None:
+        """Forget the pair of points."""
+        self.__dict__.update(_NO_PAIR)
+
+    def __getstate__(self):
+        return super().__getstate__() | _NO_PAIR
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """``y``, from the cache if it holds."""
+        self._forget_what_changed()
+        known, y = self._cached_x_y
+        if x is not known:
+            y, log_abs_det = self.flow(x, self.context)
+            self._keep(x, y, y, log_abs_det)
         return y
 
-    def _inverse(self, y: Tensor) -> Tensor:
-        x, minus = self.flow.inverse(y, self.context)
-        self._keep(-minus)
+    def _inv_call(self, y: Tensor) -> Tensor:
+        self._forget_what_changed()
+        x, known = self._cached_x_y
+        if y is not known:
+            x, minus = self.flow.inverse(y, self.context)
+            self._keep(x, y, x, -minus)
         return x
-
-    def _keep(self, log_abs_det: Tensor) -> None:
-        if self._cache_size:
-            self._cached_log_abs_det = log_abs_det
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         """``log |det dy/dx|``, ``(...)``; recomputed from the pair's cheaper side unless it is the cached pair."""
-        known_x, known_y = self._cached_x_y if self._cache_size else (None, None)
+        self._forget_what_changed()
+        known_x, known_y = self._cached_x_y
         if x is known_x and y is known_y:
             return self._cached_log_abs_det
         if self.flow.forward_is_parallel:
             return self.flow(x, self.context)[1]
         return -self.flow.inverse(y, self.context)[1]
+
+    def _keep(self, x: Tensor, y: Tensor, found: Tensor, log_abs_det: Tensor) -> None:
+        if not self._cache_size:
+            return
+        self._cached_x_y, self._cached_log_abs_det, self._seen = (x, y), log_abs_det, None
+        if _is_transformed():
+            return
+        read = self._read()
+        self._seen = _live.Seen(read)
+        self._is_recorded = torch.is_grad_enabled() or not any(tensor.requires_grad for tensor in read)
+        transform, seen = weakref.ref(self), weakref.ref(self._seen)  # a graph must not hold its own results
+
+        def spend(_) -> None:
+            kept = transform()
+            if kept is not None and kept._seen is seen():
+                kept._is_recorded = False
+
+        for node in {found.grad_fn, log_abs_det.grad_fn} - {None}:
+            node.register_prehook(spend)
+
+    def _read(self) -> list[Tensor]:
+        """What the pair depends on, and itself."""
+        context = () if self.context is None else (self.context,)
+        return [*self._cached_x_y, self._cached_log_abs_det, *context, *self.flow.parameters(), *self.flow.buffers()]
+
+    def _forget_what_changed(self) -> None:
+        if self._cached_log_abs_det is None:
+            return
+        if _is_transformed():
+            holds = self._seen is None  # of the same trace
+        else:
+            usable = self._is_recorded or not torch.is_grad_enabled()
+            foreign = self._cached_log_abs_det.is_inference() and not torch.is_inference_mode_enabled()
+            holds = self._seen is not None and usable and not foreign and self._seen.again(self._read())
+        if not holds:
+            self.clear_cache()
+
+
+#: A :class:`FlowTransform` that keeps no pair.
+_NO_PAIR = {"_cached_x_y": (None, None), "_cached_log_abs_det": None, "_seen": None, "_is_recorded": False}
+
+
+def _is_transformed() -> bool:
+    """Whether tensors stand for others, whose changes and graphs cannot be looked at."""
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
 
 
 def _degrees(function: str, argument: str, degrees: Sequence[int] | Tensor) -> list[int]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from hvae_kernels import _checks, functional
+from hvae_kernels import _checks, _live, functional
 from hvae_kernels.ops.leapfrog_potential import reference
 
 TEMPERINGS = ("none", "quadratic", "quadratic-beta", "free")
@@ -72,6 +72,15 @@ class GaussianPotential(nn.Module):
     def extra_repr(self) -> str:
         """Shape of the precision."""
         return f"precision={tuple(self.precision.shape)}"
+
+
+def _is_gaussian(potential: Callable[[Tensor], Tensor] | nn.Module) -> bool:
+    """Whether the energy is that of its precision and loc alone: no subclass's, no hook's."""
+    return (
+        isinstance(potential, GaussianPotential)
+        and _live.runs_only(potential, GaussianPotential.forward)
+        and not _live.hooked_everywhere()
+    )
 
 
 class HamiltonianFlow(nn.Module):
@@ -226,7 +235,8 @@ class HamiltonianFlow(nn.Module):
             z: positions ``(..., d)``; ``(R, B, d)`` with replicas.
             gamma: standard normal momenta of ``z``'s shape.
             potential: energies ``(...)`` of positions; a :class:`GaussianPotential` takes the fused path, any other
-                module or function goes through :func:`functional.leapfrog`.
+                module or function, and one with hooks or with another ``forward``, goes through
+                :func:`functional.leapfrog`.
             params: the tensors that need gradients through such a potential; by default a module's parameters.
 
         Returns:
@@ -246,7 +256,7 @@ class HamiltonianFlow(nn.Module):
         return z_final, rho_final, z.new_zeros(z.shape[:-1])
 
     def _transport(self, z: Tensor, rho: Tensor, potential, params, alpha: Tensor) -> tuple[Tensor, Tensor]:
-        if isinstance(potential, GaussianPotential):
+        if _is_gaussian(potential):
             op = functional.dense_gaussian_leapfrog if potential.dense else functional.gaussian_leapfrog
             return op(z, rho, potential.precision, potential.loc, self.step_size, alpha)
         if self.replicas is not None:

@@ -17,7 +17,8 @@ class _ForwardFlow(_Flow):
 
     ``as_transform()`` is a bijection to ``torch.distributions``, as it is one in mathematics and as
     ``TransformedDistribution.log_prob`` asks for ``log_abs_det_jacobian``. Samples drawn with ``cache_size=1`` can be
-    scored, as the point that they came from is remembered; anything else needs the inverse, and raises.
+    scored, as the point that they came from is remembered as long as :class:`FlowTransform` keeps the pair; anything
+    else needs the inverse, and raises.
     """
 
     def __init__(self, features: int, n_layers: int):
@@ -30,7 +31,8 @@ class _ForwardFlow(_Flow):
         """There is no formula for it: raises ``NotImplementedError``."""
         raise NotImplementedError(
             f"{type(self).__name__}: the inverse has no closed form; score samples as they are drawn, with the "
-            "log_abs_det of forward, or with as_transform(cache_size=1)"
+            "log_abs_det of forward, or with as_transform(cache_size=1) before anything changes: rsample where "
+            "gradients are wanted, or log_prob under torch.no_grad()"
         )
 
     def _check(self, z: Tensor, context: Tensor | None) -> None:

@@ -62,12 +62,13 @@ def autoregressive_inverse(y: Tensor, network: Network) -> tuple[Tensor, Tensor]
         scale, weight, log_scale = scale_of(network.tail, raw)
         found = (y - (shift if weight is None else weight * shift)) / scale
         x = torch.where(before == step, found, x)
-        _refuse_underflow(torch.where(before == step, scale, torch.ones_like(scale)))
+        refuse_underflow(torch.where(before == step, scale, torch.ones_like(scale)))
         log_det = log_det - torch.where(before == step, log_scale, torch.zeros_like(log_scale)).sum(-1)
     return x, log_det
 
 
-def _refuse_underflow(scale: Tensor) -> None:
+def refuse_underflow(scale: Tensor) -> None:
+    """Raise where there is no inverse, if the values can be looked at."""
     if _checks.values_readable(scale) and bool((scale < torch.finfo(scale.dtype).tiny).any()):
         raise RuntimeError(
             "autoregressive_inverse: a scale is below the least normal number, so the map has no inverse: "

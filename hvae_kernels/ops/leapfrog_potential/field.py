@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from hvae_kernels import _checks
+from hvae_kernels import _checks, _live
 from hvae_kernels.ops.leapfrog_potential.reference import Potential, gradient_of
 
 NAME = "leapfrog"
@@ -121,6 +121,7 @@ def _modules_called() -> Iterator[list[nn.Module]]:
     called: list[nn.Module] = []
     thread = threading.get_ident()
 
+    @_live.only_looks
     def collect(module: nn.Module, _) -> None:
         if threading.get_ident() == thread:
             called.append(module)

@@ -1,0 +1,73 @@
+"""What may be read off live modules and tensors: whether a call would add anything, whether they are as they were."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as _torch
+
+#: Torch's own dictionaries of the hooks that every module of the process has.
+_BEFORE, _AFTER = _torch._global_forward_pre_hooks, _torch._global_forward_hooks
+_BACKWARD_BEFORE, _BACKWARD = _torch._global_backward_pre_hooks, _torch._global_backward_hooks
+
+
+def only_looks(hook: Callable) -> Callable:
+    """Mark a global forward pre-hook that changes nothing and may miss modules that are read."""
+    hook.only_looks = True
+    return hook
+
+
+def hooked_everywhere() -> bool:
+    """Whether there are hooks on every module of the process."""
+    if not (_BEFORE or _AFTER or _BACKWARD_BEFORE or _BACKWARD):
+        return False
+    return bool(_AFTER or _BACKWARD_BEFORE or _BACKWARD) or not all(
+        getattr(hook, "only_looks", False) for hook in _BEFORE.values()
+    )
+
+
+def untouched(module: nn.Module) -> bool:
+    """Whether a call of ``module`` runs its class's ``forward`` and nothing else, but for :func:`hooked_everywhere`."""
+    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+        return False
+    own = module.__dict__.get("forward")  # as what restores a forward leaves behind: the class's, bound
+    return own is None or (getattr(own, "__func__", None) is type(module).forward and own.__self__ is module)
+
+
+def runs_only(module: nn.Module, forward: Callable) -> bool:
+    """The same, and whether that is this ``forward``: not that of a subclass."""
+    kind = type(module)
+    return kind.forward is forward and kind.__call__ is nn.Module.__call__ and untouched(module)
+
+
+class Seen:
+    """Tensors, as they are now.
+
+    What torch does not count cannot be seen: changes in place through ``.data`` or through memory shared with others.
+    """
+
+    def __init__(self, tensors: Iterable[Tensor]):
+        self._tensors = list(tensors)
+        self._marks = [_mark(tensor) for tensor in self._tensors]
+
+    def again(self, tensors: Iterable[Tensor]) -> bool:
+        """Whether these are the very same tensors, with the same values."""
+        tensors = list(tensors)
+        return len(tensors) == len(self._tensors) and all(
+            now is then and _agrees(now, mark)
+            for now, then, mark in zip(tensors, self._tensors, self._marks, strict=True)
+        )
+
+
+def _mark(tensor: Tensor) -> Tensor | tuple[int, int, bool]:
+    """Versions of inference tensors are not counted: their values are kept."""
+    if tensor.is_inference():
+        return tensor.clone()
+    where = tensor.data_ptr() if type(tensor) in (Tensor, nn.Parameter) else 0  # fake tensors refuse to tell
+    return tensor._version, where, tensor.requires_grad
+
+
+def _agrees(tensor: Tensor, mark: Tensor | tuple[int, int, bool]) -> bool:
+    return torch.equal(tensor, mark) if isinstance(mark, Tensor) else _mark(tensor) == mark
