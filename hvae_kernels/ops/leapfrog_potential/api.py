@@ -107,12 +107,15 @@ def leapfrog(
     full = gradient == "full"
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return _unrolled(z, rho, potential, step_size, tempering, full)
+    if torch.is_inference_mode_enabled():  # where nothing is recorded, not even for the potential's own gradient
+        with torch.inference_mode(False), torch.no_grad():
+            inputs = z.clone(), rho.clone(), potential, step_size.clone(), tempering.clone()
+            return leapfrog(*inputs, memory=memory, gradient=gradient, compile=compile)
     field = Field(potential, compile)
     if memory == "store" or not torch.is_grad_enabled():
         return _stored(z, rho, field, step_size, tempering, full and torch.is_grad_enabled())
     _check_tempering(tempering)
-    watched = tuple(_parameters(potential) if params is None else params) if full else ()
-    grad, batch = field.first(z, rebuilt=True, params=watched if full else None)
+    grad, batch, watched = field.first_of_rebuilt(z, lambda: _parameters(potential, params), full)
     update, state, steps = _flat(batch, *(x.double() for x in (z, rho, grad, step_size, tempering)))
     end = ReversibleLeapfrog.apply(field, update, full, on_drift, *state, *steps, *watched)
     return end[0].to(z.dtype).reshape(z.shape), end[1].to(z.dtype).reshape(z.shape)
@@ -172,11 +175,20 @@ def _flat(
     return update, state, coefficients(step_size, tempering, features)
 
 
-def _parameters(potential: Potential | nn.Module) -> list[Tensor]:
-    """A module's parameters and buffers that require gradients; a plain function does not tell."""
-    if not isinstance(potential, nn.Module):
-        return []
-    return [x for x in (*potential.parameters(), *potential.buffers()) if x.requires_grad]
+def _parameters(potential: Potential | nn.Module, params: Iterable[Tensor] | None) -> list[Tensor]:
+    """Those given, each once, or a module's parameters and buffers; a plain function does not tell."""
+    if params is None:
+        modules = list(potential.modules()) if isinstance(potential, nn.Module) else []
+        # a copy that torch made for one of several devices has its parameters as attributes
+        copies = (x for m in modules for x in vars(m).get("_former_parameters", {}).values())
+        params = [*potential.parameters(), *potential.buffers(), *copies] if modules else []
+    elif isinstance(params, Tensor):
+        raise TypeError(f"{NAME}: params must be tensors, as [tensor] or module.parameters(), got one tensor alone")
+    unique = list({id(x): x for x in params}.values())
+    for x in unique:
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{NAME}: params must be tensors, as [tensor] or module.parameters(), got {type(x).__name__}")
+    return unique
 
 
 def _check_tempering(tempering: Tensor) -> None:
