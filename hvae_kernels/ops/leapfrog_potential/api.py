@@ -187,7 +187,9 @@ def _parameters(potential: Potential | nn.Module, params: Iterable[Tensor] | Non
     unique = list({id(x): x for x in params}.values())
     for x in unique:
         if not isinstance(x, Tensor):
-            raise TypeError(f"{NAME}: params must be tensors, as [tensor] or module.parameters(), got {type(x).__name__}")
+            raise TypeError(
+                f"{NAME}: params must be tensors, as [tensor] or module.parameters(), got {type(x).__name__}"
+            )
     return unique
 
 

@@ -43,7 +43,7 @@ class ReversibleLeapfrog(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *cotangents):
         z, rho, *coefficients, start = ctx.saved_tensors[:6]
-        with torch.no_grad(), ctx.field.again(), _requiring(ctx.params if ctx.full else ()):
+        with ctx.field.again(), torch.no_grad(), _requiring(ctx.params if ctx.full else ()):
             # what is made in inference mode is no part of a graph
             cotangents = tuple(x.clone() if x.is_inference() else x for x in cotangents)
             gradients, rebuilt = _backward(ctx, *cotangents, z.detach(), rho.detach(), *coefficients)
@@ -90,14 +90,25 @@ def _backward(
         if ctx.full and grad.requires_grad:  # not that of a linear potential
             with torch.enable_grad():  # as a scalar: for grad_outputs torch imports sympy, a second and 36 MB
                 pairing = (grad * grad_grad).sum()
-            wanted = z, *ctx.params
-            products = torch.autograd.grad(pairing, wanted, materialize_grads=True, retain_graph=ctx.field.shared)
+            products = _products(pairing, (z, *ctx.params), ctx.field.shared)
             grad_z = grad_z + products[0]
             for total, product in zip(totals, products[1:], strict=True):
                 total += product
         z, rho = before
     stacked = (torch.stack(column[::-1]) for column in zip(*of_coefficients, strict=True))
     return [grad_z, grad_rho, *stacked, *totals], z
+
+
+def _products(pairing: Tensor, wanted: tuple[Tensor, ...], shared: bool) -> tuple[Tensor, ...]:
+    try:
+        return torch.autograd.grad(pairing, wanted, materialize_grads=True, retain_graph=shared)
+    except RuntimeError as error:
+        if "is not implemented" not in str(error):
+            raise
+        raise RuntimeError(
+            f"leapfrog: potential cannot be differentiated twice, {error}: use gradient='detached', or other kernels "
+            "(for attention those of torch.nn.attention.sdpa_kernel(SDPBackend.MATH))"
+        ) from error
 
 
 class _OnceDifferentiable(torch.autograd.Function):

@@ -63,13 +63,12 @@ class Field:
             with self.held():
                 grad, energy = gradient_of(self.potential, position, False)
             _refuse_randomness(before, _random_state(device))
-        given = params()
-        watched = tuple(x for x in given if x.requires_grad) if full else ()
+        watched = tuple(x for x in params() if x.requires_grad) if full else ()
         if full:
             self.shared = _refuse_missing(energy, (position, *watched), mark)
             _refuse_once(energy, position)
             _refuse_dependent(watched)
-        self.snapshot = Snapshot(self.potential, self.modes, given)
+        self.snapshot = Snapshot(self.potential, self.modes)
         return grad, energy.shape, watched
 
     def _first(self, z: Tensor, position: Tensor, record: bool) -> tuple[Tensor, Tensor]:
@@ -231,7 +230,7 @@ _ONCE = once_differentiable(lambda ctx: None).__code__
 
 
 def _refuse_once(energy: Tensor, position: Tensor) -> None:
-    """A function that is differentiable once may pass for a linear one: torch notices only where its gradient varies."""
+    """What is differentiable once may pass for linear: torch notices only where the cotangent needs gradients."""
     for node in _nodes_above([(energy.grad_fn, 0)], set()):
         function = getattr(node, "_forward_cls", None)
         if function and getattr(function.backward, "__code__", None) is _ONCE:

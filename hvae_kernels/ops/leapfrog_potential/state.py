@@ -17,11 +17,12 @@ from torch.nn.modules.batchnorm import _NormBase
 from hvae_kernels import _checks, _dispatch
 
 #: Longer lists and dicts are data, whose entries are not looked at one by one.
-MANY = 64
+_MANY = 64
 _ABSENT = object()
 #: Buffers that a normalisation in training mode writes and does not read.
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 _HOLDERS = (nn.Module, types.FunctionType, types.MethodType, functools.partial, Distribution, list, tuple, dict)
+_SCOPES = (types.FunctionType, types.MethodType)
 
 
 class _Entry(NamedTuple):
@@ -44,9 +45,8 @@ class Snapshot:
     it inside :meth:`restored`. What was written in place is gone, and an error.
     """
 
-    def __init__(self, potential: Callable, called: Iterable[nn.Module], params: Iterable[Tensor]):
+    def __init__(self, potential: Callable, called: Iterable[nn.Module]):
         self.entries = list(_entries(potential, set(called)))
-        self.entries += (_Entry(None, "params", x, _version(x), True) for x in params)
 
     def settle(self, name: str) -> None:
         """Once the forward pass is over: keep what all its evaluations found the same.
@@ -83,7 +83,7 @@ class Snapshot:
                     "trajectory was rebuilt: put a new tensor in its place instead, or copy before the forward pass"
                 )
             now = _read(entry)
-            if now is not entry.value:
+            if now is not entry.value and not (now is _ABSENT and isinstance(entry.place, list)):
                 later.append((entry, now))
         try:
             for entry, _ in later:
@@ -118,16 +118,19 @@ def _read(entry: _Entry) -> object:
 
 def _write(entry: _Entry, value: object) -> None:
     if isinstance(entry.place, types.CellType):
-        entry.place.cell_contents = value
+        if value is not _ABSENT:
+            entry.place.cell_contents = value
+        else:
+            del entry.place.cell_contents
     elif value is not _ABSENT:
         entry.place[entry.key] = value
     else:
-        del entry.place[entry.key]
+        entry.place.pop(entry.key, None)
 
 
 def _entries(potential: Callable, called: set[nn.Module]) -> Iterator[_Entry]:
     """Breadth first, from the modules called and ``potential``."""
-    roots = potential, getattr(potential, "__dict__", None), getattr(type(potential), "__call__", None)
+    roots = (potential,) if isinstance(potential, _HOLDERS) else (_attributes(potential), type(potential).__call__)
     near, far, seen = [*called, *(x for x in roots if isinstance(x, _HOLDERS))], [], set()
     for waiting in (near, far):
         for holder in waiting:
@@ -141,6 +144,16 @@ def _entries(potential: Callable, called: set[nn.Module]) -> Iterator[_Entry]:
                     # a child that is not called may be read all the same, or be the encoder of the whole model
                     child = isinstance(value, nn.Module) and isinstance(holder, nn.Module)
                     (far if child else waiting).append(value)
+                elif (attributes := _attributes(value)) and isinstance(holder, _SCOPES):
+                    waiting.append(attributes)
+
+
+def _attributes(value: object) -> dict[str, Any] | None:
+    """Those of an object that is no tensor, class, or Python module."""
+    if isinstance(value, (Tensor, type, types.ModuleType)):
+        return None
+    attributes = getattr(value, "__dict__", None)
+    return attributes if isinstance(attributes, dict) else None
 
 
 def _held(holder: object) -> Iterator[tuple[Any, Any, Any]]:
@@ -177,9 +190,9 @@ def _held(holder: object) -> Iterator[tuple[Any, Any, Any]]:
     elif isinstance(holder, Distribution):
         yield None, "attributes", vars(holder)
     elif isinstance(holder, tuple):
-        for value in holder[:MANY]:
+        for value in holder[:_MANY]:
             yield None, "item", value
-    elif len(holder) <= MANY:
+    elif len(holder) <= _MANY:
         for key, value in list(holder.items() if isinstance(holder, dict) else enumerate(holder)):
             yield holder, key, value
 
