@@ -65,8 +65,7 @@ class Field:
             _refuse_randomness(before, _random_state(device))
         watched = tuple(x for x in params() if x.requires_grad) if full else ()
         if full:
-            self.shared = _refuse_missing(energy, (position, *watched), mark)
-            _refuse_once(energy, position)
+            self.shared = _refuse_missing(energy, position, watched, mark)
             _refuse_dependent(watched)
         self.snapshot = Snapshot(self.potential, self.modes)
         return grad, energy.shape, watched
@@ -212,34 +211,33 @@ def _sequence_number() -> int:
         return torch.empty(0, requires_grad=True).view(0).grad_fn._sequence_nr()
 
 
-def _refuse_missing(energy: Tensor, known: Sequence[Tensor], mark: int) -> bool:
+_ONCE = once_differentiable(lambda ctx: None).__code__
+
+
+def _refuse_missing(energy: Tensor, position: Tensor, params: Sequence[Tensor], mark: int) -> bool:
     """Follow the graph of ``energy`` to its leaves: each must be known, or it would silently get no gradient.
 
-    Says whether there are nodes on the way that are older than ``mark``.
+    What is differentiable once may not lead to ``position``: torch notices only where its cotangent needs gradients,
+    and takes it for linear elsewhere. Says whether there are nodes that are older than ``mark``.
     """
-    edges, shared = {_edge(x) for x in known if x.requires_grad}, False
-    for node in _nodes_above([(energy.grad_fn, 0)], edges):
+    start, shared = _edge(position), False
+    for node in _nodes_above([(energy.grad_fn, 0)], {start, *map(_edge, params)}):
         if hasattr(node, "variable"):
             expected = "all tensors that need gradients through potential (by default those of a module)"
             raise _checks.fail(NAME, "params", expected, f"all but {_checks.describe(node.variable)}")
         shared = shared or node._sequence_nr() < mark
+        function = getattr(node, "_forward_cls", None)
+        if function and getattr(function.backward, "__code__", None) is _ONCE and _leads_to(node, start):
+            expected = "twice differentiable, or gradient 'detached'"
+            raise _checks.fail(NAME, "potential", expected, f"{function.__name__}, which is once_differentiable")
     return shared
 
 
-_ONCE = once_differentiable(lambda ctx: None).__code__
-
-
-def _refuse_once(energy: Tensor, position: Tensor) -> None:
-    """What is differentiable once may pass for linear: torch notices only where the cotangent needs gradients."""
-    for node in _nodes_above([(energy.grad_fn, 0)], set()):
-        function = getattr(node, "_forward_cls", None)
-        if function and getattr(function.backward, "__code__", None) is _ONCE:
-            met: set[tuple] = set()
-            for _ in _nodes_above(node.next_functions, {_edge(position)}, met):
-                pass
-            if met:
-                expected = "twice differentiable, or gradient 'detached'"
-                raise _checks.fail(NAME, "potential", expected, f"{function.__name__}, which is once_differentiable")
+def _leads_to(node: torch.autograd.graph.Node, edge: tuple) -> bool:
+    met: set[tuple] = set()
+    for _ in _nodes_above(node.next_functions, {edge}, met):
+        pass
+    return bool(met)
 
 
 def _refuse_dependent(params: Sequence[Tensor]) -> None:

@@ -7,7 +7,7 @@ import dis
 import functools
 import types
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,16 +25,10 @@ _HOLDERS = (nn.Module, types.FunctionType, types.MethodType, functools.partial, 
 _SCOPES = (types.FunctionType, types.MethodType)
 
 
-class _Entry(NamedTuple):
-    """``place[key]`` is ``value``; ``place`` is None where nothing else can come to be there."""
-
-    place: Any
-    key: Any
-    value: Any
-    #: of a tensor that is read for all we know, and not only within reach
-    version: int | None
-    #: whether a module has it registered: not an attribute that every call may set anew
-    registered: bool
+#: ``(place, key, value, version, registered)``: ``place[key]`` is ``value``, and ``place`` is None where nothing else
+#: can come to be; ``version`` is that of a tensor which is read for all we know, and not only within reach;
+#: ``registered`` is what a module has in its tables, unlike an attribute that every call may set anew.
+_Entry = tuple[Any, Any, Any, "int | None", bool]
 
 
 class Snapshot:
@@ -46,7 +40,7 @@ class Snapshot:
     """
 
     def __init__(self, potential: Callable, called: Iterable[nn.Module]):
-        self.entries = list(_entries(potential, set(called)))
+        self.entries = _entries(potential, set(called))
 
     def settle(self, name: str) -> None:
         """Once the forward pass is over: keep what all its evaluations found the same.
@@ -58,8 +52,9 @@ class Snapshot:
         """
         kept = []
         for entry in self.entries:
-            same = _read(entry) is entry.value
-            if _written(entry) if same else entry.registered:
+            _, _, value, version, registered = entry
+            same = _read(entry) is value
+            if (version is not None and value._version != version) if same else registered:
                 raise ValueError(
                     f"{name}: potential changes {_words(entry)} at every evaluation (spectral norm in training mode?), "
                     "so its trajectory cannot be rebuilt: put that module into evaluation mode, or use memory='store'"
@@ -77,17 +72,18 @@ class Snapshot:
         """
         later = []
         for entry in self.entries:
-            if _written(entry):
+            place, _, value, version, _ = entry
+            if version is not None and value._version != version:
                 raise RuntimeError(
                     f"{name}: {_words(entry)}, which potential reads, was modified by an inplace operation before the "
                     "trajectory was rebuilt: put a new tensor in its place instead, or copy before the forward pass"
                 )
             now = _read(entry)
-            if now is not entry.value and not (now is _ABSENT and isinstance(entry.place, list)):
+            if now is not value and not (now is _ABSENT and isinstance(place, list)):
                 later.append((entry, now))
         try:
             for entry, _ in later:
-                _write(entry, entry.value)
+                _write(entry, entry[2])
             yield
         finally:
             for entry, now in later:
@@ -98,54 +94,85 @@ def _version(x: object) -> int | None:
     return x._version if isinstance(x, Tensor) and not x.is_inference() else None
 
 
-def _written(entry: _Entry) -> bool:
-    return entry.version is not None and entry.value._version != entry.version
-
-
 def _words(entry: _Entry) -> str:
-    what = _checks.describe(entry.value) if isinstance(entry.value, Tensor) else type(entry.value).__name__
-    return what if isinstance(entry.place, types.CellType) else f"{entry.key!r} ({what})"
+    place, key, value, *_ = entry
+    what = _checks.describe(value) if isinstance(value, Tensor) else type(value).__name__
+    return what if isinstance(place, types.CellType) else f"{key!r} ({what})"
 
 
 def _read(entry: _Entry) -> object:
-    if entry.place is None:
-        return entry.value
+    place, key, value, *_ = entry
+    if place is None:
+        return value
     try:
-        return entry.place.cell_contents if isinstance(entry.place, types.CellType) else entry.place[entry.key]
+        return place.cell_contents if isinstance(place, types.CellType) else place[key]
     except (KeyError, IndexError, ValueError):
         return _ABSENT
 
 
 def _write(entry: _Entry, value: object) -> None:
-    if isinstance(entry.place, types.CellType):
+    place, key, *_ = entry
+    if isinstance(place, types.CellType):
         if value is not _ABSENT:
-            entry.place.cell_contents = value
+            place.cell_contents = value
         else:
-            del entry.place.cell_contents
+            del place.cell_contents
     elif value is not _ABSENT:
-        entry.place[entry.key] = value
+        place[key] = value
     else:
-        entry.place.pop(entry.key, None)
+        place.pop(key, None)
 
 
-def _entries(potential: Callable, called: set[nn.Module]) -> Iterator[_Entry]:
-    """Breadth first, from the modules called and ``potential``."""
+def _entries(potential: Callable, called: set[nn.Module]) -> list[_Entry]:
+    """Breadth first, from the modules called and ``potential``.
+
+    A child that is not called may be read all the same, or be the encoder of the model that ``potential`` belongs to:
+    its tensors come last, and are not watched.
+    """
     roots = (potential,) if isinstance(potential, _HOLDERS) else (_attributes(potential), type(potential).__call__)
     near, far, seen = [*called, *(x for x in roots if isinstance(x, _HOLDERS))], [], set()
+    entries: list[_Entry] = []
     for waiting in (near, far):
         for holder in waiting:
             if id(holder) in seen:
                 continue
             seen.add(id(holder))
-            for place, key, value in _held(holder):
-                version = _version(value) if waiting is near else None
-                yield _Entry(place, key, value, version, isinstance(holder, nn.Module) and place is not vars(holder))
+            if isinstance(holder, nn.Module):
+                far += _tables(holder, waiting is near, entries)
+                held = _public(holder) if waiting is near else ()
+            else:
+                held = _held(holder)
+            for place, key, value in held:
+                entries.append((place, key, value, _version(value) if waiting is near else None, False))
                 if isinstance(value, _HOLDERS):
-                    # a child that is not called may be read all the same, or be the encoder of the whole model
-                    child = isinstance(value, nn.Module) and isinstance(holder, nn.Module)
-                    (far if child else waiting).append(value)
-                elif (attributes := _attributes(value)) and isinstance(holder, _SCOPES):
+                    waiting.append(value)
+                elif isinstance(holder, _SCOPES) and (attributes := _attributes(value)):
                     waiting.append(attributes)
+    return entries
+
+
+def _tables(module: nn.Module, near: bool, entries: list[_Entry]) -> Iterable[nn.Module]:
+    """Add what ``module`` has registered, and return its children."""
+    attributes = vars(module)
+    unread = _STATISTICS if isinstance(module, _NormBase) and module.training else ()
+    for table in (attributes.get("_parameters"), attributes.get("_buffers")):
+        if table and isinstance(table, dict):  # a scripted module's is not
+            for key, value in table.items():
+                if value is not None and key not in unread:
+                    entries.append((table, key, value, _version(value) if near else None, True))
+    children = attributes.get("_modules")
+    if not isinstance(children, dict):
+        return ()
+    entries.extend((children, key, child, None, True) for key, child in children.items())
+    return children.values()
+
+
+def _public(module: nn.Module) -> Iterator[tuple[Any, Any, Any]]:
+    attributes = vars(module)
+    for key, value in list(attributes.items()):
+        if key[0] != "_" and key != "training":
+            yield attributes, key, value
+    yield None, "forward", type(module).forward
 
 
 def _attributes(value: object) -> dict[str, Any] | None:
@@ -158,19 +185,7 @@ def _attributes(value: object) -> dict[str, Any] | None:
 
 def _held(holder: object) -> Iterator[tuple[Any, Any, Any]]:
     """``(place, key, value)`` of what ``holder`` holds itself."""
-    if isinstance(holder, nn.Module):
-        attributes = vars(holder)
-        unread = _STATISTICS if isinstance(holder, _NormBase) and holder.training else ()
-        for table in map(attributes.get, ("_parameters", "_buffers", "_modules")):
-            if isinstance(table, dict):  # a scripted module's is not
-                for key, value in table.items():
-                    if key not in unread:
-                        yield table, key, value
-        for key, value in attributes.items():
-            if key[0] != "_" and key != "training":
-                yield attributes, key, value
-        yield None, "forward", type(holder).forward
-    elif isinstance(holder, types.FunctionType):
+    if isinstance(holder, types.FunctionType):
         if not holder.__module__ or holder.__module__.partition(".")[0] in ("torch", "hvae_kernels"):
             return
         for cell in holder.__closure__ or ():
