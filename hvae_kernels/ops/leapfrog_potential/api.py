@@ -48,12 +48,13 @@ def leapfrog(
         z: positions ``(B, ...)``; which dimensions are the batch's is what the shape of the energies says.
         rho: momenta, the shape of ``z``.
         potential: U, differentiable: energies ``(B,)`` of positions, or ``()`` of a single position ``(d,)``. It must
-            be the same function at every evaluation, those of the backward pass included. Batch norm in training mode
-            updates its running statistics at the first evaluation alone.
+            be the same function at every evaluation. Those of the backward pass run with the tensors, modules and
+            settings of the forward pass, whatever has come in their place since. Batch norm in training mode updates
+            its running statistics at the first evaluation alone.
         step_size: epsilon, ``()`` or of a position's shape ``(...)`` for all steps, ``(K, ...)`` for each.
         tempering: alpha, ``(K,)``, nowhere zero if the trajectory is to be rebuilt. K = 0 returns copies of the inputs.
         params: the tensors besides ``z`` that need gradients through the potential; by default a module's parameters
-            and buffers that require gradients. Only ``memory="reversible"`` needs to know them.
+            and buffers. Those that require no gradients are left out. Only ``memory="reversible"`` needs to know them.
         memory: ``"reversible"``, or ``"store"``: keep every step's graph, which is faster by the K + 1 evaluations.
         gradient: ``"full"``, or ``"detached"``: take every gradient of U for a constant. Cheaper, and biased.
         compile: compile the gradient (and by that its backward pass) for use in all evaluations but the first. The
@@ -61,7 +62,7 @@ def leapfrog(
             may write past their end; give your own ``torch.compile`` of a convolutional potential the same
             ``options={"layout_optimization": False}``.
         on_drift: called by every reversible backward pass with the largest distance of an entry of the rebuilt ``z``
-            from the true one, a tensor ``()``; keeps a copy of ``z``.
+            from the true one, a tensor ``()``; keeps a copy of ``z``, and leaves out the comparison of gradients.
 
     Returns:
         ``(z_K, rho_K)``, new tensors of ``z``'s shape. The Jacobian determinant of the map is ``prod_k alpha_k^d``,
@@ -76,10 +77,12 @@ def leapfrog(
     Raises:
         TypeError: an argument is not a floating-point tensor, or dtypes differ.
         ValueError: shapes or devices do not fit; an option is unknown; the potential does not depend on ``z``, its
-            energies do not fit, or, for a reversible trajectory, it draws random numbers or needs gradients of a tensor
-            that is not among ``params``; a tempering cannot be divided by (looked at on the CPU).
-        RuntimeError: in the backward pass, parameters or a module's training mode have changed since; or a second
-            derivative is asked for.
+            energies do not fit, or, for a reversible trajectory, it draws random numbers, changes its buffers at every
+            evaluation, has a part that is differentiable once, or needs gradients of a tensor that is not among
+            ``params``; a tempering cannot be divided by (looked at on the CPU).
+        RuntimeError: in the backward pass, tensors were written in place or a module's training mode has changed since;
+            the potential's gradient is another one (looked at on the CPU); it has no second derivative, as attention
+            outside of ``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)``; or a second derivative is asked for.
 
     References:
         Neal, MCMC using Hamiltonian dynamics, 2011, section 5.5.7; Caterini, Doucet and Sejdinovic, Hamiltonian
