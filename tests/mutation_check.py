@@ -56,6 +56,8 @@ _TRAJECTORY = "hvae_kernels/ops/leapfrog_update/trajectory.py"
 _LEAP = "hvae_kernels/ops/leapfrog_potential/autograd.py"
 _FIELD = "hvae_kernels/ops/leapfrog_potential/field.py"
 _LEAP_TESTS = "tests/test_leapfrog_potential.py -k"
+_STATE = "hvae_kernels/ops/leapfrog_potential/state.py"
+_STATE_TESTS = "tests/test_leapfrog_state.py -k"
 _ROWS = "csrc/kernels/rows.h"
 _TAIL = "csrc/kernels/affine_autoregressive.h"
 _TAIL_CPU = "csrc/cpu/affine_autoregressive.cpp"
@@ -351,8 +353,12 @@ MUTATIONS = (
     Mutation(_LEAP, "if torch.is_grad_enabled():", "if False:", f"{_LEAP_TESTS} second_derivative"),
     Mutation(_LEAP, "z if on_drift else None, *params)", "z if on_drift else None)", f"{_LEAP_TESTS} changes_before"),
     Mutation(_FIELD, "module.track_running_stats = False", "pass", f"{_LEAP_TESTS} updated_once"),
-    Mutation(_FIELD, "with untracked(self.modes), self.autocast():", "with untracked(self.modes):", f"{_LEAP_TESTS} autocast"),
-    Mutation(_FIELD, "if not all(map(torch.equal, before, after)):", "if False:", f"{_LEAP_TESTS} random"),
+    Mutation(_FIELD, "with self.context.again(), self.snapshot", "with self.snapshot", f"{_LEAP_TESTS} autocast"),
+    Mutation(_FIELD, "return all(map(torch.equal, before, after))", "return True", f"{_LEAP_TESTS} random"),
+    Mutation(_FIELD, "self.shared = _refuse_missing(", "_refuse_missing(", f"{_STATE_TESTS} hypernetwork"),
+    Mutation(_STATE, "_write(entry, entry[2])", "pass", f"{_STATE_TESTS} those_of_the_forward"),
+    Mutation(_STATE, "if (version is not None and value._version != version) if same else registered:", "if False:", f"{_STATE_TESTS} moves"),
+    Mutation(_STATE, "put(then)", "pass", f"{_STATE_TESTS} those_of_the_forward"),
     Mutation(_FIELD, 'if hasattr(node, "variable"):', "if False:", f"{_LEAP_TESTS} params"),
     Mutation("hvae_kernels/_library.py", "not torch.is_grad_enabled()", "not torch.is_inference_mode_enabled()", _CPP),
     Mutation("hvae_kernels/nn/hamiltonian.py", "temperature[..., 1:] / temperature[..., :-1]", "temperature[..., :-1] / temperature[..., 1:]", "tests/test_leapfrog.py"),

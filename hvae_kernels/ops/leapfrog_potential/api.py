@@ -48,12 +48,13 @@ def leapfrog(
         z: positions ``(B, ...)``; which dimensions are the batch's is what the shape of the energies says.
         rho: momenta, the shape of ``z``.
         potential: U, differentiable: energies ``(B,)`` of positions, or ``()`` of a single position ``(d,)``. It must
-            be the same function at every evaluation, those of the backward pass included. Batch norm in training mode
-            updates its running statistics at the first evaluation alone.
+            be the same function at every evaluation. Those of the backward pass run with the tensors, modules and
+            settings of the forward pass, whatever has come in their place since. Batch norm in training mode updates
+            its running statistics at the first evaluation alone.
         step_size: epsilon, ``()`` or of a position's shape ``(...)`` for all steps, ``(K, ...)`` for each.
         tempering: alpha, ``(K,)``, nowhere zero if the trajectory is to be rebuilt. K = 0 returns copies of the inputs.
         params: the tensors besides ``z`` that need gradients through the potential; by default a module's parameters
-            and buffers that require gradients. Only ``memory="reversible"`` needs to know them.
+            and buffers. Those that require no gradients are left out. Only ``memory="reversible"`` needs to know them.
         memory: ``"reversible"``, or ``"store"``: keep every step's graph, which is faster by the K + 1 evaluations.
         gradient: ``"full"``, or ``"detached"``: take every gradient of U for a constant. Cheaper, and biased.
         compile: compile the gradient (and by that its backward pass) for use in all evaluations but the first. The
@@ -61,7 +62,7 @@ def leapfrog(
             may write past their end; give your own ``torch.compile`` of a convolutional potential the same
             ``options={"layout_optimization": False}``.
         on_drift: called by every reversible backward pass with the largest distance of an entry of the rebuilt ``z``
-            from the true one, a tensor ``()``; keeps a copy of ``z``.
+            from the true one, a tensor ``()``; keeps a copy of ``z``, and leaves out the comparison of gradients.
 
     Returns:
         ``(z_K, rho_K)``, new tensors of ``z``'s shape. The Jacobian determinant of the map is ``prod_k alpha_k^d``,
@@ -76,10 +77,12 @@ def leapfrog(
     Raises:
         TypeError: an argument is not a floating-point tensor, or dtypes differ.
         ValueError: shapes or devices do not fit; an option is unknown; the potential does not depend on ``z``, its
-            energies do not fit, or, for a reversible trajectory, it draws random numbers or needs gradients of a tensor
-            that is not among ``params``; a tempering cannot be divided by (looked at on the CPU).
-        RuntimeError: in the backward pass, parameters or a module's training mode have changed since; or a second
-            derivative is asked for.
+            energies do not fit, or, for a reversible trajectory, it draws random numbers, changes its buffers at every
+            evaluation, has a part that is differentiable once, or needs gradients of a tensor that is not among
+            ``params``; a tempering cannot be divided by (looked at on the CPU).
+        RuntimeError: in the backward pass, tensors were written in place or a module's training mode has changed since;
+            the potential's gradient is another one (looked at on the CPU); it has no second derivative, as attention
+            outside of ``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)``; or a second derivative is asked for.
 
     References:
         Neal, MCMC using Hamiltonian dynamics, 2011, section 5.5.7; Caterini, Doucet and Sejdinovic, Hamiltonian
@@ -110,12 +113,15 @@ def leapfrog(
     full = gradient == "full"
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return _unrolled(z, rho, potential, step_size, tempering, full)
+    if torch.is_inference_mode_enabled():  # where nothing is recorded, not even for the potential's own gradient
+        with torch.inference_mode(False), torch.no_grad():
+            inputs = z.clone(), rho.clone(), potential, step_size.clone(), tempering.clone()
+            return leapfrog(*inputs, memory=memory, gradient=gradient, compile=compile)
     field = Field(potential, compile)
     if memory == "store" or not torch.is_grad_enabled():
         return _stored(z, rho, field, step_size, tempering, full and torch.is_grad_enabled())
     _check_tempering(tempering)
-    watched = tuple(_parameters(potential) if params is None else params) if full else ()
-    grad, batch = field.first(z, rebuilt=True, params=watched if full else None)
+    grad, batch, watched = field.first_of_rebuilt(z, lambda: _parameters(potential, params), full)
     update, state, steps = _flat(batch, *(x.double() for x in (z, rho, grad, step_size, tempering)))
     end = ReversibleLeapfrog.apply(field, update, full, on_drift, *state, *steps, *watched)
     return end[0].to(z.dtype).reshape(z.shape), end[1].to(z.dtype).reshape(z.shape)
@@ -175,11 +181,22 @@ def _flat(
     return update, state, coefficients(step_size, tempering, features)
 
 
-def _parameters(potential: Potential | nn.Module) -> list[Tensor]:
-    """A module's parameters and buffers that require gradients; a plain function does not tell."""
-    if not isinstance(potential, nn.Module):
-        return []
-    return [x for x in (*potential.parameters(), *potential.buffers()) if x.requires_grad]
+def _parameters(potential: Potential | nn.Module, params: Iterable[Tensor] | None) -> list[Tensor]:
+    """Those given, each once, or a module's parameters and buffers; a plain function does not tell."""
+    if params is None:
+        modules = list(potential.modules()) if isinstance(potential, nn.Module) else []
+        # a copy that torch made for one of several devices has its parameters as attributes
+        copies = (x for m in modules for x in vars(m).get("_former_parameters", {}).values())
+        params = [*potential.parameters(), *potential.buffers(), *copies] if modules else []
+    elif isinstance(params, Tensor):
+        raise TypeError(f"{NAME}: params must be tensors, as [tensor] or module.parameters(), got one tensor alone")
+    unique = list({id(x): x for x in params}.values())
+    for x in unique:
+        if not isinstance(x, Tensor):
+            raise TypeError(
+                f"{NAME}: params must be tensors, as [tensor] or module.parameters(), got {type(x).__name__}"
+            )
+    return unique
 
 
 def _check_tempering(tempering: Tensor) -> None:

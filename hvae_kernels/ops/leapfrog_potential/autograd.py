@@ -6,6 +6,9 @@ its rounding behind, and that of ``1 / tempering`` adds up.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Sequence
+
 import torch
 from torch import Tensor
 
@@ -23,8 +26,15 @@ class ReversibleLeapfrog(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, field: Field, update: Update, full, on_drift, z, rho, grad, decay, kick, drift, *params):
+        latest = [grad]
+
+        def gradient(position: Tensor) -> Tensor:
+            latest[0] = field(position)
+            return latest[0]
+
         with field.held():
-            end = transport(update, z, rho, grad, field, decay, kick, drift)
+            end = transport(update, z, rho, grad, gradient, decay, kick, drift)
+        field.settle(latest[0], end[1])
         ctx.field, ctx.update, ctx.full, ctx.on_drift = field, update, full, on_drift
         ctx.params = params  # the potential's own tensors; those saved only watch for changes in place
         ctx.save_for_backward(*end, decay, kick, drift, z if on_drift else None, *params)
@@ -33,7 +43,9 @@ class ReversibleLeapfrog(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *cotangents):
         z, rho, *coefficients, start = ctx.saved_tensors[:6]
-        with torch.no_grad(), ctx.field.held():
+        with ctx.field.again(), torch.no_grad(), _requiring(ctx.params if ctx.full else ()):
+            # what is made in inference mode is no part of a graph
+            cotangents = tuple(x.clone() if x.is_inference() else x for x in cotangents)
             gradients, rebuilt = _backward(ctx, *cotangents, z.detach(), rho.detach(), *coefficients)
         if ctx.on_drift:
             ctx.on_drift((rebuilt - start).abs().max())
@@ -41,6 +53,19 @@ class ReversibleLeapfrog(torch.autograd.Function):
             gradients = _OnceDifferentiable.apply(len(gradients), *gradients, *ctx.saved_tensors, *cotangents)
         grad_z, grad_rho, *rest = gradients
         return (None, None, None, None, grad_z, grad_rho, None, *rest)
+
+
+@contextlib.contextmanager
+def _requiring(params: Sequence[Tensor]) -> Iterator[None]:
+    """Gradients of what has been frozen since the forward pass are taken too, and let go by autograd."""
+    frozen = [x for x in params if not x.requires_grad]
+    for x in frozen:
+        x.requires_grad_()
+    try:
+        yield
+    finally:
+        for x in frozen:
+            x.requires_grad_(False)
 
 
 def _backward(
@@ -56,20 +81,34 @@ def _backward(
     for k in reversed(range(decay.shape[0])):
         z.requires_grad_(ctx.full)
         grad = ctx.field(z, record=ctx.full)
+        if k == len(decay) - 1 and not ctx.on_drift:
+            ctx.field.check(grad, rho)
         before = ctx.update(z, rho, grad, 1 / decay[k], -kick[k] / decay[k], -arrivals[k])
         step = decay[k], kick[k], drift[k]
         grad_rho, grad_grad, *of_step = leapfrog_update_vjp(grad_z, grad_rho, before[1], grad.detach(), *step)
         of_coefficients.append(of_step)
-        if ctx.full:
+        if ctx.full and grad.requires_grad:  # not that of a linear potential
             with torch.enable_grad():  # as a scalar: for grad_outputs torch imports sympy, a second and 36 MB
                 pairing = (grad * grad_grad).sum()
-            products = torch.autograd.grad(pairing, (z, *ctx.params), materialize_grads=True)
+            products = _products(pairing, (z, *ctx.params), ctx.field.shared)
             grad_z = grad_z + products[0]
             for total, product in zip(totals, products[1:], strict=True):
                 total += product
         z, rho = before
     stacked = (torch.stack(column[::-1]) for column in zip(*of_coefficients, strict=True))
     return [grad_z, grad_rho, *stacked, *totals], z
+
+
+def _products(pairing: Tensor, wanted: tuple[Tensor, ...], shared: bool) -> tuple[Tensor, ...]:
+    try:
+        return torch.autograd.grad(pairing, wanted, materialize_grads=True, retain_graph=shared)
+    except RuntimeError as error:
+        if "is not implemented" not in str(error):
+            raise
+        raise RuntimeError(
+            f"leapfrog: potential cannot be differentiated twice, {error}: use gradient='detached', or other kernels "
+            "(for attention those of torch.nn.attention.sdpa_kernel(SDPBackend.MATH))"
+        ) from error
 
 
 class _OnceDifferentiable(torch.autograd.Function):

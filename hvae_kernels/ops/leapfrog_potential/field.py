@@ -9,11 +9,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.autograd.function import once_differentiable
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from hvae_kernels import _checks, _live
 from hvae_kernels.ops.leapfrog_potential.reference import Potential, gradient_of
+from hvae_kernels.ops.leapfrog_potential.state import Context, Snapshot
 
 NAME = "leapfrog"
 
@@ -21,41 +24,58 @@ NAME = "leapfrog"
 class Field:
     """The gradient of ``potential``, at positions with their event dimensions flattened into one.
 
-    :meth:`first` is eager and looks at the potential: which modules it calls, whether it draws random numbers, which
-    tensors it needs gradients of. It is also the one evaluation in which batch norm updates its running statistics.
-    All others run inside :meth:`held`, and are compiled if that is asked for.
+    :meth:`first` is eager and looks at the potential: which modules it calls, what it reads, whether it draws random
+    numbers, which tensors it needs gradients of. It is also the one evaluation in which normalisations update their
+    running statistics. All others run inside :meth:`held`, and are compiled if that is asked for; those that rebuild a
+    trajectory inside :meth:`again`.
     """
 
     def __init__(self, potential: Potential, compile: bool = False):
         self.potential, self.compile = potential, compile
         self.modes: dict[nn.Module, bool] = {}
-        self.autocast: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext
         self.shape: torch.Size
         self.dtype: torch.dtype
+        #: whether evaluations share the graph of a tensor made before them
+        self.shared = False
+        self.context: Context
+        self.snapshot: Snapshot
+        self.power: Tensor
 
-    def first(
-        self, z: Tensor, record: bool = False, rebuilt: bool = False, params: Sequence[Tensor] | None = None
-    ) -> tuple[Tensor, torch.Size]:
-        """``(gradient, shape of the energies)`` at the start.
+    def first(self, z: Tensor, record: bool = False) -> tuple[Tensor, torch.Size]:
+        """``(gradient, shape of the energies)`` at the start of a trajectory that is kept."""
+        grad, energy = self._first(z, z if record else z.detach().requires_grad_(), record)
+        return grad, energy.shape
 
-        A trajectory that is going to be ``rebuilt`` takes no random potential; with ``params`` it takes none that needs
-        gradients of other tensors.
+    def first_of_rebuilt(
+        self, z: Tensor, params: Callable[[], Sequence[Tensor]], full: bool
+    ) -> tuple[Tensor, torch.Size, tuple[Tensor, ...]]:
+        """The same and the ``params`` that need gradients, at the start of a trajectory that is going to be rebuilt.
+
+        Its potential may not be random, and if ``full`` not need gradients of other tensors.
         """
-        device = z.device.type
+        position, device = z.detach().requires_grad_(), z.device
+        self.context = Context(device.type)
+        before = _random_state(device)
+        mark = _sequence_number()
+        grad, energy = self._first(z, position, False)
+        if not _same(before, _random_state(device)):  # a lazy layer draws its parameters once, dropout a mask each time
+            before, mark = _random_state(device), _sequence_number()
+            with self.held():
+                grad, energy = gradient_of(self.potential, position, False)
+            _refuse_randomness(before, _random_state(device))
+        watched = tuple(x for x in params() if x.requires_grad) if full else ()
+        if full:
+            self.shared = _refuse_missing(energy, position, watched, mark)
+            _refuse_dependent(watched)
+        self.snapshot = Snapshot(self.potential, self.modes)
+        return grad, energy.shape, watched
+
+    def _first(self, z: Tensor, position: Tensor, record: bool) -> tuple[Tensor, Tensor]:
         self.shape, self.dtype = z.shape, z.dtype
-        enabled, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
-        self.autocast = functools.partial(torch.autocast, device, dtype, enabled)
-        before = _random_state(z.device) if rebuilt else ()
         with _modules_called() as called:
-            position = z if record else z.detach().requires_grad_()
             grad, energy = gradient_of(self.potential, position, record)
         self.modes = {module: module.training for module in called}
-        if rebuilt:
-            _refuse_randomness(before, _random_state(z.device))
-        if params is not None:
-            _refuse_missing(energy, (position, *params))
-            _refuse_dependent(params)
-        return grad, energy.shape
+        return grad, energy
 
     def __call__(self, z: Tensor, record: bool = False) -> Tensor:
         """The gradient at ``z``, event dimensions flattened, in ``z``'s dtype; the potential computes in its own."""
@@ -67,30 +87,64 @@ class Field:
                 grad, _ = gradient_of(self.potential, position, record)
             return grad.reshape(z.shape).to(z.dtype)
 
-    @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
-        """Hold running statistics and autocast's state as the first evaluation left them.
+    def settle(self, grad: Tensor, rho: Tensor) -> None:
+        """The forward pass is over, with this last gradient and the momentum after it."""
+        self.snapshot.settle(NAME)
+        self.power = (grad.detach() * rho).sum()
+
+    def check(self, grad: Tensor, rho: Tensor) -> None:
+        """Compare the first gradient of the backward pass with the last one of the forward pass, at the same position.
 
         Raises:
-            RuntimeError: a module has changed between training and evaluation since.
+            RuntimeError: they differ by more than rounding (looked at on the CPU).
+        """
+        if not _checks.values_readable(rho):
+            return
+        power = grad.detach() * rho
+        dtype = torch.bfloat16 if self.compile else self.context.half or self.dtype
+        if (power.sum() - self.power).abs() > torch.finfo(dtype).eps ** 0.5 * power.abs().sum():
+            raise RuntimeError(
+                f"{NAME}: potential has another gradient in the backward pass than in the forward pass, at the same "
+                "position, as something that it reads has changed: memory='store' keeps what it was, and on_drift "
+                "takes the distance in place of this error"
+            )
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold running statistics as the first evaluation left them."""
+        with untracked(self.modes):
+            yield
+
+    @contextlib.contextmanager
+    def again(self) -> Iterator[None]:
+        """What the forward pass ran under and read, for evaluations in the backward pass.
+
+        Raises:
+            RuntimeError: a module has changed between training and evaluation since, or a tensor was written in place.
         """
         if any(module.training != training for module, training in self.modes.items()):
             raise RuntimeError(f"{NAME}: a module of potential changed its mode before the trajectory was rebuilt")
-        with untracked(self.modes), self.autocast():
+        with self.context.again(), self.snapshot.restored(NAME), self.held():
             yield
 
 
 @contextlib.contextmanager
 def untracked(modules: Iterable[nn.Module]) -> Iterator[bool]:
-    """Batch norm that leaves its running statistics alone; says whether there is any that would not."""
-    tracking = [m for m in modules if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
+    """Normalisations that leave their running statistics alone; says whether there is any that would not."""
+    tracking = [m for m in modules if isinstance(m, _NormBase) and m.training and m.track_running_stats]
+    # instance norm updates what it holds in any case
+    holding = [(m._buffers, m.running_mean, m.running_var) for m in tracking if isinstance(m, _InstanceNorm)]
     for module in tracking:
         module.track_running_stats = False
+    for buffers, _, _ in holding:
+        buffers["running_mean"] = buffers["running_var"] = None
     try:
         yield bool(tracking)
     finally:
         for module in tracking:
             module.track_running_stats = True
+        for buffers, mean, var in holding:
+            buffers["running_mean"], buffers["running_var"] = mean, var
 
 
 def functional_gradient(potential: Potential, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -140,21 +194,51 @@ def _random_state(device: torch.device) -> tuple[Tensor, ...]:
     return torch.get_rng_state(), torch.cuda.get_rng_state(device)
 
 
+def _same(before: tuple[Tensor, ...], after: tuple[Tensor, ...]) -> bool:
+    return all(map(torch.equal, before, after))
+
+
 def _refuse_randomness(before: tuple[Tensor, ...], after: tuple[Tensor, ...]) -> None:
-    if not all(map(torch.equal, before, after)):
+    if not _same(before, after):
         raise ValueError(
             f"{NAME}: potential draws random numbers (dropout in training mode?), so its trajectory cannot be rebuilt: "
             "make it deterministic, or use memory='store', where each evaluation draws anew"
         )
 
 
-def _refuse_missing(energy: Tensor, known: Sequence[Tensor]) -> None:
-    """Follow the graph of ``energy`` to its leaves: each must be known, or it would silently get no gradient."""
-    edges = {_edge(x) for x in known if x.requires_grad}
-    for node in _nodes_above([(energy.grad_fn, 0)], edges):
+def _sequence_number() -> int:
+    """Of the next node that this thread makes, or a little less: nodes made before have smaller ones."""
+    with torch.enable_grad():
+        return torch.empty(0, requires_grad=True).view(0).grad_fn._sequence_nr()
+
+
+_ONCE = once_differentiable(lambda ctx: None).__code__
+
+
+def _refuse_missing(energy: Tensor, position: Tensor, params: Sequence[Tensor], mark: int) -> bool:
+    """Follow the graph of ``energy`` to its leaves: each must be known, or it would silently get no gradient.
+
+    What is differentiable once may not lead to ``position``: torch notices only where its cotangent needs gradients,
+    and takes it for linear elsewhere. Says whether there are nodes that are older than ``mark``.
+    """
+    start, shared = _edge(position), False
+    for node in _nodes_above([(energy.grad_fn, 0)], {start, *map(_edge, params)}):
         if hasattr(node, "variable"):
             expected = "all tensors that need gradients through potential (by default those of a module)"
             raise _checks.fail(NAME, "params", expected, f"all but {_checks.describe(node.variable)}")
+        shared = shared or node._sequence_nr() < mark
+        function = getattr(node, "_forward_cls", None)
+        if function and getattr(function.backward, "__code__", None) is _ONCE and _leads_to(node, start):
+            expected = "twice differentiable, or gradient 'detached'"
+            raise _checks.fail(NAME, "potential", expected, f"{function.__name__}, which is once_differentiable")
+    return shared
+
+
+def _leads_to(node: torch.autograd.graph.Node, edge: tuple) -> bool:
+    met: set[tuple] = set()
+    for _ in _nodes_above(node.next_functions, {edge}, met):
+        pass
+    return bool(met)
 
 
 def _refuse_dependent(params: Sequence[Tensor]) -> None:

@@ -29,5 +29,9 @@ def gradient_of(potential: Potential, z: Tensor, record: bool) -> tuple[Tensor, 
         energy = potential(position)
         if not isinstance(energy, Tensor) or not energy.requires_grad:
             raise _checks.fail("leapfrog", "potential", "a differentiable function of z", energy)
-        (grad,) = torch.autograd.grad(energy.sum(), position, create_graph=record)
+        (grad,) = torch.autograd.grad(energy.sum(), position, create_graph=record, allow_unused=True)
+    if grad is None:
+        raise _checks.fail(
+            "leapfrog", "potential", "a differentiable function of z", "energies that do not depend on it"
+        )
     return grad, energy
