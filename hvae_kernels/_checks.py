@@ -95,7 +95,7 @@ def same_kind(function: str, **tensors: Tensor) -> None:
     if dtype not in FULL_PRECISION and dtype not in HALF_PRECISION:
         expected = "a float32 or float64 tensor (bfloat16 and float16 where a GPU kernel exists)"
         raise wrong_type(function, first_name, expected, first)
-    if False:
+    if first.layout is not torch.strided:
         raise wrong_type(function, first_name, "a dense tensor", first)
     for name, tensor in items:
         if not isinstance(tensor, Tensor):
