@@ -188,15 +188,7 @@ def _parameters(potential: Potential | nn.Module, params: Iterable[Tensor] | Non
         # a copy that torch made for one of several devices has its parameters as attributes
         copies = (x for m in modules for x in vars(m).get("_former_parameters", {}).values())
         params = [*potential.parameters(), *potential.buffers(), *copies] if modules else []
-    elif isinstance(params, Tensor):
-        raise TypeError(f"{NAME}: params must be tensors, as [tensor] or module.parameters(), got one tensor alone")
-    unique = list({id(x): x for x in params}.values())
-    for x in unique:
-        if not isinstance(x, Tensor):
-            raise TypeError(
-                f"{NAME}: params must be tensors, as [tensor] or module.parameters(), got {type(x).__name__}"
-            )
-    return unique
+    return list({id(x): x for x in params}.values())
 
 
 def _check_tempering(tempering: Tensor) -> None:
@@ -213,8 +205,10 @@ def _validate_callables(potential: object, on_drift: object) -> None:
 
 
 def _tensors_among(params: Iterable[Tensor]) -> tuple[Tensor, ...]:
-    expected = "an iterable of tensors or None"
-    if isinstance(params, Tensor) or not isinstance(params, Iterable):  # a tensor would be taken row by row
+    expected = "tensors, as [tensor] or module.parameters()"
+    if isinstance(params, Tensor):  # it would be taken row by row
+        raise TypeError(f"{NAME}: params must be {expected}, got one tensor alone")
+    if not isinstance(params, Iterable):
         raise _checks.wrong_type(NAME, "params", expected, params)
     params = tuple(params)
     for tensor in params:
