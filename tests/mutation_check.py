@@ -194,7 +194,7 @@ MUTATIONS = (
     Mutation(_PLANAR, "add(d_table[i * layers + k], w + i * width, by_u);", "add(d_table[i * layers + k], u + i * width, by_u);", _PLANAR_CPP),
     Mutation("csrc/cpu/planar_flow.cpp", "us.data() + replica * stride * width", "us.data()", _PLANAR_CPP),
     Mutation("csrc/cpu/planar_flow.cpp", ".element = replica * layers * rows + row,", ".element = row,", _PLANAR_CPP),
-    Mutation("csrc/cpu/rows.h", "std::fill(to + d, to + width, T(0));", "", "tests/test_planar_radial.py -k nan_stays"),
+    Mutation("csrc/cpu/rows.h", "std::fill(to + d, to + width, T(0));", "", "tests/test_contract.py -k rows_are_apart and radial_flow and cpp"),
     Mutation(_PLANAR_AUTOGRAD, "-2 * saved[3] * grad_slope", "2 * saved[3] * grad_slope", _PLANAR_CPP),
     Mutation("hvae_kernels/ops/planar_flow/algebra.py", "product + x[..., whole:] @ y[..., whole:, :]", "product", _PLANAR_TRITON_TESTS),
     Mutation(_PLANAR_AUTOGRAD, "d_constant * (forth @ x)", "d_constant * (back @ x)", _PLANAR_CPP),

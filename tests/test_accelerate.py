@@ -857,11 +857,11 @@ def test_small_parallel_calls_stay_with_the_library():
     net = layer.autoregressive_net
     weights = sum(p.numel() for p in net.parameters() if p.dim() == 2)
 
-    def least(work, weights):
-        return mock.patch.dict(_network.LEAST, {_extension.cpu_set(): _network.Least(work, weights)})
+    def least(*numbers):
+        return mock.patch.dict(_network.LEAST, {_extension.cpu_set(): _network.Least(*numbers)})
 
-    for expected, fewest in ((6, weights + 1), (0, weights)):
-        with least(1, fewest), Passes() as passes:
+    for expected, fewest, work in ((6, weights + 1, 0), (6, weights, ROWS * weights + 1), (0, weights, ROWS * weights)):
+        with least(1, fewest, work), Passes() as passes:
             layer(x)
         assert passes.count == expected
     with least(ROWS * weights, weights + 1):

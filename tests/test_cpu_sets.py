@@ -41,6 +41,15 @@ def test_leapfrog_whose_results_go_past_the_caches(cpu_set, shape):
 
 
 @each_set
+# blocks of 64 rows, and of 16 where rows are long
+@pytest.mark.parametrize("shape", [(2113, 1001), (49, 50_003)])
+def test_planar_layers_whose_results_go_past_the_caches(cpu_set, shape):
+    case = {"shape": shape, "constrain": True}
+    with hk.use_cpu(cpu_set):
+        assert_like_reference(SPECS["planar_flow"].at(case), case)
+
+
+@each_set
 @pytest.mark.parametrize("op", ["autoregressive_forward", "autoregressive_inverse"])
 @pytest.mark.parametrize("kind", ["two_hidden", "residual", "gated", "skip"])
 def test_network_whose_weights_fit_no_cache(cpu_set, op, kind):

@@ -554,7 +554,10 @@ def test_an_optimizer_step_under_detached_gradients():
 def test_what_cannot_be_watched_is_seen_by_its_gradient():
     """Data behind torch's back, and a generator of one's own; ``on_drift`` takes the distance instead."""
     x, generator = double(D), torch.Generator().manual_seed(0)
-    noisy = lambda z: ((z + torch.rand(D, generator=generator)) ** 4).sum(-1)  # noqa: E731
+
+    def noisy(z):
+        return ((z + torch.rand(D, generator=generator)) ** 4).sum(-1)
+
     for potential in (lambda z: ((z - x) ** 4).sum(-1), noisy):
         for on_drift in (None, (drifts := []).append):
             end = leapfrog(leaf(ROWS, D), double(ROWS, D), potential, *STEPS, on_drift=on_drift)[0]

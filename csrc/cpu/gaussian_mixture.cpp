@@ -109,11 +109,6 @@ void fill_tile(const T* from, int64_t n, int64_t d, T* x) {
     for (int64_t j = 0; j < d; ++j) x[j * kTile<T> + r] = from[std::min(r, n - 1) * d + j];
 }
 
-template <class T>
-void copy_rows(const T* from, int64_t from_stride, int64_t rows, int64_t width, T* to, int64_t to_stride) {
-  for (int64_t r = 0; r < rows; ++r) std::copy_n(from + r * from_stride, width, to + r * to_stride);
-}
-
 // ---- In one dtype ----
 
 template <class T>

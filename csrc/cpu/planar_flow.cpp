@@ -20,12 +20,14 @@ struct Block {
 };
 
 struct Blocks {
-  int64_t replicas = 1, layers, rows, features, chunk = kColumns, chunks;
+  int64_t replicas = 1, layers, rows, features, block, chunk = kColumns, chunks;
 
   Blocks(const Tensor& z, const Tensor& u, bool sums) {
     const int64_t dim = z.dim();
     if (dim == 3) replicas = z.size(0);
     layers = u.size(dim - 2), rows = z.size(dim - 2), features = z.size(dim - 1);
+    constexpr int64_t kNumbers = 1 << 16;  // of the batch in a block: they stay in a core's cache, and scratch is small
+    block = std::clamp(kNumbers / std::max<int64_t>(1, features) / kStep * kStep, kStep, kColumns);
     // A chunk may have sums of its own, (2, K, d) in double: no larger than half of what it reads.
     constexpr int64_t kMostChunks = 32;
     if (sums) chunk = padded(std::max({kColumns, 8 * layers, (rows + kMostChunks - 1) / kMostChunks}), kColumns);
@@ -36,22 +38,22 @@ struct Blocks {
   explicit Blocks(const Tensor& state) {
     const int64_t dim = state.dim();
     if (dim == 3) replicas = state.size(0);
-    layers = state.size(dim - 2), rows = state.size(dim - 1), features = 1;
+    layers = state.size(dim - 2), rows = state.size(dim - 1), features = 1, block = kColumns;
     chunks = (rows + chunk - 1) / chunk;
   }
 
-  // Runs block(work, a block) over the blocks, in parallel; each range of chunks has a Work of its own.
+  // Runs f(work, a block) over the blocks, in parallel; each range of chunks has a Work of its own.
   template <class Work, class F>
-  void run(const F& block) const {
+  void run(const F& f) const {
     const int64_t grain = std::max<int64_t>(1, 32768 / std::max<int64_t>(1, chunk * layers * features));
     torch::stable::parallel_for(0, replicas * chunks, grain, [&](int64_t begin, int64_t stop) {
       const Work work(*this);
       for (int64_t item = begin; item < stop; ++item) {
         const int64_t replica = item / chunks, first = item % chunks * chunk, last = std::min(rows, first + chunk);
-        for (int64_t row = first; row < last; row += kColumns)
-          block(work, Block{.replica = replica, .chunk = item, .element = replica * layers * rows + row,
-                            .row = replica * rows + row, .rows = std::min(kColumns, last - row),
-                            .first_of_chunk = row == first});
+        for (int64_t row = first; row < last; row += block)
+          f(work, Block{.replica = replica, .chunk = item, .element = replica * layers * rows + row,
+                        .row = replica * rows + row, .rows = std::min(block, last - row),
+                        .first_of_chunk = row == first});
       }
     });
   }
@@ -148,7 +150,7 @@ struct ForwardWork {
 
   explicit ForwardWork(const Blocks& blocks)
       : h(blocks.layers * kColumns), slope(blocks.layers * kColumns), factors(blocks.layers * kColumns),
-        rows(kColumns * width_of<T>(blocks)) {}
+        rows(blocks.block * width_of<T>(blocks)) {}
 };
 
 template <class T>
@@ -187,8 +189,8 @@ struct BackwardWork {
 
   explicit BackwardWork(const Blocks& blocks)
       : h(blocks.layers * kColumns), slope(blocks.layers * kColumns), y(blocks.layers * kColumns),
-        factors(blocks.layers * kColumns), rows(kColumns * width_of<T>(blocks)),
-        grads(kColumns * width_of<T>(blocks)) {}
+        factors(blocks.layers * kColumns), rows(blocks.block * width_of<T>(blocks)),
+        grads(blocks.block * width_of<T>(blocks)) {}
 };
 
 struct SolveWork {

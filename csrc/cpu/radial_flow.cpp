@@ -43,11 +43,6 @@ void load(int64_t rows, int64_t d, const T* from, T* to, int64_t width) {
   else std::fill_n(to, rows * width, T(0));
 }
 
-template <class T>
-void unload(int64_t rows, int64_t d, const T* from, int64_t width, T* to) {
-  for (int64_t r = 0; r < rows; ++r) std::copy_n(from + r * width, d, to + r * d);
-}
-
 // The layers, their centres in whole groups of lanes.
 template <class T>
 struct PaddedLayers {
@@ -78,7 +73,7 @@ void forward(const Sizes& sizes, const Tensor& z, const Tensor& center, const Te
       const int64_t rows = std::min(kRows, last - row);
       load(rows, d, from + row * d, here.data(), width);
       run(Forward<T>{.layers = padded.layers, .rows = rows, .z = here.data(), .log_abs_det = logs + row});
-      unload(rows, d, here.data(), width, to + row * d);
+      copy_rows(here.data(), width, rows, d, to + row * d, d);
     }
   });
 }
@@ -102,7 +97,7 @@ void backward(const Sizes& sizes, const MaybeTensor& grad, const MaybeTensor& gr
       run(Backward<T>{.layers = padded.layers, .rows = rows, .z = here.data(), .grad_log = ls ? ls + row : nullptr,
                       .g = g.data(), .ys = ys.data(), .stack = stack.data(), .d_centers = run_sums.data(),
                       .d_alpha = d_alpha, .d_beta = d_beta});
-      unload(rows, d, g.data(), width, to + row * d);
+      copy_rows(g.data(), width, rows, d, to + row * d, d);
       if ((row - first + kRows) % kRun == 0 || row + kRows >= last) flush(sums, run_sums.data(), layers * width);
     }
   });

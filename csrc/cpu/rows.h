@@ -100,6 +100,11 @@ void store_sums(T* to, const Buffer<double>& from, int64_t groups, int64_t parts
     }
 }
 
+template <class T>
+void copy_rows(const T* from, int64_t from_stride, int64_t rows, int64_t width, T* to, int64_t to_stride) {
+  for (int64_t r = 0; r < rows; ++r) std::copy_n(from + r * from_stride, width, to + r * to_stride);
+}
+
 // `rows` rows of d numbers to rows of `width`, zeros behind them: what a row left there must not reach the next one.
 template <class T>
 void pad_rows(int64_t rows, int64_t d, const T* from, T* to, int64_t width) {

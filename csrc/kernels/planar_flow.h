@@ -22,6 +22,15 @@ constexpr int64_t kRowTile = 4, kLayerTile = 3, kVectorTile = 3;
 template <class T>
 constexpr int64_t kPiece = 4096 / sizeof(T);
 
+// Runs f(first column, how many vectors) over the columns of a row; the second is a constant.
+template <class Set, class T, class F>
+HK_INLINE void for_columns(int64_t width, const F& f) {
+  for (int64_t column = 0; column < width; column += kVectorTile * kLanes<T, Set>)
+    with_count<kVectorTile>((width - column) / kLanes<T, Set>, [&](auto n) __attribute__((always_inline)) {
+      f(column, n);
+    });
+}
+
 // to[k * to_stride + r] += a_k . x_r for k < layers and r < rows, which count up to a multiple of kRowTile.
 template <class T>
 struct Project {
@@ -70,11 +79,9 @@ struct Combine {
 
   template <class Set>
   HK_INLINE void operator()(Set) const {
-    const int64_t n_vectors = width / kLanes<T, Set>;
-    for (int64_t v = 0; v < n_vectors; v += kVectorTile)
-      with_count<kVectorTile>(n_vectors - v, [&](auto n) __attribute__((always_inline)) {
-        for (int64_t r = 0; r < rows; r += kRowTile) tile<Set, n>(v * kLanes<T, Set>, r);
-      });
+    for_columns<Set, T>(width, [&](int64_t column, auto n) __attribute__((always_inline)) {
+      for (int64_t r = 0; r < rows; r += kRowTile) tile<Set, n>(column, r);
+    });
   }
 
  private:
@@ -104,14 +111,12 @@ struct SumOverRows {
 
   template <class Set>
   HK_INLINE void operator()(Set) const {
-    const int64_t n_vectors = width / kLanes<T, Set>;
-    for (int64_t v = 0; v < n_vectors; v += kVectorTile)
-      with_count<kVectorTile>(n_vectors - v, [&](auto n) __attribute__((always_inline)) {
-        for (int64_t k = 0; k < layers; k += kLayerTile)
-          with_count<kLayerTile>(layers - k, [&](auto some) __attribute__((always_inline)) {
-            tile<Set, n, some>(v * kLanes<T, Set>, k);
-          });
-      });
+    for_columns<Set, T>(width, [&](int64_t column, auto n) __attribute__((always_inline)) {
+      for (int64_t k = 0; k < layers; k += kLayerTile)
+        with_count<kLayerTile>(layers - k, [&](auto some) __attribute__((always_inline)) {
+          tile<Set, n, some>(column, k);
+        });
+    });
   }
 
  private:

@@ -94,19 +94,6 @@ struct StaircaseProduct {
     return some;
   }
 
-  // Runs f with the number of units as a constant.
-  template <class F>
-  static HK_INLINE void with_units(int64_t n, const F& f) {
-    switch (n) {
-      case 1: return f(std::integral_constant<int, 1>{});
-      case 2: return f(std::integral_constant<int, 2>{});
-      case 3: return f(std::integral_constant<int, 3>{});
-      case 4: return f(std::integral_constant<int, 4>{});
-      case 5: return f(std::integral_constant<int, 5>{});
-      default: return f(std::integral_constant<int, 6>{});
-    }
-  }
-
   // ---- Weights and h where they lie: for many registers, or few units ----
 
   // So many vectors of lanes at a time that their sums, one vector of each and a weight fill the registers.
@@ -119,7 +106,7 @@ struct StaircaseProduct {
   template <class Set>
   HK_INLINE void in_place(Units some, int64_t u, int64_t from, int64_t until) const {
     constexpr int64_t kAGroup = kGroupBytes / Set::kVectorBytes;
-    with_units(some.n, [&](auto n) __attribute__((always_inline)) {
+    with_count<kMostUnits>(some.n, [&](auto n) __attribute__((always_inline)) {
       constexpr int U = n, kBlock = block<Set, U>();
       const int64_t vectors = lanes / kLanes<T, Set>;
       int64_t done = 0;
@@ -163,7 +150,7 @@ struct StaircaseProduct {
         const Units some = units(u);
         const int64_t seen = std::min(terms, ends[u + some.n - 1] - at);
         if (seen <= 0) continue;
-        with_units(some.n, [&](auto n) __attribute__((always_inline)) {
+        with_count<kMostUnits>(some.n, [&](auto n) __attribute__((always_inline)) {
           constexpr int U = n;
           for (int64_t i = 0; i < seen && !in_order; ++i) {
             const int64_t term = index[at + i] * term_stride;

@@ -44,10 +44,11 @@ def accelerate(module: nn.Module) -> tuple[nn.Module, Report]:
 
     The layer's slow direction (sampling of a masked autoregressive flow, density of an inverse one) then costs one pass
     through its network instead of one a feature, and its derivative is implicit, one sweep more. The other direction is
-    fused where that is faster: without gradients from 4 million multiply-adds a call on, with them from networks of 8
-    thousand weights on; ``hk.use_impl("cpp")`` fuses it always. Parameters, buffers and the state dict stay the very
-    same objects, so that optimisers, ``load_state_dict``, ``.to()`` and ``deepcopy`` go on working; results are the
-    same to rounding. ``pickle`` and ``torch.save`` write the library's own classes: accelerate what you load anew.
+    fused where that is faster: from 4 million multiply-adds a call and, with gradients, networks of 8 thousand weights
+    on (with gradients and AVX-512 any call of such a network); ``hk.use_impl("cpp")`` fuses it always. Parameters,
+    buffers and the state dict stay the very same objects, so that optimisers, ``load_state_dict``, ``.to()`` and
+    ``deepcopy`` go on working; results are the same to rounding. ``pickle`` and ``torch.save`` write the library's own
+    classes: accelerate what you load anew.
     :func:`restore` undoes the swap.
 
     ============= ===================================================== =============================================

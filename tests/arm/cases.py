@@ -26,7 +26,8 @@ from hvae_kernels.ops.gaussian_mixture.reference import log_joint
 from hvae_kernels.ops.iwae.reference import iwae_bound, surrogate
 from hvae_kernels.ops.leapfrog.reference import gaussian_leapfrog
 from hvae_kernels.ops.leapfrog_update.reference import leapfrog_update
-from hvae_kernels.ops.planar_flow.reference import constrained, planar_flow
+from hvae_kernels.ops.planar_flow.constraint import constrained
+from hvae_kernels.ops.planar_flow.reference import planar_flow
 from hvae_kernels.ops.radial_flow.reference import radial_flow
 from hvae_kernels.ops.rmsprop.reference import rmsprop_step_
 

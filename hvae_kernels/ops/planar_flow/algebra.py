@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from hvae_kernels.ops.planar_flow import reference
+from hvae_kernels.ops.planar_flow import constraint
 
 #: BLAS adds over the batch in one long float32 chain: beyond this many rows, products of runs of rows are added.
 RUN = 128
@@ -19,7 +19,7 @@ PullBack = Callable[..., tuple[Tensor, Tensor, Tensor]]
 def effective(u: Tensor, w: Tensor, constrain: bool) -> tuple[Tensor, Tensor, Tensor]:
     """``(u, table, s)`` of the layers: the table ``w_i . u_j``, read below its diagonal, and ``s = 1 + u.w``."""
     if constrain:
-        u, s = reference.constrained(u, w)
+        u, s = constraint.constrained(u, w)
     else:
         # not the table's diagonal: Inductor writes over a table of which its backward pass holds a view too
         s = 1 + (u * w).sum(-1)
@@ -55,7 +55,7 @@ def gradients(
         d_u = d_u + sum_products(h, grad_output)
     d_w = add_product(sum_products(y, z), d_table, layers)
     if constrain:
-        d_u, more = reference.constrained_vjp(d_u, d_s, u, w)
+        d_u, more = constraint.constrained_vjp(d_u, d_s, u, w)
     else:
         d_u, more = d_u + d_s.unsqueeze(-1) * w, d_s.unsqueeze(-1) * u
     return d_z, d_u, d_w + more, y.sum(-1)

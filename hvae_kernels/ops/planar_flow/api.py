@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hvae_kernels import _checks, _dispatch, _library
-from hvae_kernels.ops.planar_flow import autograd, reference
+from hvae_kernels.ops.planar_flow import autograd, constraint, reference
 
 NAME = "planar_flow"
 _dispatch.register(_dispatch.Op(NAME, ("cpp", "triton", "reference"), half_precision=("reference",)))
@@ -164,7 +164,7 @@ def constrain_planar(u: Tensor, w: Tensor) -> Tensor:
         raise _checks.fail("constrain_planar", "u", "of shape (..., d)", u)
     if w.shape != u.shape:
         raise _checks.fail("constrain_planar", "w", f"of u's shape {tuple(u.shape)}", w)
-    return reference.constrained(u, w)[0]
+    return constraint.constrained(u, w)[0]
 
 
 def _validate(z: Tensor, u: Tensor, w: Tensor, b: Tensor) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from hvae_kernels import _library
 from hvae_kernels._library import OpFunction
 from hvae_kernels._triton.launch import lazy
-from hvae_kernels.ops.planar_flow import algebra, reference
+from hvae_kernels.ops.planar_flow import algebra, constraint
 
 IMPLEMENTATIONS = ("cpp", "triton")
 
@@ -138,7 +138,7 @@ class PlanarFlow(OpFunction):
         layers, table, s = algebra.effective(u, w, call.constrain)
         d_s = torch.zeros_like(s)
         if call.constrain and (u_tangent is not None or w_tangent is not None):
-            u_tangent, d_s = reference.constrained_jvp(u, w, u_tangent, w_tangent)
+            u_tangent, d_s = constraint.constrained_jvp(u, w, u_tangent, w_tangent)
         constant, d_table = torch.zeros_like(h), torch.zeros_like(table)
         if z_tangent is not None:
             constant = constant + w @ z_tangent.mT
