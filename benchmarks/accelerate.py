@@ -29,7 +29,7 @@ from torch import Tensor, nn  # noqa: E402
 
 import hvae_kernels as hk  # noqa: E402
 from benchmarks import readme, results, run, timing  # noqa: E402
-from benchmarks.timing import QUICK, Candidate, Plan, Timing, interleave  # noqa: E402
+from benchmarks.timing import FULL, Candidate, Plan, Timing, interleave  # noqa: E402
 
 #: Seconds from which on a call before is measured once.
 SLOW = 0.5
@@ -267,7 +267,7 @@ def main(arguments: list[str] | None = None) -> int:
     origin, records = run.provenance(device), []
     for size in TINY if options.tiny else SIZES:
         for library in LIBRARIES:
-            for record in measure(library, size, QUICK):
+            for record in measure(library, size, FULL):
                 records.append({key: results.text((record | origin).get(key)) for key in FIELDS})
             print(f"  timed {records[-1]['library']}, d = {size.features}", flush=True)
     print(f"\n{results.machine(origin)}, torch {origin['torch']}\n\n{table(records)}")
