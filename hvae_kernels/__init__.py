@@ -12,5 +12,7 @@ from hvae_kernels._extension import use_cpu
 
 __all__ = ["__version__", "accelerate", "config", "functional", "nn", "restore", "show_config", "use_cpu", "use_impl"]
 
-from hvae_kernels import nn
+from hvae_kernels import _flops, nn
 from hvae_kernels.compat import accelerate, restore
+
+_flops.tell_torch()

@@ -19,13 +19,18 @@ def only_looks(hook: Callable) -> Callable:
     return hook
 
 
+def _only_looks(hook: Callable) -> bool:
+    """So marked, or torch's own that keep track of which module is called, as its FLOP counter has."""
+    owner = type(getattr(hook, "__self__", None))
+    return getattr(hook, "only_looks", False) or owner.__module__ == "torch.utils.module_tracker"
+
+
 def hooked_everywhere() -> bool:
     """Whether there are hooks on every module of the process."""
     if not (_BEFORE or _AFTER or _BACKWARD_BEFORE or _BACKWARD):
         return False
-    return bool(_AFTER or _BACKWARD_BEFORE or _BACKWARD) or not all(
-        getattr(hook, "only_looks", False) for hook in _BEFORE.values()
-    )
+    looking = all(_only_looks(hook) for hooks in (_BEFORE, _AFTER) for hook in hooks.values())
+    return bool(_BACKWARD_BEFORE or _BACKWARD) or not looking
 
 
 def untouched(module: nn.Module) -> bool:

@@ -55,6 +55,7 @@ _DENSE_TESTS = "tests/test_contract.py -k dense_gaussian_leapfrog/cpp"
 _TRAJECTORY = "hvae_kernels/ops/leapfrog_update/trajectory.py"
 _LEAP = "hvae_kernels/ops/leapfrog_potential/autograd.py"
 _FIELD = "hvae_kernels/ops/leapfrog_potential/field.py"
+_STATISTICS = "hvae_kernels/ops/leapfrog_potential/statistics.py"
 _LEAP_TESTS = "tests/test_leapfrog_potential.py -k"
 _STATE = "hvae_kernels/ops/leapfrog_potential/state.py"
 _STATE_TESTS = "tests/test_leapfrog_state.py -k"
@@ -221,6 +222,8 @@ MUTATIONS = (
     Mutation(_BERNOULLI, "-gs[j] * hs[j] * (small * large);", "-gs[j] * hs[j] * small;", _BERNOULLI_CPP),
     Mutation("csrc/cpu/bernoulli.cpp", "return at - (replica - replica / samples_) * plane;", "return at;", _BERNOULLI_CPP),
     Mutation("csrc/cpu/rows.h", "std::fill_n(sums, n, 0.0);", "std::fill_n(sums, 1, 0.0);", _BERNOULLI_CPP),
+    Mutation(_BERNOULLI, "most = std::max(most, std::bit_cast<Bits>(xs[j]));", "most = std::bit_cast<Bits>(xs[j]);", _BERNOULLI_TESTS + " -k refused"),
+    Mutation("csrc/cpu/bernoulli.cpp", "% samples_ == 0; }", "% samples_ == samples_; }", _BERNOULLI_TESTS + " -k refused"),
     Mutation("hvae_kernels/ops/bernoulli/api.py", "(broadcast[stop] or leading[stop] == 1)", "broadcast[stop]", _BERNOULLI_TESTS),
     Mutation(_BERNOULLI_AUTOGRAD, "d_logits = -grad.unsqueeze(-1) * h", "d_logits = grad.unsqueeze(-1) * h", _BERNOULLI_CPP),
     Mutation(_BERNOULLI_TRITON, "row // (outer * rows) * rows + row % rows", "row % rows", _BERNOULLI_TRITON_TESTS),
@@ -352,7 +355,10 @@ MUTATIONS = (
     Mutation(_LEAP, "-arrivals[k]", "-drift[k]", f"{_LEAP_TESTS} equals_autograd"),
     Mutation(_LEAP, "if torch.is_grad_enabled():", "if False:", f"{_LEAP_TESTS} second_derivative"),
     Mutation(_LEAP, "z if on_drift else None, *params)", "z if on_drift else None)", f"{_LEAP_TESTS} changes_before"),
-    Mutation(_FIELD, "module.track_running_stats = False", "pass", f"{_LEAP_TESTS} updated_once"),
+    Mutation(_STATISTICS, "module.track_running_stats = False", "pass", f"{_LEAP_TESTS} updated_once"),
+    Mutation(_STATISTICS, "_CHANGED.wait_for(lambda: module not in _HELD and module not in _UPDATING)", "pass", f"{_LEAP_TESTS} several_threads"),
+    Mutation(_STATISTICS, "        _CHANGED.wait_for(lambda: all(", "        (lambda: all(", f"{_LEAP_TESTS} several_threads"),
+    Mutation(_STATISTICS, "if module not in _HELD:", "if True:", f"{_LEAP_TESTS} several_threads"),
     Mutation(_FIELD, "with self.context.again(), self.snapshot", "with self.snapshot", f"{_LEAP_TESTS} autocast"),
     Mutation(_FIELD, "return all(map(torch.equal, before, after))", "return True", f"{_LEAP_TESTS} random"),
     Mutation(_FIELD, "self.shared = _refuse_missing(", "_refuse_missing(", f"{_STATE_TESTS} hypernetwork"),
@@ -399,9 +405,15 @@ MUTATIONS = (
     Mutation(_LIVE, "kind.forward is forward and kind.__call__ is nn.Module.__call__", "kind.forward is forward", _FLOWS_TESTS + " -k more_than"),
     Mutation(_LIVE, "kind.forward is forward and kind.__call__ is nn.Module.__call__", "kind.__call__ is nn.Module.__call__", _FLOWS_TESTS + " -k more_than"),
     Mutation(_LIVE, "    hook.only_looks = True\n", "", _LEAP_TESTS + " looking"),
+    Mutation(_LIVE, 'or owner.__module__ == "torch.utils.module_tracker"', "", "tests/test_flops.py -k inverse"),
+    Mutation("hvae_kernels/_flops.py", "sys.meta_path.insert(0, _WhenImported())", "pass", "tests/test_flops.py -k either_order"),
+    Mutation("hvae_kernels/_flops.py", "(int(not math.prod(tape)) + 1 + needs_parameters)", "2", "tests/test_flops.py"),
+    Mutation("hvae_kernels/compat/__init__.py", "and layer.transform is None:", "and False:", _COMPAT_TESTS + " -k guide"),
     Mutation(_FLOWS, "and not _live.hooked_everywhere()", "", _FLOWS_TESTS + " -k all_modules"),
     Mutation(_FLOWS, "for _ in range(self.features + 1):", "for _ in range(self.features):", _FLOWS_TESTS + " -k more_than"),
-    Mutation(_FLOWS, "_compose(self.flows, z, context)", "_compose((flow.forward for flow in self.flows), z, context)", _FLOWS_TESTS + " -k every_level"),
+    Mutation(_FLOWS, "[(flow, flow) for flow in self.flows]", "[(flow, flow.forward) for flow in self.flows]", _FLOWS_TESTS + " -k every_level"),
+    Mutation(_FLOWS, 'context if getattr(flow, "is_conditional", True) else None', "context", _FLOWS_TESTS + " -k stack_hands"),
+    Mutation(_FLOWS, "return not ours or self.made.context is not None", "return self.made.context is not None", _FLOWS_TESTS + " -k stack_hands"),
     Mutation(_FLOWS, "usable = self._is_recorded or not torch.is_grad_enabled()", "usable = True", _FLOWS_TESTS + " -k gradients_that"),
     Mutation(_FLOWS, "kept._is_recorded = False", "pass", _FLOWS_TESTS + " -k gradients_that"),
     Mutation(_FLOWS, "and self._seen.again(self._read())", "", _FLOWS_TESTS + " -k cached_pair"),

@@ -982,7 +982,7 @@ OPSPECS = (
         cases=BERNOULLI_CASES,
         small={"shape": (2, 3), "value_shape": (3,)},
         extremes=BERNOULLI_EXTREMES,
-        same=(0, 1),
+        same=(1, 0),
         raw=(
             RawOp(bernoulli_autograd.RAW_FORWARD, lambda x: (x[0][None, None], x[1][None, None].expand(1, 2, 3))),
             RawOp(bernoulli_autograd.RAW_FORWARD, lambda x: (x[0][None, :, None], x[1][None, None] > 0.5)),

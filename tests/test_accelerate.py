@@ -874,6 +874,25 @@ def test_small_parallel_calls_stay_with_the_library():
 # ---- What is particular to a library ----
 
 
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_guide_of_pyro_that_has_no_flow_yet_is_named(inside):
+    import pyro
+    from pyro.infer.autoguide import AutoIAFNormal
+
+    def model():
+        pyro.sample("z", pyro.distributions.Normal(torch.zeros(FEATURES), 1.0).to_event(1))
+
+    guide = AutoIAFNormal(model, hidden_dim=[8], num_transforms=2)
+    module, name = (nn.ModuleDict({"guide": guide}), "guide") if inside else (guide, "")
+    _, report = hk.accelerate(module)
+    why = "AutoIAFNormal makes its flow at its first call: call it once, then accelerate it"
+    assert (report.swapped, report.left) == ([], [(name, why)])
+    guide()
+    _, report = hk.accelerate(module)
+    assert (len(report.swapped), report.left) == (2, [])
+    assert guide()["z"].shape == (FEATURES,)
+
+
 @pytest.mark.parametrize(
     ("x_shape", "c_shape"), [((), ()), ((4,), ()), ((4, 3), (3,)), ((4, 2, 3), (2, 1)), ((), (3,)), ((4, 1), (3,))]
 )

@@ -245,6 +245,32 @@ def test_stack_is_the_composition(orders):
     )
 
 
+def test_stack_hands_its_context_to_the_flows_that_take_one():
+    maf, planar = hk.nn.MaskedAutoregressiveFlow, hk.nn.PlanarFlow(4, 2)
+    conditional, plain, inner = maf(4, [8], context_features=3), maf(4, [8]), hk.nn.FlowStack([maf(4, [8])])
+    z, context = torch.randn(5, 4), torch.randn(5, 3)
+    stack = hk.nn.FlowStack([plain, conditional, inner])
+    image = inner(conditional(plain(z)[0], context)[0])[0]
+    torch.testing.assert_close(stack(z, context)[0], image)
+    torch.testing.assert_close(stack.inverse(image, context)[0], z)
+    mixed = hk.nn.FlowStack([conditional, planar])
+    torch.testing.assert_close(mixed(z, context)[0], planar(conditional(z, context)[0])[0])
+    with pytest.raises(ValueError, match="FlowStack: context must be None, as no flow takes one"):
+        hk.nn.FlowStack([plain, planar, inner])(z, context)
+    with pytest.raises(ValueError, match="MADE: context must be a tensor of shape"):
+        stack(z)
+
+
+def test_stack_hands_its_context_to_code_of_subclasses():
+    class Shifted(hk.nn.MaskedAutoregressiveFlow):
+        def forward(self, z, context=None):
+            return super().forward(z + context)
+
+    z, context = torch.randn(5, 4), torch.randn(5, 4)
+    flow = Shifted(4, [8])
+    torch.testing.assert_close(hk.nn.FlowStack([flow])(z, context), flow(z, context))
+
+
 @each_flow
 @pytest.mark.parametrize("cache_size", [0, 1])
 def test_transform_obeys_torch_distributions(flow, cache_size):

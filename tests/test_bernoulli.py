@@ -20,6 +20,42 @@ def implementation(request):
         yield request.param
 
 
+@pytest.mark.parametrize(
+    ("value", "got"),
+    [
+        (torch.tensor([0, 1, 255], dtype=torch.uint8), "255"),
+        (torch.tensor([0.0, 1.0, 254.0]), "254.0"),
+        (torch.tensor([0.0, -0.5, 1.0]), "-0.5"),
+        (torch.tensor([1.0, 0.0, 1.25]).expand(3, 3), "1.25"),
+    ],
+)
+def test_raw_pixels_are_refused(implementation, value, got):
+    """Wherever they stand; a GPU would have to wait for its values."""
+    logits = torch.zeros(2, 3, 3)
+    for place in range(3):
+        spoiled = value.roll(place, -1)
+        if implementation == "triton":
+            assert bernoulli_log_prob(logits, spoiled).isfinite().all()
+            continue
+        with pytest.raises(ValueError, match=rf"bernoulli_log_prob: value must be in \[0, 1\].* got {got}"):
+            bernoulli_log_prob(logits, spoiled)
+
+
+@pytest.mark.parametrize("at", [0, 5, 700, 1023])
+def test_a_pixel_of_a_long_row_is_refused(implementation, at):
+    for dtype in (torch.float32, torch.float64, torch.uint8):
+        value = torch.zeros(3, 1024, dtype=dtype)
+        value[2, at] = 3
+        if implementation != "triton":
+            with pytest.raises(ValueError, match="must be in"):
+                bernoulli_log_prob(torch.zeros(2, 3, 1024, dtype=torch.float64 if dtype.itemsize > 4 else None), value)
+
+
+def test_rounding_is_no_error():
+    value = torch.tensor([1 + 1e-6, -1e-7, 0.5])
+    assert bernoulli_log_prob(torch.zeros(3), value).isfinite()
+
+
 def test_is_a_distribution():
     """The probabilities of all outcomes of five variables add to 1."""
     logits = 3 * torch.randn(5, dtype=torch.float64)

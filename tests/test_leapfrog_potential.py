@@ -4,6 +4,8 @@ import copy
 import os
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from torch import nn
 import hvae_kernels as hk
 from hvae_kernels import testing
 from hvae_kernels.ops.leapfrog.reference import trajectory
-from hvae_kernels.ops.leapfrog_potential import field, reference
+from hvae_kernels.ops.leapfrog_potential import field, reference, statistics
 
 leapfrog = hk.functional.leapfrog
 FEATURES, PIXELS, ROWS, STEPS = 5, 16, 6, 4
@@ -339,6 +341,31 @@ def test_running_statistics_are_updated_once(as_module, memory):
     end[0].sum().backward()
     torch.testing.assert_close(dict(module.named_buffers()), dict(once.named_buffers()))
     assert all(m.track_running_stats for m in module.modules() if isinstance(m, nn.BatchNorm1d))
+
+
+@each_memory
+@pytest.mark.parametrize("norm", [nn.BatchNorm1d(PIXELS), nn.InstanceNorm1d(PIXELS, track_running_stats=True)])
+def test_running_statistics_are_updated_once_by_each_of_several_threads(memory, norm):
+    """One thread's trajectories hold the statistics while another one's begin."""
+    n_threads, n_calls = 4, 20
+    layers = nn.Linear(FEATURES, 3 * PIXELS), nn.Unflatten(1, (PIXELS, 3)), copy.deepcopy(norm), nn.AvgPool1d(3)
+    module = Decoder(nn.Sequential(*layers)).double()
+    once = copy.deepcopy(module)
+    leaves, barrier = inputs(), threading.Barrier(n_threads)
+
+    def work(_):
+        barrier.wait()
+        for _ in range(n_calls):
+            end = leapfrog(*leaves[:2], module, *leaves[2:], memory=memory)
+            torch.autograd.grad(end[0].sum(), leaves[:1])
+
+    with ThreadPoolExecutor(n_threads) as pool:
+        list(pool.map(work, range(n_threads)))
+    for _ in range(n_threads * n_calls):
+        once(leaves[0])
+    torch.testing.assert_close(dict(module.named_buffers()), dict(once.named_buffers()))
+    assert not statistics._HELD
+    assert not statistics._UPDATING
 
 
 def test_statistics_are_tracked_again_after_an_error():

@@ -1,6 +1,8 @@
 // bernoulli_log_prob on the CPU: checks, allocation, parallel loops. The arithmetic is in kernels/bernoulli.h.
 #include "../kernels/bernoulli.h"
 
+#include <atomic>
+
 #include "rows.h"
 
 namespace hk {
@@ -20,6 +22,9 @@ class Batch {
     const int64_t plane = blocks.rows * blocks.features, replica = at / plane;
     return at - (replica - replica / samples_) * plane;
   }
+
+  // Whether it is the first of those that have this partner.
+  bool comes_first(int64_t at) const { return at / (blocks.rows * blocks.features) % samples_ == 0; }
 
   RowBlocks blocks;
 
@@ -47,6 +52,15 @@ void with_value(const Tensor& value, const F& f) {
   }
 }
 
+// Whether numbers are further from [0, 1] than rounding takes a probability; what is not finite shows in its own row.
+template <class V>
+bool stray(int64_t n, const V* value) {
+  constexpr double kRounding = 1e-3;
+  if (run(AreProbabilities<V>{.n = n, .value = value})) return false;
+  return std::any_of(value, value + n,
+                     [](double x) { return std::isfinite(x) && (x < -kRounding || x > 1 + kRounding); });
+}
+
 // ---- In one dtype ----
 
 template <class T>
@@ -54,15 +68,18 @@ void forward(const Tensor& logits, const Tensor& value, const Tensor& log_prob) 
   const Batch batch(logits);
   const T* ls = data<T>(logits);
   T* to = written<T>(log_prob);
+  std::atomic<bool> sound{true};
   with_value<T>(value, [&]<class V>(const V* xs) {
     batch.blocks.run(
         [&](int64_t at, int64_t, int64_t n, int64_t width, double* sums) {
+          if (batch.comes_first(at) && stray(n * width, xs + batch.partner(at))) sound = false;
           alignas(64) T linear[kRowBlock], e[kRowBlock];
           run(Forward<T, V>{.rows = n, .width = width, .logits = ls + at, .value = xs + batch.partner(at),
                             .linear = linear, .e = e, .sums = sums});
         },
         [&](int64_t first, int64_t n, const double* sums) { store_rows(to, first, n, sums); });
   });
+  STD_TORCH_CHECK(sound, "bernoulli_log_prob: value must be in [0, 1]");
 }
 
 template <class T>

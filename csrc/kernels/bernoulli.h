@@ -3,6 +3,9 @@
 // of which neither part cancels. Derivatives: hvae_kernels/ops/bernoulli/README.md.
 #pragma once
 
+#include <bit>
+#include <type_traits>
+
 #include "elementary.h"
 #include "rows.h"
 
@@ -22,6 +25,21 @@ HK_INLINE T residual(T logit, T x, T small) {
 }
 
 // ---- A block of the batch (rows.h); the value is T or a byte ----
+
+// Whether numbers lie in [0, 1]: as integers, the bits of those above, of all below and of NaN are greater than 1's.
+template <class V>
+struct AreProbabilities {
+  int64_t n;
+  const V* value;
+
+  HK_INLINE bool operator()(auto) const {
+    using Bits = std::conditional_t<sizeof(V) == 1, uint8_t, std::conditional_t<sizeof(V) == 4, uint32_t, uint64_t>>;
+    const V* __restrict xs = value;
+    Bits most = 0;
+    for (int64_t j = 0; j < n; ++j) most = std::max(most, std::bit_cast<Bits>(xs[j]));
+    return most <= std::bit_cast<Bits>(V(1));
+  }
+};
 
 // The product of numbers 1 + q, less 1: all q are at least 0, so that none is too small to count.
 template <class T>

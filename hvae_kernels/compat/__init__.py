@@ -66,7 +66,8 @@ def accelerate(module: nn.Module) -> tuple[nn.Module, Report]:
     Activations are ReLU, ELU, tanh, sigmoid, softplus, GELU and SiLU with their default settings. Before a layer is
     swapped, a copy of it with random float64 parameters has to agree with its fused self. Left alone, by name and
     reason, is every other autoregressive layer: splines and other maps, batch norm, dropout in training mode,
-    preprocessing, other activations, masks that are no staircase, subclasses, parameters that no kernel serves.
+    preprocessing, other activations, masks that are no staircase, subclasses, parameters that no kernel serves. A guide
+    of pyro that makes its flow at its first call is named too: call it once before.
 
     A call that the kernels cannot serve runs the library's own code: under autocast, ``torch.compile``,
     ``torch.export``, ``torch.jit.trace`` or ``torch.func``, under a mode that sees torch's operators (to count, fake or
@@ -105,6 +106,9 @@ def accelerate(module: nn.Module) -> tuple[nn.Module, Report]:
     adapters = _adapters(module, report)
     for name, layer in list(module.named_modules()):
         for adapter in adapters:
+            if isinstance(layer, getattr(adapter, "guides", tuple)()) and layer.transform is None:
+                why = f"{type(layer).__name__} makes its flow at its first call: call it once, then accelerate it"
+                report.left.append((name, why))
             if isinstance(layer, adapter.SLOW):
                 _swap(name, layer, adapter, report)
     return module, report

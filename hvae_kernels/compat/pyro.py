@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import sys
 from dataclasses import replace
 
 import torch
@@ -22,6 +23,12 @@ SLOW = (
     ConditionalAffineAutoregressive,
     *(getattr(transforms, name) for name in (*_OTHERS, "ConditionalNeuralAutoregressive") if hasattr(transforms, name)),
 )
+
+
+def guides() -> tuple[type, ...]:
+    """Classes that make their ``transform`` at their first call; without an import, which nobody may need."""
+    module = sys.modules.get("pyro.infer.autoguide")
+    return () if module is None else (module.AutoNormalizingFlow,)
 
 
 def sizes(layer: AffineAutoregressive | ConditionalAffineAutoregressive) -> tuple[int, int | None]:

@@ -243,6 +243,11 @@ class _Flow(nn.Module):
     #: Whether ``forward`` is the cheap direction when both are at hand; else ``inverse``.
     forward_is_parallel = True
 
+    @property
+    def is_conditional(self) -> bool:
+        """Whether a stack hands its context on to this flow."""
+        return True
+
     def as_transform(self, context: Tensor | None = None, cache_size: int = 0) -> FlowTransform:
         """The flow as a ``torch.distributions`` transform from z to z', given the context."""
         return FlowTransform(self, context, cache_size)
@@ -300,6 +305,12 @@ class InverseAutoregressiveFlow(_Flow):
         self.made = MADE(
             features, hidden_features, 2, context_features, order, activation, hidden_degrees=hidden_degrees
         )
+
+    @property
+    def is_conditional(self) -> bool:
+        """Whether ``made`` takes a context; a subclass may have one of its own."""
+        ours = type(self) in (InverseAutoregressiveFlow, MaskedAutoregressiveFlow) and type(self.made) is MADE
+        return not ours or self.made.context is not None
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """``z (..., d)`` and ``context (..., context_features)`` to ``(z', log_abs_det)``; parallel."""
@@ -379,6 +390,8 @@ class MaskedAutoregressiveFlow(InverseAutoregressiveFlow):
 class FlowStack(_Flow):
     """Flows one after the other; log-determinants add up.
 
+    A context goes to the flows that take one: those of this package without are left out.
+
     Args:
         flows: flows of one number of features, applied in this order by ``forward``.
 
@@ -406,6 +419,11 @@ class FlowStack(_Flow):
             raise _checks.fail("FlowStack", "flows", "at least one flow, all of the same features", f"features {sizes}")
         self.flows = nn.ModuleList(flows)
         (self.features,) = sizes
+
+    @property
+    def is_conditional(self) -> bool:
+        """Whether any flow is."""
+        return any(getattr(flow, "is_conditional", True) for flow in self.flows)
 
     @property
     def forward_is_parallel(self) -> bool:
@@ -457,21 +475,22 @@ class FlowStack(_Flow):
         return cls(flows)
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """All flows in order."""
-        return _compose(self.flows, z, context)
+        """All flows in order; raises ``ValueError`` where no flow takes the context."""
+        return self._compose([(flow, flow) for flow in self.flows], z, context)
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """All inverses in the opposite order."""
-        return _compose((flow.inverse for flow in reversed(self.flows)), z, context)
+        """All inverses in the opposite order; raises as ``forward``."""
+        return self._compose([(flow, flow.inverse) for flow in reversed(self.flows)], z, context)
 
-
-def _compose(directions, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-    _checks.tensors("FlowStack", z=z)
-    total = z.new_zeros(z.shape[:-1])
-    for direction in directions:
-        z, log_abs_det = direction(z, context)
-        total = total + log_abs_det
-    return z, total
+    def _compose(self, directions, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        _checks.tensors("FlowStack", z=z)
+        if context is not None and not self.is_conditional:
+            raise _checks.fail("FlowStack", "context", "None, as no flow takes one", context)
+        total = z.new_zeros(z.shape[:-1])
+        for flow, direction in directions:
+            z, log_abs_det = direction(z, context if getattr(flow, "is_conditional", True) else None)
+            total = total + log_abs_det
+        return z, total
 
 
 class FlowTransform(Transform):

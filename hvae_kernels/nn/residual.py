@@ -27,6 +27,11 @@ class _ForwardFlow(_Flow):
             _checks.integer(type(self).__name__, argument, value, least)
         self.features, self.n_layers = features, n_layers
 
+    @property
+    def is_conditional(self) -> bool:
+        """False, but for code of a subclass."""
+        return type(self) not in (PlanarFlow, RadialFlow)
+
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """There is no formula for it: raises ``NotImplementedError``."""
         raise NotImplementedError(

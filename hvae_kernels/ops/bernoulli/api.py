@@ -17,6 +17,8 @@ _dispatch.register(_dispatch.Op(NAME, ("cpp", "triton", "reference")))
 
 #: What ``value`` may be besides the logits' own dtype.
 BITS = (torch.bool, torch.uint8)
+#: How far outside [0, 1] arithmetic may take a probability; as in csrc/cpu/bernoulli.cpp.
+_ROUNDING = 1e-3
 
 
 def bernoulli_log_prob(logits: Tensor, value: Tensor, event_ndims: int = 1) -> Tensor:
@@ -33,7 +35,7 @@ def bernoulli_log_prob(logits: Tensor, value: Tensor, event_ndims: int = 1) -> T
         logits: ``(..., *event)``.
         value: ``(..., *event)``, whose leading dimensions broadcast against those of ``logits``; no expanded copy is
             made (unless broadcast dimensions lie apart, with others between them). Bits (bool, or uint8 holding 0 and
-            1) or, for soft targets, floating values in [0, 1] of ``logits``' dtype. Values are not checked.
+            1) or, for soft targets, floating values in [0, 1] of ``logits``' dtype.
         event_ndims: how many last dimensions the event has; 0 sums nothing.
 
     Returns:
@@ -45,7 +47,9 @@ def bernoulli_log_prob(logits: Tensor, value: Tensor, event_ndims: int = 1) -> T
     Raises:
         TypeError: ``logits`` is not a floating-point tensor, ``value`` neither of its dtype nor bool or uint8, or
             ``event_ndims`` not an integer.
-        ValueError: shapes or devices do not fit.
+        ValueError: shapes or devices do not fit, or a finite value is more than 0.001 outside [0, 1], as raw pixels are
+            (on the CPU; a GPU, and what torch.compile or vmap make of the reference, take it as it is). Inside a
+            compiled graph it is a RuntimeError.
 
     Source: Kingma and Welling, Auto-encoding variational Bayes, arXiv 1312.6114, appendix C.1, with the sigmoid and
     the logarithm taken together.
@@ -64,6 +68,7 @@ def bernoulli_log_prob(logits: Tensor, value: Tensor, event_ndims: int = 1) -> T
     implementation = _dispatch.resolve(NAME, logits)
     _validate(logits, value, event_ndims)
     if implementation == "reference":
+        _refuse_outside(value)
         return reference.bernoulli_log_prob(logits, value, event_ndims)
     first_event = logits.dim() - event_ndims
     leading, event = logits.shape[:first_event], logits.shape[first_event:]
@@ -73,8 +78,21 @@ def bernoulli_log_prob(logits: Tensor, value: Tensor, event_ndims: int = 1) -> T
     groups, outer, rows = math.prod(leading[:first]), math.prod(leading[first:stop]), math.prod(leading[stop:])
     size = math.prod(event)
     value = value.expand(*shape[:stop], *leading[stop:], *event).reshape(groups, rows, size)
-    log_prob = autograd.call(implementation, logits.reshape(groups, outer, rows, size), value)
+    try:
+        log_prob = autograd.call(implementation, logits.reshape(groups, outer, rows, size), value)
+    except RuntimeError:  # the kernel does not say what it met
+        _refuse_outside(value)
+        raise
     return log_prob.view(leading)
+
+
+def _refuse_outside(value: Tensor) -> None:
+    """Require probabilities, but for rounding, where they can be read without a sync; others show in their rows."""
+    if value.dtype is torch.bool or not _checks.values_readable(value):
+        return
+    outside = value[((value < -_ROUNDING) | (value > 1 + _ROUNDING)) & value.isfinite()]
+    if outside.numel():
+        raise _checks.fail(NAME, "value", "in [0, 1] (divide pixels by 255)", f"{outside[0].item()}")
 
 
 def _broadcast_run(leading: Sequence[int], shape: Sequence[int]) -> tuple[int, int]:

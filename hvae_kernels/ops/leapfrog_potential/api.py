@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterable
 
@@ -9,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from hvae_kernels import _checks, _dispatch, _library
+from hvae_kernels.ops.leapfrog_potential import statistics
 from hvae_kernels.ops.leapfrog_potential.autograd import ReversibleLeapfrog
-from hvae_kernels.ops.leapfrog_potential.field import NAME, Field, functional_gradient, untracked
+from hvae_kernels.ops.leapfrog_potential.field import NAME, Field, functional_gradient, modules_called
 from hvae_kernels.ops.leapfrog_potential.reference import Potential
 from hvae_kernels.ops.leapfrog_update.trajectory import Update, coefficients, transport, update_of
 
@@ -151,13 +153,14 @@ def _unrolled(
         grad, energy = functional_gradient(potential, position.reshape(z.shape))
         return grad if full else grad.detach(), energy
 
-    with untracked(modules) as tracking:
+    with statistics.held(modules) as tracking:
         grad, energy = gradient(z)
         update, state, steps = _flat(energy.shape, z, rho, grad, step_size, tempering)
         flat = state[0].shape
         end = transport(update, *state, lambda position: gradient(position)[0].reshape(flat), *steps)
     if tracking:
-        with torch.no_grad():
+        alone = contextlib.nullcontext() if torch.compiler.is_compiling() else modules_called()
+        with torch.no_grad(), alone:
             potential(z)
     return end[0].reshape(z.shape), end[1].reshape(z.shape)
 

@@ -10,11 +10,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from hvae_kernels import _checks, _live
+from hvae_kernels.ops.leapfrog_potential import statistics
 from hvae_kernels.ops.leapfrog_potential.reference import Potential, gradient_of
 from hvae_kernels.ops.leapfrog_potential.state import Context, Snapshot
 
@@ -72,7 +71,7 @@ class Field:
 
     def _first(self, z: Tensor, position: Tensor, record: bool) -> tuple[Tensor, Tensor]:
         self.shape, self.dtype = z.shape, z.dtype
-        with _modules_called() as called:
+        with modules_called() as called:
             grad, energy = gradient_of(self.potential, position, record)
         self.modes = {module: module.training for module in called}
         return grad, energy
@@ -112,7 +111,7 @@ class Field:
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
         """Hold running statistics as the first evaluation left them."""
-        with untracked(self.modes):
+        with statistics.held(self.modes):
             yield
 
     @contextlib.contextmanager
@@ -126,25 +125,6 @@ class Field:
             raise RuntimeError(f"{NAME}: a module of potential changed its mode before the trajectory was rebuilt")
         with self.context.again(), self.snapshot.restored(NAME), self.held():
             yield
-
-
-@contextlib.contextmanager
-def untracked(modules: Iterable[nn.Module]) -> Iterator[bool]:
-    """Normalisations that leave their running statistics alone; says whether there is any that would not."""
-    tracking = [m for m in modules if isinstance(m, _NormBase) and m.training and m.track_running_stats]
-    # instance norm updates what it holds in any case
-    holding = [(m._buffers, m.running_mean, m.running_var) for m in tracking if isinstance(m, _InstanceNorm)]
-    for module in tracking:
-        module.track_running_stats = False
-    for buffers, _, _ in holding:
-        buffers["running_mean"] = buffers["running_var"] = None
-    try:
-        yield bool(tracking)
-    finally:
-        for module in tracking:
-            module.track_running_stats = True
-        for buffers, mean, var in holding:
-            buffers["running_mean"], buffers["running_var"] = mean, var
 
 
 def functional_gradient(potential: Potential, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -170,14 +150,18 @@ def _compiled_gradient(device: str) -> Callable[[Potential, Tensor], Tensor]:
 
 
 @contextlib.contextmanager
-def _modules_called() -> Iterator[list[nn.Module]]:
-    """Collect the modules that this thread calls; a plain function does not tell in any other way."""
+def modules_called() -> Iterator[list[nn.Module]]:
+    """Collect the modules that this thread calls, which update their running statistics, each when no thread is at it.
+
+    A plain function does not tell in any other way.
+    """
     called: list[nn.Module] = []
-    thread = threading.get_ident()
+    thread, updates = threading.get_ident(), statistics.Updates()
 
     @_live.only_looks
     def collect(module: nn.Module, _) -> None:
         if threading.get_ident() == thread:
+            updates.begin(module)
             called.append(module)
 
     handle = register_module_forward_pre_hook(collect)
@@ -185,6 +169,7 @@ def _modules_called() -> Iterator[list[nn.Module]]:
         yield called
     finally:
         handle.remove()
+        updates.end()
 
 
 def _random_state(device: torch.device) -> tuple[Tensor, ...]:

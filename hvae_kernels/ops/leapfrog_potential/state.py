@@ -19,8 +19,8 @@ from hvae_kernels import _checks, _dispatch
 #: Longer lists and dicts are data, whose entries are not looked at one by one.
 _MANY = 64
 _ABSENT = object()
-#: Buffers that a normalisation in training mode writes and does not read.
-_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+#: What a normalisation in training mode writes and does not read, and whether it does: statistics.py cares for that.
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked", "track_running_stats")
 _HOLDERS = (nn.Module, types.FunctionType, types.MethodType, functools.partial, Distribution, list, tuple, dict)
 _SCOPES = (types.FunctionType, types.MethodType)
 
@@ -153,8 +153,7 @@ def _entries(potential: Callable, called: set[nn.Module]) -> list[_Entry]:
 
 def _tables(module: nn.Module, near: bool, entries: list[_Entry]) -> Iterable[nn.Module]:
     """Add what ``module`` has registered, and return its children."""
-    attributes = vars(module)
-    unread = _STATISTICS if isinstance(module, _NormBase) and module.training else ()
+    attributes, unread = vars(module), _unread(module)
     for table in (attributes.get("_parameters"), attributes.get("_buffers")):
         if table and isinstance(table, dict):  # a scripted module's is not
             for key, value in table.items():
@@ -167,10 +166,14 @@ def _tables(module: nn.Module, near: bool, entries: list[_Entry]) -> Iterable[nn
     return children.values()
 
 
+def _unread(module: nn.Module) -> tuple[str, ...]:
+    return _STATISTICS if isinstance(module, _NormBase) and module.training else ()
+
+
 def _public(module: nn.Module) -> Iterator[tuple[Any, Any, Any]]:
-    attributes = vars(module)
+    attributes, unread = vars(module), ("training", *_unread(module))
     for key, value in list(attributes.items()):
-        if key[0] != "_" and key != "training":
+        if key[0] != "_" and key not in unread:
             yield attributes, key, value
     yield None, "forward", type(module).forward
 
