@@ -312,6 +312,25 @@ def test_a_corrupt_file_is_named_and_can_be_deleted(name, corrupt, finished, tmp
     assert hvae(out, "--resume") == 0
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda row: row.pop("leapfrog_steps"),
+        lambda row: row.update(setting="other"),
+        lambda row: row.update(method=["vb"]),
+        lambda row: row.update(dim="25"),
+        lambda row: row.update(seconds=None),
+        lambda row: row.update(elbo="far"),
+    ],
+)
+def test_rows_of_another_form_are_one_sentence(change, finished, tmp_path, capsys):
+    results = strict_json(finished / "results.json")
+    change(results["rows"][0])
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    assert cli.main(["report", str(tmp_path)]) == 1
+    assert f"{tmp_path / 'results.json'} is corrupt or not a file of this run" in capsys.readouterr().err
+
+
 def test_a_file_that_cannot_be_read_is_not_called_corrupt(finished, tmp_path, capsys):
     out = shutil.copytree(finished, tmp_path / "run")
     path = out / "jobs" / "corrected-d7-vb-K0.pt"

@@ -62,6 +62,15 @@ def test_results(finished):
         assert row["seconds"] > 0
 
 
+@pytest.mark.parametrize("change", [lambda row: row.pop("elbo"), lambda row: row.update(epochs=0)])
+def test_rows_of_another_form_are_one_sentence(change, finished, tmp_path, capsys):
+    results = strict_json(finished / "results.json")
+    change(results["rows"][0])
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    assert cli.main(["report", str(tmp_path)]) == 1
+    assert f"{tmp_path / 'results.json'} is corrupt or not a file of this run" in capsys.readouterr().err
+
+
 def test_report_and_figures(finished, capsys):
     text = (finished / "report.md").read_text()
     capsys.readouterr()

@@ -256,6 +256,15 @@ def test_a_corrupt_file_is_named(name, finished, tmp_path, capsys):
         assert name in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("change", [lambda row: row.pop("gap"), lambda row: row.update(method=1)])
+def test_rows_of_another_form_are_one_sentence(change, finished, tmp_path, capsys):
+    content = results(finished)
+    change(content["rows"][0])
+    (tmp_path / "results.json").write_text(json.dumps(content))
+    assert cli.main(["report", str(tmp_path)]) == 1
+    assert f"{tmp_path / 'results.json'} is corrupt or not a file of this run" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("wrong", ["--epochs=0", "--components=10001", "--priors=x", "--datasets=0", "--seed=-1"])
 def test_wrong_arguments(wrong, tmp_path):
     with pytest.raises(SystemExit):

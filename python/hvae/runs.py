@@ -34,6 +34,15 @@ def unreadable(path: Path) -> StudyError:
     return StudyError(f"{path} is corrupt or not a file of this run: delete it and run the command with --resume")
 
 
+@contextlib.contextmanager
+def understood(path: Path) -> Iterator[None]:
+    """Around code that only reads what a file held: numbers and names that this version does not know are the file's."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
+        raise unreadable(path) from error
+
+
 def integer(minimum: int = 1, maximum: float = math.inf) -> Callable[[str], int]:
     """An argument's type: an integer in a range."""
 

@@ -197,7 +197,10 @@ def _write_results(directory: Path, config: dict[str, Any]) -> None:
     """Collect every finished job in the directory; rows of jobs whose states are not there stay as they are."""
     finished = report.finished_jobs(directory)
     rows = [row for job, state in finished for row in report.rows_of(job, state)]
-    if (directory / "results.json").exists():
-        keys = {job.key for job, _ in finished}
-        rows += [row for row in runs.read_results(directory)[1] if report.job_of(row).key not in keys]
-    runs.write_results(directory, config, sorted(rows, key=report.order))
+    path = directory / "results.json"
+    with runs.understood(path):
+        if path.exists():
+            keys = {job.key for job, _ in finished}
+            rows += [row for row in runs.read_results(directory)[1] if report.job_of(row).key not in keys]
+        rows.sort(key=report.order)
+    runs.write_results(directory, config, rows)

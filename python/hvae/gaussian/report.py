@@ -6,12 +6,13 @@ import functools
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from hvae.gaussian import figures, published, texts
 from hvae.gaussian.data import BATCHES_PER_EPOCH
 from hvae.gaussian.study import FLOORS, METHODS, SETTINGS, Job, method_label
 from hvae.gaussian.train import State
-from hvae.runs import Row, finite, read_results, table, unreadable, write
+from hvae.runs import Row, finite, read_results, table, understood, unreadable, write
 
 
 def rows_of(job: Job, state: State) -> list[Row]:
@@ -32,6 +33,17 @@ def rows_of(job: Job, state: State) -> list[Row]:
 def write_report(directory: Path) -> str:
     """Write ``report.md`` and the figures of a run's directory; returns the report's text."""
     config, rows = read_results(directory)
+    with understood(directory / "results.json"):
+        parts = _tables(config, rows)
+        keys = {job_of(row).key for row in rows}
+    for number, title in enumerate(_drawn(directory, keys), 1):
+        parts += [f"## Figure {number}. {title}", f"![{title}]({figures.name(number)})"] if title else []
+    text = "\n\n".join(part.strip() for part in parts) + "\n"
+    write(directory / "report.md", text.encode())
+    return text
+
+
+def _tables(config: dict[str, Any], rows: list[Row]) -> list[str]:
     versions = ", ".join(f"{name} {version}" for name, version in config["versions"].items())
     parts = ["# The Gaussian study", f"Seed {config['seed']}, {config['datasets']} data sets; {versions}.", texts.NOTES]
     for heading, name, methods, text in texts.TABLES:
@@ -39,23 +51,21 @@ def write_report(directory: Path) -> str:
         if some:
             parts += [f"## {heading}", text, error_table(name, some)]
     parts += ["## Bounds", texts.BOUNDS, bound_table(rows), "## Time", texts.TIME, time_table(rows)]
-    for number, title in enumerate(_drawn(directory, rows), 1):
-        parts += [f"## Figure {number}. {title}", f"![{title}]({figures.name(number)})"] if title else []
-    text = "\n\n".join(part.strip() for part in parts) + "\n"
-    write(directory / "report.md", text.encode())
-    return text
+    return parts
 
 
-def _drawn(directory: Path, rows: list[Row]) -> list[str | None]:
-    """Titles of the figures there are; drawn anew only from all states that the rows came from."""
+def _drawn(directory: Path, keys: set[str]) -> list[str | None]:
+    """Titles of the figures there are; drawn anew only from the states of all the rows' jobs."""
     jobs = finished_jobs(directory)
-    if {job.key for job, _ in jobs} >= {job_of(row).key for row in rows}:
+    if {job.key for job, _ in jobs} >= keys:
         return figures.draw(directory, jobs)
     return [title if (directory / figures.name(i)).exists() else None for i, title in enumerate(figures.TITLES, 1)]
 
 
 def job_of(row: Row) -> Job:
-    """The job that a row is from."""
+    """The job that a row is from; raises ``LookupError`` for one that is not known here."""
+    if row["setting"] not in SETTINGS or row["method"] not in METHODS:
+        raise LookupError(f"{row['setting']}, {row['method']}")
     return Job(row["setting"], row["dim"], row["method"], row["leapfrog_steps"])
 
 

@@ -51,13 +51,14 @@ def row_of(job: Job, state: State, setting: Setting) -> Row:
 def write_report(directory: Path) -> str:
     """Write ``report.md`` and the figures of a run's directory; returns the report's text."""
     config, rows = runs.read_results(directory)
-    versions = ", ".join(f"{name} {version}" for name, version in config["versions"].items())
-    about = (
-        f"Seed {config['seed']}; data {config['data']}: {config['n_train']:,} digits for training, "
-        f"{config['n_validation']:,} for validation, binarisation {config['binarisation']!r}; network "
-        f"{config['network']!r}, batches of {config['batch_size']}; {versions}."
-    )
-    parts = ["# MNIST", about, NOTES, bound_table(rows)]
+    with runs.understood(directory / "results.json"):
+        versions = ", ".join(f"{name} {version}" for name, version in config["versions"].items())
+        about = (
+            f"Seed {config['seed']}; data {config['data']}: {config['n_train']:,} digits for training, "
+            f"{config['n_validation']:,} for validation, binarisation {config['binarisation']!r}; network "
+            f"{config['network']!r}, batches of {config['batch_size']}; {versions}."
+        )
+        parts = ["# MNIST", about, NOTES, bound_table(rows)]
     for title, paths in figures.draw(directory, finished_jobs(directory)).items():
         parts += [f"## {title}", *(f"![{path.stem}]({path.name})" for path in paths)]
     text = "\n\n".join(part.strip() for part in parts) + "\n"

@@ -50,10 +50,11 @@ def row_of(job: Job, state: State) -> Row:
 def write_report(directory: Path) -> str:
     """Write ``report.md`` and the figures of a run's directory; returns the report's text."""
     config, rows = runs.read_results(directory)
-    versions = ", ".join(f"{name} {version}" for name, version in config["versions"].items())
-    about = f"Seed {config['seed']}, {config['epochs']} epochs, {config['components']} pseudo-inputs; {versions}."
-    parts = ["# Priors", about, MODEL, CHOICES, "## Log-likelihood", LIKELIHOOD, likelihood_table(rows)]
-    parts += ["## The weight", WEIGHT, weight_table(rows)]
+    with runs.understood(directory / "results.json"):
+        versions = ", ".join(f"{name} {version}" for name, version in config["versions"].items())
+        about = f"Seed {config['seed']}, {config['epochs']} epochs, {config['components']} pseudo-inputs; {versions}."
+        parts = ["# Priors", about, MODEL, CHOICES, "## Log-likelihood", LIKELIHOOD, likelihood_table(rows)]
+        parts += ["## The weight", WEIGHT, weight_table(rows)]
     for title, path in figures.draw(directory, finished_jobs(directory, config)):
         parts += [f"## {title}", f"![{title}]({path.name})"]
     text = "\n\n".join(part.strip() for part in parts) + "\n"
