@@ -14,7 +14,7 @@ from torch import Tensor
 from benchmarks import registry, results
 from benchmarks.timing import FULL, Candidate, Plan, Timing, interleave
 from hvae_kernels import _dispatch, _library, functional
-from hvae_kernels.ops.leapfrog import autograd, reference
+from hvae_kernels.ops.gaussian_leapfrog import autograd, reference
 
 ROW = registry.GAUSSIAN_LEAPFROG
 SIZES: Mapping[str, int] = {"batch": 10, "features": 25, "steps": 10}

@@ -46,9 +46,9 @@ import hvae_kernels as hk  # noqa: E402
 from benchmarks import results, run  # noqa: E402
 from benchmarks.timing import Candidate, Plan, Timing, interleave  # noqa: E402
 from hvae_kernels import testing  # noqa: E402
-from hvae_kernels.ops.leapfrog import reference as formula  # noqa: E402
-from hvae_kernels.ops.leapfrog_potential import reference  # noqa: E402
-from hvae_kernels.ops.leapfrog_potential.field import INDUCTOR_OPTIONS  # noqa: E402
+from hvae_kernels.ops.gaussian_leapfrog import reference as formula  # noqa: E402
+from hvae_kernels.ops.leapfrog import reference  # noqa: E402
+from hvae_kernels.ops.leapfrog.field import INDUCTOR_OPTIONS  # noqa: E402
 
 LATENT, PIXELS = 64, 784
 #: Steps here take up to seconds: a sample is one call.

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from hvae_kernels import functional
+from hvae_kernels.ops.gaussian_leapfrog import reference as leapfrog
 from hvae_kernels.ops.gaussian_mixture import reference as mixture
-from hvae_kernels.ops.leapfrog import reference as leapfrog
 from hvae_kernels.ops.planar_flow import reference as planar
 from hvae_kernels.ops.radial_flow import reference as radial
 

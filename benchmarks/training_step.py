@@ -38,7 +38,7 @@ from torch.utils.data import DataLoader, TensorDataset  # noqa: E402
 
 from benchmarks import results, run  # noqa: E402
 from benchmarks.timing import FULL, QUICK, Candidate, Plan, Timing, interleave  # noqa: E402
-from hvae_kernels.ops.leapfrog import reference  # noqa: E402
+from hvae_kernels.ops.gaussian_leapfrog import reference  # noqa: E402
 
 DATASETS, SEED = 3, 12345
 LEARNING_RATE, CLIP = 1e-3, 1e-4

@@ -1,11 +1,11 @@
 """Every public function, flat. All are differentiable, draw no random numbers and return new tensors."""
 
-from hvae_kernels.ops.autoregressive import Gate, affine_autoregressive
-from hvae_kernels.ops.bernoulli import bernoulli_log_prob
+from hvae_kernels.ops.affine_autoregressive import Gate, affine_autoregressive
+from hvae_kernels.ops.bernoulli_log_prob import bernoulli_log_prob
+from hvae_kernels.ops.gaussian_leapfrog import dense_gaussian_leapfrog, gaussian_leapfrog, gaussian_leapfrog_vjp
 from hvae_kernels.ops.gaussian_mixture import gaussian_mixture_log_prob, gaussian_mixture_responsibilities
 from hvae_kernels.ops.iwae import dreg_surrogate, iwae_bound, stl_surrogate
-from hvae_kernels.ops.leapfrog import dense_gaussian_leapfrog, gaussian_leapfrog, gaussian_leapfrog_vjp
-from hvae_kernels.ops.leapfrog_potential import leapfrog
+from hvae_kernels.ops.leapfrog import leapfrog
 from hvae_kernels.ops.local_reparam_linear import local_reparam_linear
 from hvae_kernels.ops.masked_linear import masked_linear
 from hvae_kernels.ops.planar_flow import constrain_planar, planar_flow, planar_flow_with_vjp

@@ -36,7 +36,7 @@ class Mutation:
 _KERNEL = "csrc/kernels/gaussian_leapfrog.h"
 _CPU = "csrc/cpu/gaussian_leapfrog.cpp"
 _CPP = "tests/test_contract.py -k gaussian_leapfrog/cpp"
-_TRITON = "hvae_kernels/ops/leapfrog/triton.py"
+_TRITON = "hvae_kernels/ops/gaussian_leapfrog/triton.py"
 _TRITON_TESTS = "tests/test_contract.py -k gaussian_leapfrog/triton"
 _UPDATE = "csrc/kernels/leapfrog_update.h"
 _UPDATE_CPP = "tests/test_contract.py -k leapfrog_update/cpp"
@@ -50,20 +50,20 @@ _SWEEP = "hvae_kernels/ops/autoregressive_network/triton.py"
 _SWEEP_TESTS = "tests/test_contract.py -k autoregressive_inverse/triton and budget"
 _SMALL = "hvae_kernels/ops/autoregressive_network/triton_small.py"
 _SMALL_TESTS = "tests/test_small_made.py"
-_DENSE = "hvae_kernels/ops/leapfrog/dense.py"
+_DENSE = "hvae_kernels/ops/gaussian_leapfrog/dense.py"
 _DENSE_TESTS = "tests/test_contract.py -k dense_gaussian_leapfrog/cpp"
 _TRAJECTORY = "hvae_kernels/ops/leapfrog_update/trajectory.py"
-_LEAP = "hvae_kernels/ops/leapfrog_potential/autograd.py"
-_FIELD = "hvae_kernels/ops/leapfrog_potential/field.py"
-_STATISTICS = "hvae_kernels/ops/leapfrog_potential/statistics.py"
-_LEAP_TESTS = "tests/test_leapfrog_potential.py -k"
-_STATE = "hvae_kernels/ops/leapfrog_potential/state.py"
+_LEAP = "hvae_kernels/ops/leapfrog/autograd.py"
+_FIELD = "hvae_kernels/ops/leapfrog/field.py"
+_STATISTICS = "hvae_kernels/ops/leapfrog/statistics.py"
+_LEAP_TESTS = "tests/test_leapfrog.py -k"
+_STATE = "hvae_kernels/ops/leapfrog/state.py"
 _STATE_TESTS = "tests/test_leapfrog_state.py -k"
 _ROWS = "csrc/kernels/rows.h"
 _TAIL = "csrc/kernels/affine_autoregressive.h"
 _TAIL_CPU = "csrc/cpu/affine_autoregressive.cpp"
 _TAIL_CPP = "tests/test_contract.py -k affine_autoregressive/cpp"
-_TAIL_TRITON = "hvae_kernels/ops/autoregressive/triton.py"
+_TAIL_TRITON = "hvae_kernels/ops/affine_autoregressive/triton.py"
 _TAIL_TRITON_TESTS = "tests/test_contract.py -k affine_autoregressive/triton"
 _TAIL_TESTS = "tests/test_affine_autoregressive.py"
 _RMSPROP = "csrc/kernels/rmsprop.h"
@@ -80,11 +80,11 @@ _RADIAL_CPP = "tests/test_contract.py -k radial_flow/cpp"
 _RADIAL_TESTS = "tests/test_planar_radial.py -k radial and cpp"
 _RADIAL_TRITON = "hvae_kernels/ops/radial_flow/triton.py"
 _RADIAL_TRITON_TESTS = "tests/test_contract.py -k radial_flow/triton"
-_BERNOULLI = "csrc/kernels/bernoulli.h"
+_BERNOULLI = "csrc/kernels/bernoulli_log_prob.h"
 _BERNOULLI_CPP = "tests/test_contract.py -k bernoulli_log_prob/cpp"
-_BERNOULLI_TESTS = "tests/test_bernoulli.py"
-_BERNOULLI_AUTOGRAD = "hvae_kernels/ops/bernoulli/autograd.py"
-_BERNOULLI_TRITON = "hvae_kernels/ops/bernoulli/triton.py"
+_BERNOULLI_TESTS = "tests/test_bernoulli_log_prob.py"
+_BERNOULLI_AUTOGRAD = "hvae_kernels/ops/bernoulli_log_prob/autograd.py"
+_BERNOULLI_TRITON = "hvae_kernels/ops/bernoulli_log_prob/triton.py"
 _BERNOULLI_TRITON_TESTS = "tests/test_contract.py -k bernoulli_log_prob/triton"
 _REPARAM = "csrc/kernels/local_reparam_linear.h"
 _REPARAM_CPU = "csrc/cpu/local_reparam_linear.cpp"
@@ -118,7 +118,7 @@ _FLOWS_TESTS = "tests/test_autoregressive.py"
 MUTATIONS = (
     Mutation(_KERNEL, "return {S(1) - S(2) * q, -(p * e) * (S(1) - q), e, p};", "return {S(1) - q, -(p * e) * (S(1) - q), e, p};", _CPP),
     Mutation(_KERNEL, "C[j] = alpha * (m.s * A[j] + m.c * C[j]);", "C[j] = m.s * A[j] + m.c * C[j];", _CPP),
-    Mutation(_KERNEL, "      A[j] = a;\n", "      A[j] = a;\n      if constexpr (sizeof(S) == sizeof(double)) A[j] = static_cast<float>(a);\n", "tests/test_leapfrog.py -k long_chain and cpp"),
+    Mutation(_KERNEL, "      A[j] = a;\n", "      A[j] = a;\n      if constexpr (sizeof(S) == sizeof(double)) A[j] = static_cast<float>(a);\n", "tests/test_gaussian_leapfrog.py -k long_chain and cpp"),
     Mutation(_KERNEL, "to_z[j] = l[j] + (A[j] * y + B[j] * r);", "to_z[j] = A[j] * y + B[j] * r;", _CPP),
     Mutation(_KERNEL, "to_rho[j] = C[j] * y + D[j] * r;", "to_rho[j] = B[j] * y + D[j] * r;", _CPP),
     Mutation(_KERNEL, "dr[j] = B[j] * a + D[j] * b;", "dr[j] = B[j] * a - D[j] * b;", _CPP),
@@ -132,8 +132,8 @@ MUTATIONS = (
     Mutation(_CPU, "d_loc[r * d + j] = -(tangent[j] * s[4 * d + j]", "d_loc[r * d + j] = (tangent[j] * s[4 * d + j]", _CPP),
     Mutation("csrc/cpu/rows.h", "part < parts; ++part", "part < 1; ++part", _CPP),
     Mutation(_CPU, "shape = {d, K, shared ? 0 : d, step_dim == 0 ? 0 : 1};", "shape = {d, K, 0, step_dim == 0 ? 0 : 1};", _CPP),
-    Mutation(_CPU, "bool fits = same_shape(rho, z) && (", "bool fits = (", "tests/test_leapfrog.py -k bad_input"),
-    Mutation(_CPU, "std::abs(values[i]) <= std::numeric_limits<T>::max()", "true", "tests/test_leapfrog.py -k bad_input"),
+    Mutation(_CPU, "bool fits = same_shape(rho, z) && (", "bool fits = (", "tests/test_gaussian_leapfrog.py -k bad_input"),
+    Mutation(_CPU, "std::abs(values[i]) <= std::numeric_limits<T>::max()", "true", "tests/test_gaussian_leapfrog.py -k bad_input"),
     Mutation(_TRITON, "return 1.0 - 2.0 * q, -(p * e) * (1.0 - q)", "return 1.0 - q, -(p * e) * (1.0 - q)", _TRITON_TESTS),
     Mutation(_TRITON, "tl.store(rho_out + at, C * y + D * r, mask=inside)", "tl.store(rho_out + at, B * y + D * r, mask=inside)", _TRITON_TESTS),
     Mutation(_TRITON, "tl.store(d_rho + at, B * gz + D * gr, mask=inside)", "tl.store(d_rho + at, B * gz - D * gr, mask=inside)", _TRITON_TESTS),
@@ -180,8 +180,8 @@ MUTATIONS = (
     Mutation(_TAIL_TRITON, "            hy = hz - hb\n", "", _TAIL_TRITON_TESTS),
     Mutation(_TAIL_TRITON, "logs += tl.where(mask, log, 0.0)", "logs += log", _TAIL_TRITON_TESTS),
     Mutation("hvae_kernels/_triton/device.py", "n = tl.where(x == x, k, 0.0).to(tl.int32)", "n = k.to(tl.int32) + 1", _TAIL_TRITON_TESTS),
-    Mutation("hvae_kernels/ops/autoregressive/gates.py", "s.clamp(first, second).detach() + (s - s.detach())", "s.clamp(first, second)", _TAIL_TESTS),
-    Mutation("hvae_kernels/ops/autoregressive/autograd.py", "shift if blends(ctx.call.gate) else None", "shift", _TAIL_TESTS),
+    Mutation("hvae_kernels/ops/affine_autoregressive/gates.py", "s.clamp(first, second).detach() + (s - s.detach())", "s.clamp(first, second)", _TAIL_TESTS),
+    Mutation("hvae_kernels/ops/affine_autoregressive/autograd.py", "shift if blends(ctx.call.gate) else None", "shift", _TAIL_TESTS),
     Mutation(_PLANAR, "p = p * r + 8.3332841058e-3;", "p = p * r + 8.3e-3;", _PLANAR_TESTS),
     Mutation(_PLANAR, "return s < 0.5 ? h * h + slope * s : 1 + slope * (s - 1);", "return 1 + slope * (s - 1);", _PLANAR_TESTS),
     Mutation(_PLANAR, "to[l] = slopes[l] * (to[l] + 2 * at[l] * (1 - s) * weight);", "to[l] = slopes[l] * (to[l] + at[l] * (1 - s) * weight);", _PLANAR_CPP),
@@ -220,11 +220,11 @@ MUTATIONS = (
     Mutation(_BERNOULLI, "kLanes = 32, kLogs = 16;", "kLanes = 32, kLogs = 2;", _BERNOULLI_TESTS),
     Mutation(_BERNOULLI, "return logit > T(0) ? difference : -difference;", "return difference;", _BERNOULLI_CPP),
     Mutation(_BERNOULLI, "-gs[j] * hs[j] * (small * large);", "-gs[j] * hs[j] * small;", _BERNOULLI_CPP),
-    Mutation("csrc/cpu/bernoulli.cpp", "return at - (replica - replica / samples_) * plane;", "return at;", _BERNOULLI_CPP),
+    Mutation("csrc/cpu/bernoulli_log_prob.cpp", "return at - (replica - replica / samples_) * plane;", "return at;", _BERNOULLI_CPP),
     Mutation("csrc/cpu/rows.h", "std::fill_n(sums, n, 0.0);", "std::fill_n(sums, 1, 0.0);", _BERNOULLI_CPP),
     Mutation(_BERNOULLI, "most = std::max(most, std::bit_cast<Bits>(xs[j]));", "most = std::bit_cast<Bits>(xs[j]);", _BERNOULLI_TESTS + " -k refused"),
-    Mutation("csrc/cpu/bernoulli.cpp", "% samples_ == 0; }", "% samples_ == samples_; }", _BERNOULLI_TESTS + " -k refused"),
-    Mutation("hvae_kernels/ops/bernoulli/api.py", "(broadcast[stop] or leading[stop] == 1)", "broadcast[stop]", _BERNOULLI_TESTS),
+    Mutation("csrc/cpu/bernoulli_log_prob.cpp", "% samples_ == 0; }", "% samples_ == samples_; }", _BERNOULLI_TESTS + " -k refused"),
+    Mutation("hvae_kernels/ops/bernoulli_log_prob/api.py", "(broadcast[stop] or leading[stop] == 1)", "broadcast[stop]", _BERNOULLI_TESTS),
     Mutation(_BERNOULLI_AUTOGRAD, "d_logits = -grad.unsqueeze(-1) * h", "d_logits = grad.unsqueeze(-1) * h", _BERNOULLI_CPP),
     Mutation(_BERNOULLI_TRITON, "row // (outer * rows) * rows + row % rows", "row % rows", _BERNOULLI_TRITON_TESTS),
     Mutation(_BERNOULLI_TRITON, "tl.where(mask, linear + log1p_unit(decay(logit)), 0.0)", "linear + log1p_unit(decay(logit))", _BERNOULLI_TRITON_TESTS),
@@ -313,7 +313,7 @@ MUTATIONS = (
     Mutation(_SWEEP, "value * d_scale * slope + gl * d_log", "value * d_scale * slope", _SWEEP_TESTS),
     Mutation(_SWEEP, "t0 = tl.maximum(t1 - steps, 0)", "t0 = tl.maximum(t1 - steps, 1)", _SWEEP_TESTS),
     Mutation(_SWEEP, "return p + x * p * rest", "return p", _SWEEP_TESTS),
-    Mutation("csrc/cpu/sweep.h", "std::fill_n(raw(s, layer.down[i]), lanes_, T(0));", "", "tests/test_network_sweep.py -k units_that_no_output_uses"),
+    Mutation("csrc/cpu/sweep.h", "std::fill_n(raw(s, layer.down[i]), lanes_, T(0));", "", "tests/test_autoregressive_network.py -k units_that_no_output_uses"),
     Mutation(_SMALL, "(term < terms)[:, None] & inside[None, :] & (out_degree[None, :] >= in_degree[:, None])", "(term < terms)[:, None] & inside[None, :]", _SMALL_TESTS),
     Mutation(_SMALL, "        connected = (term < terms)[:, None] & inside[None, :]", "        connected = inside[None, :]", _SMALL_TESTS),
     Mutation(_SMALL, "== at // _TERMS", "== 0", _SMALL_TESTS),
@@ -323,24 +323,24 @@ MUTATIONS = (
     Mutation("csrc/cpu/sweep.h", "if (stage.residual != kNone) accumulate", "if (false) accumulate", _NETWORK_CPP),
     Mutation("csrc/cpu/sweep.h", "if (net_.stages[reader].residual == s) accumulate(raw(reader, unit), c);", "", _NETWORK_CPP),
     Mutation("csrc/cpu/sweep.h", "for (int64_t s = last(); s > source; --s) {", "for (int64_t s = source + 1; s == source + 1; ++s) {", _NETWORK_CPP),
-    Mutation("csrc/cpu/autoregressive_backward.cpp", "const T sign = inverse ? T(-1) : T(1);\n  const bool in_tiles", "const T sign = T(1);\n  const bool in_tiles", _NETWORK_CPP),
-    Mutation("csrc/cpu/autoregressive_backward.cpp", "sweep.raw(s, unit)[i] * sweep.ungated(s, unit)[i]", "sweep.raw(s, unit)[i]", _NETWORK_CPP),
-    Mutation("csrc/kernels/network.h", "raw[i] = v * p.d_scale * blend + h[i] * p.d_log;\n        shift[i] = v * p.rest;\n        g[i] = v * p.scale;", "raw[i] = v * p.d_scale * blend;\n        shift[i] = v * p.rest;\n        g[i] = v * p.scale;", _NETWORK_CPP),
-    Mutation("csrc/kernels/network.h", "x[i] = (y[i] - p.rest * shift[i]) / p.scale;", "x[i] = (y[i] - shift[i]) / p.scale;", _NETWORK_CPP),
-    Mutation("csrc/kernels/network.h", "double sum = sums[r];", "T sum = sums[r];", "tests/test_contract.py -k autoregressive and cpp and long_sums"),
+    Mutation("csrc/cpu/autoregressive_network_backward.cpp", "const T sign = inverse ? T(-1) : T(1);\n  const bool in_tiles", "const T sign = T(1);\n  const bool in_tiles", _NETWORK_CPP),
+    Mutation("csrc/cpu/autoregressive_network_backward.cpp", "sweep.raw(s, unit)[i] * sweep.ungated(s, unit)[i]", "sweep.raw(s, unit)[i]", _NETWORK_CPP),
+    Mutation("csrc/kernels/autoregressive_network.h", "raw[i] = v * p.d_scale * blend + h[i] * p.d_log;\n        shift[i] = v * p.rest;\n        g[i] = v * p.scale;", "raw[i] = v * p.d_scale * blend;\n        shift[i] = v * p.rest;\n        g[i] = v * p.scale;", _NETWORK_CPP),
+    Mutation("csrc/kernels/autoregressive_network.h", "x[i] = (y[i] - p.rest * shift[i]) / p.scale;", "x[i] = (y[i] - shift[i]) / p.scale;", _NETWORK_CPP),
+    Mutation("csrc/kernels/autoregressive_network.h", "double sum = sums[r];", "T sum = sums[r];", "tests/test_contract.py -k autoregressive and cpp and long_sums"),
     Mutation("csrc/kernels/tile.h", "return i < ends[u]; });", "return i <= ends[u]; });", _MASKED_CPP),
     Mutation("csrc/kernels/tile.h", "return at + i < limits[u]; });", "return at + i <= limits[u]; });", _MASKED_CPP),
     Mutation("csrc/kernels/tile.h", "ascending &= index[at + i] == index[at] + i;", "ascending &= true;", _MASKED_CPP),
     Mutation("csrc/kernels/gaussian_leapfrog.h", "stream<Set>(*vectors<Set>(map.C + j) * y", "stream<Set>(*vectors<Set>(map.B + j) * y", "tests/test_cpu_sets.py -k past_the_caches"),
     Mutation("csrc/kernels/sets.h", "for (; i < n; ++i) to[i] = from[i];\n}", "}", "tests/test_cpu_sets.py -k past_the_caches"),
-    Mutation("csrc/cpu/autoregressive_backward.cpp", "blind / kMostUnits * kMostUnits", "blind / kMostUnits * kMostUnits + kMostUnits", "tests/test_cpu_sets.py -k narrow"),
-    Mutation("csrc/cpu/autoregressive_backward.cpp", "for (const auto& part : all) total += part->biases_[s][unit];", "total += all[0]->biases_[s][unit];", "tests/test_cpu_sets.py -k narrow"),
+    Mutation("csrc/cpu/autoregressive_network_backward.cpp", "blind / kMostUnits * kMostUnits", "blind / kMostUnits * kMostUnits + kMostUnits", "tests/test_cpu_sets.py -k narrow"),
+    Mutation("csrc/cpu/autoregressive_network_backward.cpp", "for (const auto& part : all) total += part->biases_[s][unit];", "total += all[0]->biases_[s][unit];", "tests/test_cpu_sets.py -k narrow"),
     Mutation("csrc/kernels/planar_flow.h", "x + j * kColumns + l + v * kWidth", "x + j * kColumns + v * kWidth", "tests/test_contract.py -k planar_flow/cpp and budget"),
     Mutation("csrc/kernels/tile.h", "(kFirst + kIndex / 2 + kIndex % 2 * n)", "(kFirst + kIndex / 2 + kIndex % 2 * (n - 1))", _MASKED_CPP),
     Mutation("csrc/cpu/tile.h", "d = ~d;", "d = -d;", _MASKED_CPP),
     Mutation("csrc/kernels/tile.h", "kCopied = 128;", "kCopied = 1 << 12;", "tests/test_contract.py -k masked_linear/cpp and extremes"),
     Mutation("csrc/cpu/weight_grad.h", "std::min(lanes, counts[u] - p * lanes)", "lanes", _MASKED_CPP),
-    Mutation(_SWEEP, "_write(tile, net.stages[S].raw, group, zeros)", "pass", "tests/test_network_sweep.py -k units_that_no_output_uses"),
+    Mutation(_SWEEP, "_write(tile, net.stages[S].raw, group, zeros)", "pass", "tests/test_autoregressive_network.py -k units_that_no_output_uses"),
     Mutation(_DENSE, "return product + product.mT", "return 2 * product", _DENSE_TESTS),
     Mutation("csrc/cpu/weight_grad.h", "counts[last - 1] - p * lanes + kGroupLanes<T> - 1", "counts[first] - p * lanes + kGroupLanes<T> - 1", _MASKED_CPP),
     Mutation("python/hvae/runs.py", 'if state.pop("sha256") != _checksum(state):', 'if state.pop("sha256") == "":', "tests/test_runs.py -k flipped"),
@@ -367,8 +367,8 @@ MUTATIONS = (
     Mutation(_STATE, "put(then)", "pass", f"{_STATE_TESTS} those_of_the_forward"),
     Mutation(_FIELD, 'if hasattr(node, "variable"):', "if False:", f"{_LEAP_TESTS} params"),
     Mutation("hvae_kernels/_library.py", "not torch.is_grad_enabled()", "not torch.is_inference_mode_enabled()", _CPP),
-    Mutation("hvae_kernels/nn/hamiltonian.py", "temperature[..., 1:] / temperature[..., :-1]", "temperature[..., :-1] / temperature[..., 1:]", "tests/test_leapfrog.py"),
-    Mutation("hvae_kernels/ops/leapfrog/reference.py", "rho = alpha * (rho - step / 2 * grad)", "rho = alpha * (rho - step * grad)", "tests/test_leapfrog.py"),
+    Mutation("hvae_kernels/nn/hamiltonian.py", "temperature[..., 1:] / temperature[..., :-1]", "temperature[..., :-1] / temperature[..., 1:]", "tests/test_gaussian_leapfrog.py"),
+    Mutation("hvae_kernels/ops/gaussian_leapfrog/reference.py", "rho = alpha * (rho - step / 2 * grad)", "rho = alpha * (rho - step * grad)", "tests/test_gaussian_leapfrog.py"),
     Mutation("python/hvae/regression.py", "layer.weight_loc + layer.weight_log_scale.exp() * noise", "layer.weight_loc", "tests/test_regression.py"),
     Mutation("python/hvae/regression.py", "precision.diagonal().rsqrt()", "torch.linalg.inv(precision).diagonal().sqrt()", "tests/test_regression.py"),
     Mutation(_COMPAT, "if seen is None or not seen.again(masks):", "if seen is None:", _COMPAT_TESTS + " -k copies"),
@@ -417,7 +417,7 @@ MUTATIONS = (
     Mutation(_FLOWS, "usable = self._is_recorded or not torch.is_grad_enabled()", "usable = True", _FLOWS_TESTS + " -k gradients_that"),
     Mutation(_FLOWS, "kept._is_recorded = False", "pass", _FLOWS_TESTS + " -k gradients_that"),
     Mutation(_FLOWS, "and self._seen.again(self._read())", "", _FLOWS_TESTS + " -k cached_pair"),
-    Mutation("hvae_kernels/nn/hamiltonian.py", "and _live.runs_only(potential, GaussianPotential.forward)", "", "tests/test_leapfrog.py -k more_than"),
+    Mutation("hvae_kernels/nn/hamiltonian.py", "and _live.runs_only(potential, GaussianPotential.forward)", "", "tests/test_gaussian_leapfrog.py -k more_than"),
     Mutation("hvae_kernels/compat/_made.py", "(dropout.p and dropout.training)", "False", _COMPAT_TESTS + " -k dropout"),
 )  # fmt: skip
 

@@ -16,20 +16,20 @@ from torch import Tensor
 from hvae_kernels import _dispatch
 from hvae_kernels import functional as F
 from hvae_kernels.ops import autoregressive_network
-from hvae_kernels.ops.autoregressive import autograd as autoregressive_autograd
-from hvae_kernels.ops.autoregressive import gates as autoregressive_gates
-from hvae_kernels.ops.autoregressive import reference as autoregressive_reference
+from hvae_kernels.ops.affine_autoregressive import autograd as autoregressive_autograd
+from hvae_kernels.ops.affine_autoregressive import gates as autoregressive_gates
+from hvae_kernels.ops.affine_autoregressive import reference as autoregressive_reference
 from hvae_kernels.ops.autoregressive_network import autograd as network_autograd
 from hvae_kernels.ops.autoregressive_network import reference as network_reference
 from hvae_kernels.ops.autoregressive_network.network import flattened
-from hvae_kernels.ops.bernoulli import autograd as bernoulli_autograd
-from hvae_kernels.ops.bernoulli import reference as bernoulli_reference
+from hvae_kernels.ops.bernoulli_log_prob import autograd as bernoulli_autograd
+from hvae_kernels.ops.bernoulli_log_prob import reference as bernoulli_reference
+from hvae_kernels.ops.gaussian_leapfrog import autograd as leapfrog_autograd
+from hvae_kernels.ops.gaussian_leapfrog import reference as leapfrog_reference
 from hvae_kernels.ops.gaussian_mixture import autograd as mixture_autograd
 from hvae_kernels.ops.gaussian_mixture import reference as mixture_reference
 from hvae_kernels.ops.iwae import autograd as iwae_autograd
 from hvae_kernels.ops.iwae import reference as iwae_reference
-from hvae_kernels.ops.leapfrog import autograd as leapfrog_autograd
-from hvae_kernels.ops.leapfrog import reference as leapfrog_reference
 from hvae_kernels.ops.leapfrog_update import autograd as update_autograd
 from hvae_kernels.ops.leapfrog_update import leapfrog_update
 from hvae_kernels.ops.leapfrog_update import reference as update_reference

@@ -11,8 +11,8 @@ from opspecs import autoregressive_inputs
 
 import hvae_kernels as hk
 from hvae_kernels import testing
-from hvae_kernels.ops.autoregressive import reference
-from hvae_kernels.ops.autoregressive.gates import DEFAULTS
+from hvae_kernels.ops.affine_autoregressive import reference
+from hvae_kernels.ops.affine_autoregressive.gates import DEFAULTS
 
 F = hk.functional
 #: Where there is a GPU, Triton compiles for it and has no business with these CPU tensors.

@@ -19,7 +19,7 @@ from hvae_kernels import testing
 from hvae_kernels.functional import Gate
 from hvae_kernels.nn import autoregressive
 from hvae_kernels.ops import autoregressive_network
-from hvae_kernels.ops.autoregressive.gates import NUMBERS
+from hvae_kernels.ops.affine_autoregressive.gates import NUMBERS
 from hvae_kernels.ops.autoregressive_network import ACTIVATIONS, reference
 from hvae_kernels.ops.autoregressive_network import autograd as network_autograd
 

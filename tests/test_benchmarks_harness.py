@@ -384,7 +384,7 @@ def test_study_tables_are_taken_from_the_report(tmp_path):
 
 
 def test_accelerate_benchmark_measures_every_library(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(accelerate, "QUICK", BRIEF)
+    monkeypatch.setattr(accelerate, "FULL", BRIEF)
     monkeypatch.setattr(accelerate, "SLOW", 0.001)
     assert accelerate.main(["--tiny", "--out", str(tmp_path)]) == 0
     (path,) = tmp_path.glob("accelerate-*.csv")

@@ -1,477 +1,669 @@
-"""Properties of the Hamiltonian flow that no implementation can fake, and the errors for bad input."""
+"""``leapfrog`` through any potential: equal to autograd through the unrolled formula, and what it promises beside."""
 
-import math
+import copy
 import os
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from opspecs import gaussian_inputs
-from torch.nn.modules.module import register_module_forward_hook
-from torch.nn.utils import prune
+from torch import nn
 
 import hvae_kernels as hk
 from hvae_kernels import testing
-from hvae_kernels.ops.leapfrog import reference
+from hvae_kernels.ops.gaussian_leapfrog.reference import trajectory
+from hvae_kernels.ops.leapfrog import field, reference, statistics
 
-F = hk.functional
-#: Where there is a GPU, Triton compiles for it and has no business with these CPU tensors.
-INTERPRETED = ("triton",) if os.environ.get("TRITON_INTERPRET") == "1" else ()
-IMPLEMENTATIONS = ("reference", "cpp", *INTERPRETED)
-SCHEDULES = ("none", "quadratic", "quadratic-beta", "free")
-each_implementation = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+leapfrog = hk.functional.leapfrog
+FEATURES, PIXELS, ROWS, STEPS = 5, 16, 6, 4
+each_memory = pytest.mark.parametrize("memory", ["reversible", "store"])
 
 
 def double(*shape):
     return torch.randn(shape, dtype=torch.float64)
 
 
-@pytest.fixture(autouse=True)
-def double_precision():
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(before)
+class Decoder(nn.Module):
+    """``-log p(x, z)`` up to a constant, Bernoulli pixels."""
+
+    def __init__(self, network, features=FEATURES):
+        super().__init__()
+        self.network = network
+        self.register_buffer("x", torch.rand(ROWS, PIXELS))
+
+    def forward(self, z):
+        logits = self.network(z).flatten(1)
+        fit = nn.functional.binary_cross_entropy_with_logits(logits, self.x[: len(z)], reduction="none")
+        return fit.sum(-1) + z.flatten(1).square().sum(-1) / 2
 
 
-# ---- Properties ----
+def mlp():
+    return Decoder(nn.Sequential(nn.Linear(FEATURES, 20), nn.Softplus(), nn.Linear(20, PIXELS)))
 
 
-@each_implementation
-@given(
-    rows=st.integers(0, 9),
-    features=st.integers(1, 40),
-    n_steps=st.integers(0, 12),
-    step=st.sampled_from(["scalar", "features", "steps"]),
-    seed=st.integers(0, 99),
-)
-def test_any_shape_matches_reference(implementation, rows, features, n_steps, step, seed):
-    torch.manual_seed(seed)
-    inputs = gaussian_inputs(torch.float64, "cpu", shape=(rows, features), n_steps=n_steps, step=step)
-    with hk.use_impl(implementation):
-        results = F.gaussian_leapfrog(*inputs)
-    torch.testing.assert_close(results, reference.gaussian_leapfrog(*inputs))
+def batch_norm():
+    layers = nn.BatchNorm1d(FEATURES), nn.Linear(FEATURES, 20), nn.Softplus(), nn.BatchNorm1d(20)
+    return Decoder(nn.Sequential(*layers, nn.Linear(20, PIXELS)))
 
 
-@each_implementation
-@given(step_size=st.floats(1e-3, 0.9), n_steps=st.integers(1, 10), seed=st.integers(0, 99))
-def test_reversible(implementation, step_size, n_steps, seed):
-    """Divide by the tempering, flip the momentum, step again, flip: back at the start, one step at a time."""
-    torch.manual_seed(seed)
-    z, rho, precision, loc = double(5, 3), double(5, 3), double(3).exp(), double(3)
-    tempering = 0.5 + torch.rand(n_steps)
-    one, step = torch.ones(1), torch.tensor(step_size)
-    with hk.use_impl(implementation):
-        end, momentum = F.gaussian_leapfrog(z, rho, precision, loc, step, tempering)
-        for alpha in tempering.flip(0):
-            end, momentum = F.gaussian_leapfrog(end, -momentum / alpha, precision, loc, step, one)
-            momentum = -momentum
-    growth = (1 + precision.max().item() * step_size) ** (2 * n_steps)
-    torch.testing.assert_close((end, momentum), (z, rho), rtol=0, atol=1e-13 * growth)
+def convolution():
+    layers = (
+        nn.Linear(FEATURES, 8),
+        nn.Unflatten(1, (2, 2, 2)),
+        nn.Conv2d(2, 3, 3, padding=1, bias=False),
+        nn.BatchNorm2d(3),
+    )
+    return Decoder(nn.Sequential(*layers, nn.Softplus(), nn.Upsample(scale_factor=2), nn.Conv2d(3, 1, 3, padding=1)))
 
 
-@pytest.mark.parametrize("implementation", ["cpp", *INTERPRETED])
-def test_a_long_chain_costs_no_digits(implementation):
-    """Its maps are composed in double: in float32, results and gradients to one unit in the last place."""
-    inputs = gaussian_inputs(torch.float32, "cpu", shape=(70, 33), n_steps=200)[:5]
-    inputs = [*inputs, torch.ones(200, dtype=torch.float32)]
-    seeds = torch.randn(2, 70, 33, dtype=torch.float32)
-
-    def run(op, dtype):
-        leaves = [x.to(dtype).requires_grad_() for x in inputs]
-        results = op(*leaves)
-        return *results, *torch.autograd.grad(results, leaves, tuple(seeds.to(dtype)))
-
-    oracle = run(reference.gaussian_leapfrog, torch.float64)
-    with hk.use_impl(implementation):
-        results = run(F.gaussian_leapfrog, torch.float32)
-    assert max(map(testing.relative_error, results, oracle)) <= torch.finfo(torch.float32).eps
+POTENTIALS = {"mlp": mlp, "batch norm": batch_norm, "convolution": convolution}
+STEP_SHAPES = {"scalar": (), "features": (FEATURES,), "steps": (STEPS, FEATURES)}
 
 
-@each_implementation
-def test_jacobian_determinant(implementation):
-    """``prod_k alpha_k^d`` for (z, rho), by autograd's full Jacobian."""
-    _, _, *parameters = gaussian_inputs(torch.float64, "cpu", shape=(4, 3), n_steps=5)
-
-    def flow(state):
-        return torch.cat(F.gaussian_leapfrog(state[:3], state[3:], *parameters))
-
-    with hk.use_impl(implementation):
-        jacobian = torch.func.jacrev(flow)(double(6))
-    torch.testing.assert_close(torch.linalg.det(jacobian), parameters[-1].prod() ** 3)
+def inputs(dtype=torch.float64, shape=(ROWS, FEATURES), step=(), n_steps=STEPS):
+    """``z, rho, step_size, tempering``, leaves."""
+    z, rho = torch.randn(2, *shape, dtype=torch.float64).to(dtype)
+    step_size, tempering = 0.05 + 0.1 * torch.rand(step).to(dtype), 0.7 + 0.4 * torch.rand(n_steps).to(dtype)
+    return [x.requires_grad_() for x in (z, rho, step_size, tempering)]
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("n_steps", [0, 1, 4])
-def test_flow_preserves_volume(schedule, n_steps):
-    """The map (z, gamma) -> (z_K, rho_K) has determinant 1 for every schedule: ``log_abs_det`` is exactly zero."""
-    flow = hk.nn.HamiltonianFlow(3, n_steps, tempering=schedule, init_step_size=0.3)
-    potential = hk.nn.GaussianPotential(double(3).exp(), double(3))
-
-    def transport(state):
-        z, rho, log_abs_det = flow(state[:3], state[3:], potential)
-        assert log_abs_det.shape == ()
-        assert log_abs_det == 0
-        return torch.cat([z, rho])
-
-    jacobian = torch.func.jacrev(transport)(double(6))
-    torch.testing.assert_close(torch.linalg.slogdet(jacobian).logabsdet, torch.tensor(0.0), rtol=0, atol=1e-12)
+def results_and_gradients(op, potential, leaves, **options):
+    """Both results, gradients of the inputs, and those of all parameters as one vector."""
+    z, rho, step_size, tempering = leaves
+    end = op(z, rho, potential, step_size, tempering, **options)
+    torch.manual_seed(1)
+    loss = sum((x * torch.randn(x.shape, dtype=torch.float64)).sum() + x.sin().sum() for x in end)
+    of_inputs, of_parameters = (
+        torch.autograd.grad(loss, x, retain_graph=True) for x in (leaves, [*potential.parameters()])
+    )
+    return *end, *of_inputs, torch.cat([x.flatten() for x in of_parameters])
 
 
-@each_implementation
-def test_energy_error_is_second_order(implementation):
-    """Over a fixed time the energy error of untempered leapfrog falls by four when the step is halved."""
-    z, rho, precision, loc = double(1000, 3), double(1000, 3), torch.tensor([0.5, 1.0, 2.0]), double(3)
-
-    def energy(z, rho):
-        return 0.5 * (precision * (z - loc).square() + rho.square()).sum(-1)
-
-    errors = []
-    with hk.use_impl(implementation):
-        for n_steps in (20, 40, 80):
-            step = torch.tensor(1.0 / n_steps)
-            end = F.gaussian_leapfrog(z, rho, precision, loc, step, torch.ones(n_steps))
-            errors.append((energy(*end) - energy(z, rho)).abs().max().item())
-    assert errors[0] / errors[1] == pytest.approx(4, rel=0.05)
-    assert errors[1] / errors[2] == pytest.approx(4, rel=0.05)
+def to(dtype, potential, leaves):
+    """Copies in another precision."""
+    return copy.deepcopy(potential).to(dtype), [x.detach().to(dtype).requires_grad_() for x in leaves]
 
 
-def test_nothing_saved_beyond_inputs():
-    """The collapsed op keeps its inputs alone, however many steps; the plain formula keeps every step."""
-    for n_steps in (1, 100):
-        inputs = gaussian_inputs(torch.float32, "cpu", shape=(64, 8), n_steps=n_steps)
-        inputs = [x.requires_grad_() for x in inputs]
-        assert testing.saved_bytes(lambda i=inputs: F.gaussian_leapfrog(*i), inputs) == 0
-    assert testing.saved_bytes(lambda: reference.gaussian_leapfrog(*inputs), inputs) > 100 * 64 * 8 * 4
+# ---- The law ----
 
 
-@each_implementation
-def test_vjp_is_the_backward_pass(implementation):
-    """As a function of its own: the same gradients, differentiable again, and held to its arguments."""
-    inputs = [x.requires_grad_() for x in gaussian_inputs(torch.float64, "cpu", shape=(5, 3), step="scalar")]
-    upstream = double(5, 3), double(5, 3)
-    expected = torch.autograd.grad(reference.gaussian_leapfrog(*inputs), inputs, upstream, create_graph=True)
-    curvature = torch.autograd.grad(sum(g.sin().sum() for g in expected), inputs)
-    with hk.use_impl(implementation):
-        gradients = F.gaussian_leapfrog_vjp(*upstream, *inputs)
-        torch.testing.assert_close(gradients, expected)
-        torch.testing.assert_close(torch.autograd.grad(sum(g.sin().sum() for g in gradients), inputs), curvature)
-        with torch.no_grad():
-            torch.testing.assert_close(F.gaussian_leapfrog_vjp(*upstream, *inputs), expected)
-        with pytest.raises(ValueError, match="grad_rho must be of z's shape"):
-            F.gaussian_leapfrog_vjp(upstream[0], upstream[1][:2], *inputs)
-        with pytest.raises(ValueError, match=r"gaussian_leapfrog_vjp: loc must be of shape \(3,\)"):
-            F.gaussian_leapfrog_vjp(*upstream, *inputs[:3], double(4), *inputs[4:])
-        with pytest.raises(ValueError, match="step_size must be finite, got nan"):
-            F.gaussian_leapfrog_vjp(*upstream, *inputs[:4], torch.tensor(math.nan), inputs[5])
-        with pytest.raises(TypeError, match="grad_z must be a tensor"):
-            F.gaussian_leapfrog_vjp(None, upstream[1], *inputs)
-        half = [x.detach().bfloat16() for x in (*upstream, *inputs)]
-        with torch.autocast("cpu", torch.bfloat16):
-            assert {g.dtype for g in F.gaussian_leapfrog_vjp(*half)} == {torch.float32}
+@each_memory
+@pytest.mark.parametrize("step", STEP_SHAPES)
+@pytest.mark.parametrize("name", POTENTIALS)
+def test_equals_autograd_through_the_formula(name, step, memory):
+    potential, leaves = to(torch.float64, POTENTIALS[name](), inputs(step=STEP_SHAPES[step]))
+    exact = results_and_gradients(reference.leapfrog, copy.deepcopy(potential), leaves)
+    ours = results_and_gradients(leapfrog, potential, leaves, memory=memory)
+    for result, oracle in zip(ours, exact, strict=True):
+        assert testing.relative_error(result, oracle) < 1e-8
 
 
-def test_dense_with_diagonal_precision_is_the_diagonal_op():
-    z, rho, precision, loc, step, tempering = gaussian_inputs(torch.float64, "cpu", shape=(6, 4))
-    dense = F.dense_gaussian_leapfrog(z, rho, torch.diag(precision), loc, step, tempering)
-    torch.testing.assert_close(dense, F.gaussian_leapfrog(z, rho, precision, loc, step, tempering))
+@each_memory
+@pytest.mark.parametrize("name", POTENTIALS)
+def test_float32_is_as_exact_as_the_formula(name, memory):
+    potential = POTENTIALS[name]()
 
+    def run(op, leaves, **options):
+        return results_and_gradients(op, *to(leaves[0].dtype, potential, leaves), **options)
 
-def test_dense_sees_the_symmetric_part_only():
-    z, rho, loc = double(6, 4), double(6, 4), double(4)
-    skew = double(4, 4)
-    precision = torch.eye(4) + (skew - skew.mT)
-    rest = loc, torch.tensor(0.1), torch.ones(3)
-    torch.testing.assert_close(
-        F.dense_gaussian_leapfrog(z, rho, precision, *rest), F.dense_gaussian_leapfrog(z, rho, torch.eye(4), *rest)
+    testing.assert_as_exact(
+        lambda *leaves: run(leapfrog, leaves, memory=memory),
+        lambda *leaves: run(reference.leapfrog, leaves),
+        lambda: inputs(torch.float32, step=(FEATURES,), n_steps=15),
     )
 
 
-# ---- The modules ----
+@each_memory
+def test_detached_takes_gradients_of_the_potential_for_constants(memory):
+    potential, leaves = to(torch.float64, mlp(), inputs(step=(FEATURES,)))
+
+    def gradients(op, **options):
+        end = op(leaves[0], leaves[1], potential, *leaves[2:], gradient="detached", **options)
+        assert not any(p.grad for p in potential.parameters())
+        return *end, *torch.autograd.grad(end[0].sin().sum() + end[1].cos().sum(), leaves)
+
+    torch.testing.assert_close(gradients(leapfrog, memory=memory), gradients(reference.leapfrog))
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
-def test_schedules(schedule):
-    flow = hk.nn.HamiltonianFlow(2, 4, tempering=schedule, init_temperature=3.0)
-    initial, alpha = flow.temperatures()
-    temperature = torch.cat([initial, initial * alpha.cumprod(0)])
-    k = torch.arange(5.0)
-    expected = {
-        "none": torch.ones(5),
-        "quadratic": 1 + 2 * (1 - k**2 / 16),
-        "quadratic-beta": torch.sqrt(1 + 8 * (1 - k**2 / 16)),
-        "free": 3 ** (1 - k / 4),
-    }[schedule]
-    torch.testing.assert_close(temperature, expected)
-    torch.testing.assert_close(flow.step_size, torch.full((2,), 0.005))
-
-
-def test_flow_without_steps_is_the_identity():
-    flow = hk.nn.HamiltonianFlow(3, 0)
-    z, gamma = double(4, 3), double(4, 3)
-    end = flow(z, gamma, lambda position: position.square().sum(-1))
-    torch.testing.assert_close(end[:2], (z, gamma))
-
-
-@pytest.mark.parametrize("schedule", SCHEDULES)
-def test_any_potential_takes_the_same_path(schedule):
-    """A callable potential, differentiated by autograd, gives the fused path's results and gradients."""
-    flow = hk.nn.HamiltonianFlow(3, 3, tempering=schedule, init_step_size=0.2)
-    precision, loc = torch.nn.Parameter(double(3).exp().detach()), torch.nn.Parameter(double(3))
-    z, gamma = double(5, 3).requires_grad_(), double(5, 3).requires_grad_()
+@each_memory
+@pytest.mark.parametrize("step", ["scalar", "features", "steps"])
+def test_gaussian_potential_agrees_with_the_collapsed_map(step, memory):
+    z, rho, step_size, tempering = leaves = inputs(step=STEP_SHAPES[step])
+    precision, loc = (x.requires_grad_() for x in (double(FEATURES).exp(), double(FEATURES)))
     potential = hk.nn.GaussianPotential(precision, loc)
-    leaves = [z, gamma, *flow.parameters(), *potential.parameters()]
-
-    def gradients(energy):
-        z_final, rho_final, _ = flow(z, gamma, energy)
-        return z_final, torch.autograd.grad((z_final.sin() + rho_final.cos()).sum(), leaves)
-
-    torch.testing.assert_close(gradients(potential), gradients(lambda position: potential(position)))
-
-
-def test_gradient_evaluations_are_one_more_than_steps():
-    calls = []
-    flow = hk.nn.HamiltonianFlow(3, 7)
-    flow(double(5, 3), double(5, 3), lambda z: calls.append(1) or z.square().sum(-1))
-    assert len(calls) == 8
+    ours = leapfrog(z, rho, potential, step_size, tempering, memory=memory)
+    collapsed = hk.functional.gaussian_leapfrog(z, rho, precision, loc, step_size, tempering)
+    torch.testing.assert_close(ours, collapsed)
+    wanted = [*leaves, precision, loc]
+    gradients = (torch.autograd.grad(a.sin().sum() + b.cos().sum(), wanted) for a, b in (ours, collapsed))
+    torch.testing.assert_close(*gradients)
 
 
-def test_flow_without_recorded_gradients():
-    flow = hk.nn.HamiltonianFlow(3, 2)
+@pytest.mark.parametrize(
+    ("batch", "event"), [((), (3,)), ((4,), ()), ((4,), (3,)), ((2, 4), (3,)), ((4,), (2, 3)), ((4,), (2, 1, 3))]
+)
+@each_memory
+def test_any_shape_of_a_position(batch, event, memory):
+    """The energies say which dimensions are the batch's; step sizes have a position's shape."""
+    weight = double(*event)
+
+    def potential(z):
+        return (z + weight * z**3).square().reshape(*batch, -1).sum(-1)
+
+    for step in ((), event, (3, *event)):
+        z, rho, step_size, tempering = inputs(shape=(*batch, *event), step=step, n_steps=3)
+        ours = leapfrog(z, rho, potential, step_size, tempering, memory=memory)
+        rows = step_size.reshape(*step[: len(step) - len(event)], -1) if step else step_size
+        flat = z.reshape(*batch, -1), rho.reshape(*batch, -1)
+        law = reference.leapfrog(*flat, lambda z: potential(z.reshape(*batch, *event)), rows, tempering)
+        torch.testing.assert_close(ours, tuple(x.reshape(z.shape) for x in law))
+        assert torch.autograd.grad(ours[0].sum(), step_size)[0].shape == step_size.shape
+
+
+# ---- Properties of the map ----
+
+
+@each_memory
+def test_reversible(memory):
+    """Flip the momentum, divide by the tempering, step again: back at the start, one step at a time."""
+    potential, (z, rho, step_size, tempering) = to(torch.float64, mlp(), inputs())
     with torch.no_grad():
-        z, _, _ = flow(double(5, 3), double(5, 3), lambda position: position.square().sum(-1))
-    assert not z.requires_grad
+        end, momentum = leapfrog(z, rho, potential, step_size, tempering, memory=memory)
+        for alpha in tempering.flip(0):
+            one = torch.ones(1, dtype=torch.float64)
+            end, momentum = leapfrog(end, -momentum / alpha, potential, step_size, one, memory=memory)
+            momentum = -momentum
+    torch.testing.assert_close((end, momentum), (z.detach(), rho.detach()), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
-def test_replicas_are_independent_flows(schedule):
-    flows = hk.nn.HamiltonianFlow(3, 4, tempering=schedule, replicas=2)
-    for parameter in flows.parameters():
-        parameter.data += 0.3 * torch.randn_like(parameter)
-    precision, loc = double(2, 1, 3).exp(), double(2, 1, 3)
-    z, gamma = double(2, 5, 3), double(2, 5, 3)
-    together = flows(z, gamma, hk.nn.GaussianPotential(precision, loc))
-    for r in range(2):
-        flow = hk.nn.HamiltonianFlow(3, 4, tempering=schedule)
-        state = {name: value[r].reshape(flow.state_dict()[name].shape) for name, value in flows.state_dict().items()}
-        flow.load_state_dict(state)
-        alone = flow(z[r], gamma[r], hk.nn.GaussianPotential(precision[r, 0], loc[r, 0]))
-        torch.testing.assert_close(alone, tuple(part[r] for part in together))
+@each_memory
+def test_jacobian_determinant(memory):
+    """``prod_k alpha_k^d``, by autograd's full Jacobian through the rebuilt trajectory."""
+    potential, (_, _, step_size, tempering) = to(torch.float64, mlp(), inputs(step=(FEATURES,)))
+
+    def flow(state):
+        z, rho = state.view(2, 1, FEATURES)
+        return torch.cat(leapfrog(z, rho, potential, step_size, tempering, memory=memory)).flatten()
+
+    jacobian = torch.autograd.functional.jacobian(flow, double(2 * FEATURES))
+    torch.testing.assert_close(torch.linalg.det(jacobian), tempering.detach().prod() ** FEATURES)
 
 
-def test_schedule_is_exact_in_the_parameters_dtype():
-    torch.set_default_dtype(torch.float32)
-    flow = hk.nn.HamiltonianFlow(2, 10).double()
-    k = torch.arange(11, dtype=torch.float64)
-    temperature = 1 + flow.log_excess_temperature.exp() * (1 - k**2 / 100)
-    expected = temperature[1:] / temperature[:-1]
-    torch.testing.assert_close(flow.temperatures()[1], expected, rtol=1e-14, atol=0)
+@each_memory
+def test_runs_downhill(memory):
+    """From rest and by a small step, the momentum is minus the step times finite differences of U."""
+    potential = mlp().double()
+    z, step_size, width = double(ROWS, FEATURES), torch.tensor(1e-6, dtype=torch.float64), 1e-5
+    ones = torch.ones(1, dtype=torch.float64)
+    with torch.no_grad():
+        _, rho = leapfrog(z, torch.zeros_like(z), potential, step_size, ones, memory=memory)
+        moved = width * torch.eye(FEATURES, dtype=torch.float64)
+        slopes = [(potential(z + e) - potential(z - e)) / (2 * width) for e in moved]
+    torch.testing.assert_close(rho / step_size, -torch.stack(slopes, -1), rtol=1e-5, atol=1e-5)
 
 
-def test_state_dict_and_repr():
-    """The names in a state dict are a promise to checkpoints."""
-    for schedule, names in {
-        "none": ["step_size_logit"],
-        "free": ["step_size_logit", "tempering_logit"],
-        "quadratic": ["step_size_logit", "log_excess_temperature"],
-    }.items():
-        assert list(hk.nn.HamiltonianFlow(3, 2, tempering=schedule).state_dict()) == names
-    assert repr(hk.nn.HamiltonianFlow(3, 2)) == "HamiltonianFlow(features=3, n_steps=2, tempering='quadratic')"
-    potential = hk.nn.GaussianPotential(torch.nn.Parameter(torch.ones(3)), torch.zeros(3))
-    assert repr(potential) == "GaussianPotential(precision=(3,))"
-    assert list(potential.state_dict()) == ["precision", "loc"]
-    assert [name for name, _ in potential.named_parameters()] == ["precision"]
+def test_rows_do_not_see_each_other():
+    potential, (z, rho, step_size, tempering) = to(torch.float64, mlp(), inputs())
+    whole = leapfrog(z, rho, potential, step_size, tempering)
+    part = leapfrog(z[:2], rho[:2], potential, step_size, tempering)
+    torch.testing.assert_close(part, tuple(x[:2] for x in whole))
 
 
-def test_expected_bound_is_below_the_evidence():
-    """On a conjugate Gaussian model the closed-form expectation of the flow's bound never exceeds ``log p(x)``.
-
-    ``x ~ N(z, s^2)``, ``z ~ N(0, 1)``: the flow is affine in standard normal (z, gamma), so its expectation needs the
-    map's Jacobian and offset only. At the exact posterior's own flow the bound is tight in the limit of long chains.
-    """
-    for seed in range(20):
-        torch.manual_seed(seed)
-        s, x = double(3).exp(), 3 * double(3)
-        flow = hk.nn.HamiltonianFlow(3, seed % 5, init_step_size=0.4, init_temperature=1.1 + seed / 5)
-        potential = hk.nn.GaussianPotential(1 + 1 / s**2, x / (s**2 + 1))
-
-        def transport(state, flow=flow, potential=potential):
-            return torch.cat(flow(state[:3], state[3:], potential)[:2])
-
-        offset = transport(torch.zeros(6))
-        second = torch.func.jacrev(transport)(torch.zeros(6)).square().sum(1) + offset.square()  # E (z_K, rho_K)^2
-        z_mean, z_second, rho_second = offset[:3], second[:3], second[3:]
-        log_joint = -0.5 * (z_second + (x**2 - 2 * x * z_mean + z_second) / s**2 + 2 * math.log(2 * math.pi)) - s.log()
-        bound = (log_joint - 0.5 * rho_second + 1.0 + 0.5 * math.log(2 * math.pi)).sum()
-        evidence = torch.distributions.Normal(0.0, torch.sqrt(1 + s**2)).log_prob(x).sum()
-        assert bound <= evidence
+@each_memory
+def test_without_steps_returns_copies(memory):
+    z, rho, step_size, tempering = inputs(n_steps=0)
+    end = leapfrog(z, rho, lambda z: z.sum(-1), step_size, tempering, memory=memory)
+    torch.testing.assert_close(end, (z, rho))
+    assert end[0].data_ptr() != z.data_ptr()
+    assert end[1].data_ptr() != rho.data_ptr()
 
 
-class _Quartic(hk.nn.GaussianPotential):
+# ---- What it costs ----
+
+
+class Counted(nn.Module):
+    def __init__(self, potential):
+        super().__init__()
+        self.potential, self.calls = potential, 0
+
     def forward(self, z):
-        return super().forward(z) + 0.5 * z.pow(4).sum(-1)
+        self.calls += 1
+        return self.potential(z)
 
 
-class _CalledOtherwise(hk.nn.GaussianPotential):
-    def __call__(self, z):
-        return 3 * super().__call__(z)
+@pytest.mark.parametrize(("memory", "backward"), [("reversible", STEPS + 1), ("store", 0)])
+def test_gradient_evaluations(memory, backward):
+    """K + 1 forward; rebuilding takes as many again."""
+    potential = Counted(mlp())
+    leaves = inputs(torch.float32)
+    z, _ = leapfrog(*leaves[:2], potential, *leaves[2:], memory=memory)
+    assert potential.calls == STEPS + 1
+    z.sum().backward()
+    assert potential.calls == STEPS + 1 + backward
 
 
-def _own_forward(potential):
-    potential.forward = lambda z: (z - 1).pow(2).sum(-1)
+def kept(memory, n_steps):
+    potential, leaves = mlp(), inputs(torch.float32, n_steps=n_steps)
+    known = [*leaves, *potential.parameters(), *potential.buffers()]
+    return testing.saved_bytes(lambda: leapfrog(*leaves[:2], potential, *leaves[2:], memory=memory), known)
 
 
-def _prior_precision(potential):
-    """Half of it is pruned by a pre-hook, which computes ``precision`` at every call."""
-    prune.random_unstructured(potential, "precision", 0.5)
+def test_memory_does_not_grow_with_steps():
+    """Kept in double are the end and K + 1 rows of coefficients, without a batch; stored trajectories keep graphs."""
+    coefficients = {n: 8 * (n + 1) * (2 * FEATURES + 2) for n in (1, 50)}
+    ends = 2 * 8 * ROWS * FEATURES
+    assert {n: kept("reversible", n) for n in (1, 50)} == {n: ends + size for n, size in coefficients.items()}
+    assert kept("store", 50) > 20 * kept("store", 1)
+
+
+def test_bitwise_repeatable():
+    potential, leaves = convolution(), inputs(torch.float32, step=(FEATURES,))
+    runs = [results_and_gradients(leapfrog, potential, leaves) for _ in range(2)]
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
+# ---- Derivatives ----
+
+
+def test_second_derivative_raises():
+    potential, leaves = mlp(), inputs(torch.float32)
+    z, _ = leapfrog(*leaves[:2], potential, *leaves[2:])
+    (grad,) = torch.autograd.grad(z.sum(), leaves[0], create_graph=True)
+    for wanted in (leaves[0], leaves[2], potential.network[0].weight):
+        with pytest.raises(RuntimeError, match="leapfrog: memory='reversible' is differentiable once"):
+            torch.autograd.grad((grad * leaves[0]).sum() + wanted.sum(), wanted, retain_graph=True)
+
+
+def test_stored_trajectory_differentiates_again():
+    potential, leaves = to(torch.float64, mlp(), inputs())
+    curvatures = []
+    for op in (lambda *a: leapfrog(*a, memory="store"), reference.leapfrog):
+        (grad,) = torch.autograd.grad(
+            op(*leaves[:2], potential, *leaves[2:])[0].sin().sum(), leaves[0], create_graph=True
+        )
+        curvatures.append(torch.autograd.grad(grad.square().sum(), [*leaves, *potential.parameters()]))
+    torch.testing.assert_close(*curvatures)
+
+
+@pytest.mark.parametrize("index", range(4))
+def test_partial_gradients(index):
+    """Each input alone, and a module whose parameters are partly frozen."""
+    potential, leaves = to(torch.float64, mlp(), inputs())
+    potential.network[0].weight.requires_grad_(False)
+    for i, leaf in enumerate(leaves):
+        leaf.requires_grad_(i == index)
+    wanted = [leaves[index], *(p for p in potential.parameters() if p.requires_grad)]
+    grads = [
+        torch.autograd.grad(op(*leaves[:2], potential, *leaves[2:])[1].sin().sum(), wanted)
+        for op in (leapfrog, reference.leapfrog)
+    ]
+    torch.testing.assert_close(*grads)
+
+
+def test_params_of_a_function_are_given():
+    """Leaves or not: the potential of a decoder whose context comes from an encoder."""
+    weight, features = double(FEATURES, FEATURES).requires_grad_(), double(ROWS, FEATURES)
+    leaves = inputs()
+    context = (features @ weight).tanh()
+    scale = double(FEATURES).exp().requires_grad_()
+
+    def potential(z):
+        return (scale * (z - context).square() + z**4).sum(-1)
+
+    def gradients(op, **options):
+        end = op(*leaves[:2], potential, *leaves[2:], **options)
+        return torch.autograd.grad(end[0].sin().sum() + end[1].sum(), [*leaves, weight, scale], retain_graph=True)
+
+    torch.testing.assert_close(gradients(leapfrog, params=[context, scale]), gradients(reference.leapfrog))
+    for missing in ([context], [scale], None):
+        with pytest.raises(ValueError, match="leapfrog: params must be all tensors that need gradients through potent"):
+            leapfrog(*leaves[:2], potential, *leaves[2:], params=missing)
+    leapfrog(*leaves[:2], potential, *leaves[2:], gradient="detached")  # needs none of them
     with torch.no_grad():
-        potential.precision_orig.mul_(2)
+        leapfrog(*leaves[:2], potential, *leaves[2:])
 
 
-NOT_GAUSSIAN = {
-    "subclass": lambda potential: setattr(potential, "__class__", _Quartic),
-    "class that is called otherwise": lambda potential: setattr(potential, "__class__", _CalledOtherwise),
-    "forward of an instance": _own_forward,
-    "hook": lambda potential: potential.register_forward_hook(lambda module, inputs, energy: 2 * energy),
-    "pre-hook": lambda potential: potential.register_forward_pre_hook(lambda module, inputs: (inputs[0] + 1,)),
-    "hook on all modules": lambda potential: register_module_forward_hook(lambda module, inputs, energy: 2 * energy),
-    "prune": _prior_precision,
-}
+# ---- A potential that stays the same ----
 
 
-@pytest.mark.parametrize("shape", [(4,), (4, 4), (2, 1, 4)])
-@pytest.mark.parametrize("case", NOT_GAUSSIAN)
-def test_a_potential_that_is_more_than_gaussian_is_called(shape, case):
-    flow = hk.nn.HamiltonianFlow(4, 5, init_step_size=0.2, replicas=2 if len(shape) == 3 else None)
-    precision = torch.rand(shape) + 1 if shape != (4, 4) else torch.eye(4) + 0.1
-    loc = torch.zeros(shape if len(shape) == 3 else 4)
-    potential = hk.nn.GaussianPotential(torch.nn.Parameter(precision), loc)
-    z, gamma = torch.randn(2, *shape[:1], 6, 4) if len(shape) == 3 else torch.randn(2, 6, 4)
-    gaussian = flow(z, gamma, potential)[0]
-    handle = NOT_GAUSSIAN[case](potential)
-    results = flow(z, gamma, potential)
-    expected = flow(z, gamma, lambda position: potential(position))
-    if hasattr(handle, "remove"):
-        handle.remove()
-    torch.testing.assert_close(results, expected)
-    assert not torch.allclose(results[0], gaussian)
+@each_memory
+@pytest.mark.parametrize("as_module", [True, False])
+def test_running_statistics_are_updated_once(as_module, memory):
+    """By the batch at z_0, whether the potential is a module or a function that calls one."""
+    module, once = batch_norm().double(), batch_norm().double()
+    once.load_state_dict(module.state_dict())
+    leaves = inputs()
+    once(leaves[0])
+    potential = module if as_module else lambda z: module(z)
+    end = leapfrog(*leaves[:2], potential, *leaves[2:], params=list(module.parameters()), memory=memory)
+    end[0].sum().backward()
+    torch.testing.assert_close(dict(module.named_buffers()), dict(once.named_buffers()))
+    assert all(m.track_running_stats for m in module.modules() if isinstance(m, nn.BatchNorm1d))
 
 
-def test_a_gaussian_potential_of_another_class_is_fused(monkeypatch):
-    class Prior(hk.nn.GaussianPotential):
-        def __init__(self):
-            super().__init__(torch.ones(3), torch.zeros(3))
+@each_memory
+@pytest.mark.parametrize("norm", [nn.BatchNorm1d(PIXELS), nn.InstanceNorm1d(PIXELS, track_running_stats=True)])
+def test_running_statistics_are_updated_once_by_each_of_several_threads(memory, norm):
+    """One thread's trajectories hold the statistics while another one's begin."""
+    n_threads, n_calls = 4, 20
+    layers = nn.Linear(FEATURES, 3 * PIXELS), nn.Unflatten(1, (PIXELS, 3)), copy.deepcopy(norm), nn.AvgPool1d(3)
+    module = Decoder(nn.Sequential(*layers)).double()
+    once = copy.deepcopy(module)
+    leaves, barrier = inputs(), threading.Barrier(n_threads)
 
-    flow, z, gamma = hk.nn.HamiltonianFlow(3, 2), double(5, 3), double(5, 3)
-    expected = flow(z, gamma, hk.nn.GaussianPotential(torch.ones(3), torch.zeros(3)))
-    monkeypatch.setattr(F, "leapfrog", None)
-    torch.testing.assert_close(flow(z, gamma, Prior()), expected, rtol=0, atol=0)
+    def work(_):
+        barrier.wait()
+        for _ in range(n_calls):
+            end = leapfrog(*leaves[:2], module, *leaves[2:], memory=memory)
+            torch.autograd.grad(end[0].sum(), leaves[:1])
+
+    with ThreadPoolExecutor(n_threads) as pool:
+        list(pool.map(work, range(n_threads)))
+    for _ in range(n_threads * n_calls):
+        once(leaves[0])
+    torch.testing.assert_close(dict(module.named_buffers()), dict(once.named_buffers()))
+    assert not statistics._HELD
+    assert not statistics._UPDATING
+
+
+def test_statistics_are_tracked_again_after_an_error():
+    module, leaves = batch_norm(), inputs(torch.float32)
+
+    def fail(m, _):
+        assert m.track_running_stats, "not at the first evaluation"
+
+    module.network[0].register_forward_pre_hook(fail)
+    with pytest.raises(AssertionError, match="not at the first"):
+        leapfrog(*leaves[:2], module, *leaves[2:])
+    assert all(m.track_running_stats for m in module.modules() if isinstance(m, nn.BatchNorm1d))
+
+
+def test_random_potential():
+    """Refused where the trajectory is rebuilt; a stored one draws anew at each evaluation, as the formula does."""
+    potential = Decoder(nn.Sequential(nn.Linear(FEATURES, 20), nn.Dropout(), nn.Linear(20, PIXELS))).double()
+    leaves = inputs()
+    with pytest.raises(ValueError, match="leapfrog: potential draws random numbers"):
+        leapfrog(*leaves[:2], potential, *leaves[2:])
+    both = []
+    for op in (lambda *a: leapfrog(*a, memory="store"), reference.leapfrog):
+        torch.manual_seed(7)
+        both.append(results_and_gradients(op, potential, leaves))
+    torch.testing.assert_close(*both)
+    leapfrog(*leaves[:2], potential.eval(), *leaves[2:])
+    with torch.no_grad():
+        leapfrog(*leaves[:2], potential.train(), *leaves[2:])
+
+
+def test_changes_before_the_backward_pass_are_seen():
+    potential, leaves = batch_norm(), inputs(torch.float32)
+    z, _ = leapfrog(*leaves[:2], potential, *leaves[2:])
+    potential.eval()
+    with pytest.raises(RuntimeError, match="leapfrog: a module of potential changed its mode"):
+        z.sum().backward()
+    potential.train()
+    z, _ = leapfrog(*leaves[:2], potential, *leaves[2:])
+    with torch.no_grad():
+        potential.network[1].weight += 1
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        z.sum().backward()
+
+
+def test_autocast_is_the_same_in_the_backward_pass():
+    potential, leaves = mlp(), inputs(torch.float32)
+    seen = []
+    potential.network[0].register_forward_hook(lambda module, args, output: seen.append(output.dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        z, rho = leapfrog(*leaves[:2], potential, *leaves[2:])
+    (z.sum() + rho.sum()).backward()
+    assert seen == [torch.bfloat16] * (2 * STEPS + 2)
+    assert z.dtype == rho.dtype == torch.float32
+    with torch.autocast("cpu", torch.bfloat16):
+        half = [x.detach().bfloat16() for x in leaves]
+        assert leapfrog(*half[:2], potential, *half[2:])[0].dtype is torch.float32
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-10), (torch.float64, 1e-12)])
+def test_drift_is_reported(dtype, bound):
+    """Double's rounding, whatever the potential computes in; more than that where the potential has changed."""
+    potential, leaves = to(dtype, mlp(), inputs(n_steps=60))
+    drifts = []
+    for change in (0, 1e-2):
+        z, _ = leapfrog(*leaves[:2], potential, *leaves[2:], on_drift=drifts.append)
+        potential.x.data += change  # data are not watched
+        z.sum().backward()
+    assert drifts[0] < bound < drifts[1]
+
+
+# ---- Transforms and compilers ----
+
+
+def test_vmap_over_chains():
+    potential = mlp().double()
+    z, rho, _, tempering = inputs(shape=(3, ROWS, FEATURES))
+    chains = torch.func.vmap(lambda z, rho, step: leapfrog(z, rho, potential, step, tempering), in_dims=(0, 0, 0))
+    steps = torch.tensor([0.1, 0.2, 0.3], dtype=torch.float64).requires_grad_()
+    together = chains(z, rho, steps)
+    alone = [reference.leapfrog(z[i], rho[i], potential, steps[i], tempering) for i in range(3)]
+    torch.testing.assert_close(together, tuple(torch.stack(parts) for parts in zip(*alone, strict=True)))
+    wanted = [z, rho, steps, tempering, *potential.parameters()]
+    of_loop = torch.autograd.grad(sum(a.sin().sum() + b.cos().sum() for a, b in alone), wanted)
+    torch.testing.assert_close(torch.autograd.grad(together[0].sin().sum() + together[1].cos().sum(), wanted), of_loop)
+
+
+def test_vmap_over_single_positions():
+    precision = double(FEATURES).exp()
+    z, rho, step_size, tempering = inputs()
+    potential = hk.nn.GaussianPotential(precision, torch.zeros_like(precision))
+    rows = torch.func.vmap(lambda z, rho: leapfrog(z, rho, potential, step_size, tempering))(z, rho)
+    torch.testing.assert_close(rows, reference.leapfrog(z, rho, potential, step_size, tempering))
+
+
+def test_func_grad_and_jvp():
+    potential, (z, rho, step_size, tempering) = to(torch.float64, mlp(), inputs())
+
+    def loss(op):
+        return lambda z, step: op(z, rho, potential, step, tempering)[0].sin().sum()
+
+    ours = torch.func.grad(loss(leapfrog), argnums=(0, 1))(z, step_size)
+    torch.testing.assert_close(ours, torch.autograd.grad(loss(reference.leapfrog)(z, step_size), (z, step_size)))
+    tangents = torch.randn_like(z), torch.ones_like(step_size)
+    _, tangent = torch.func.jvp(loss(leapfrog), (z, step_size), tangents)
+    torch.testing.assert_close(tangent, sum((g * t).sum() for g, t in zip(ours, tangents, strict=True)))
+
+
+@pytest.mark.parametrize("name", POTENTIALS)
+def test_inside_a_compiled_function(name):
+    """fullgraph: the formula is unrolled; running statistics are updated once here too."""
+    torch._dynamo.reset()
+    potential, leaves = to(torch.float64, POTENTIALS[name](), inputs(step=(FEATURES,)))
+    once = copy.deepcopy(potential)
+    once(leaves[0])
+    exact = results_and_gradients(reference.leapfrog, copy.deepcopy(potential), leaves)
+    compiled = torch.compile(lambda *a: leapfrog(*a), backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(results_and_gradients(compiled, potential, leaves), exact)
+    torch.testing.assert_close(dict(potential.named_buffers()), dict(once.named_buffers()))
+
+
+@each_memory
+@pytest.mark.parametrize("name", ["batch norm", "convolution"])
+def test_compiled_gradient(name, memory, monkeypatch):
+    """Equal to the formula, and compiled once for any number of steps and any closure of the same code."""
+    torch._dynamo.reset()
+    field._compiled_gradient.cache_clear()
+    graphs = []
+
+    def backend(graph, example):
+        graphs.append(graph)
+        return torch._dynamo.lookup_backend("aot_eager")(graph, example)
+
+    compile = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **_: compile(function, fullgraph=True, backend=backend))
+    potential = POTENTIALS[name]().double()
+    counts = []
+    for n_steps in (2, 5, 9):
+        _, leaves = to(torch.float64, potential, inputs(step=(FEATURES,), n_steps=n_steps))
+        exact = results_and_gradients(reference.leapfrog, copy.deepcopy(potential), leaves)
+        ours = results_and_gradients(leapfrog, potential, leaves, memory=memory, compile=True)
+        torch.testing.assert_close(ours, exact, rtol=1e-9, atol=1e-11)
+        counts.append(len(graphs))
+    assert counts == [{"reversible": 2, "store": 1}[memory]] * 3  # without and with its backward pass
+    field._compiled_gradient.cache_clear()
+
+
+def test_compiled_upsampling_keeps_to_its_memory():
+    """Inductor's own choice of layouts made a kernel that wrote past the end of this decoder's tensors: a crash."""
+    code = """
+import torch, hvae_kernels as hk
+from torch import nn
+torch.manual_seed(0)
+convolution = nn.Conv2d(32, 32, 5, padding=2)
+grow = nn.Sequential(nn.Linear(8, 512), nn.Unflatten(1, (32, 4, 4)), convolution, nn.Upsample(7), nn.Softplus())
+decoder = nn.Sequential(grow, nn.Conv2d(32, 1, 5, padding=2), nn.Flatten())
+potential = lambda z: decoder(z).square().sum(-1) + z.square().sum(-1)
+state, rest = torch.randn(2, 8, 8).unbind(), (torch.tensor(0.01), torch.ones(30))
+with torch.no_grad():
+    exact = hk.functional.leapfrog(*state, potential, *rest)
+    torch.testing.assert_close(hk.functional.leapfrog(*state, potential, *rest, compile=True), exact)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"OMP_NUM_THREADS": "2"})
+
+
+# ---- The module ----
+
+
+def test_flow_takes_any_potential():
+    """Modules are rebuilt, functions stored, and both as the options say; leading dimensions are free."""
+    potential, z, gamma = mlp().double(), double(2, ROWS, FEATURES), double(2, ROWS, FEATURES)
+    potential.forward = lambda z, forward=potential.forward: forward(z.flatten(0, -2)[:ROWS]).expand(2, ROWS)
+    flow = hk.nn.HamiltonianFlow(FEATURES, 3, "free").double()
+    wanted = [*flow.parameters(), *potential.parameters()]
+
+    def gradients(flow, *arguments, **options):
+        z_K, rho_K, log_abs_det = flow(z, gamma, *arguments, **options)
+        assert log_abs_det.shape == (2, ROWS)
+        return torch.autograd.grad(z_K.sin().sum() + rho_K.cos().sum(), wanted)
+
+    expected = gradients(flow, lambda z: potential(z))
+    torch.testing.assert_close(gradients(flow, potential), expected)
+    torch.testing.assert_close(gradients(flow, lambda z: potential(z), params=potential.parameters()), expected)
+    known = [z, *wanted]
+    saved = {
+        memory: testing.saved_bytes(lambda m=memory: _with(flow, m)(z, gamma, potential), known)
+        for memory in (None, "reversible", "store")
+    }
+    assert saved[None] == saved["reversible"] < saved["store"]
+
+
+def _with(flow, memory):
+    flow.memory = memory
+    return flow
+
+
+def test_flow_with_detached_gradients():
+    potential, z, gamma = mlp(), torch.randn(ROWS, FEATURES), torch.randn(ROWS, FEATURES)
+    for replicas in (None, 1):
+        flow = hk.nn.HamiltonianFlow(FEATURES, 3, gradient="detached", replicas=replicas)
+        state = (z, gamma) if replicas is None else (z[None], gamma[None])
+        end = flow(*state, potential if replicas is None else lambda z: potential(z[0])[None])
+        end[0].sum().backward()
+        assert all(p.grad is None for p in potential.parameters())
+        assert flow.step_size_logit.grad is not None
+
+
+@pytest.mark.parametrize("options", [{"memory": "stored"}, {"gradient": "none"}])
+def test_bad_flow_options(options):
+    with pytest.raises(ValueError, match=f"HamiltonianFlow: {next(iter(options))} must be"):
+        hk.nn.HamiltonianFlow(3, 2, **options)
 
 
 # ---- Bad input ----
 
 
-def good():
-    return dict(
-        zip(
-            ("z", "rho", "precision", "loc", "step_size", "tempering"),
-            gaussian_inputs(torch.float32, "cpu", shape=(4, 3), n_steps=2),
-            strict=True,
-        )
-    )
-
-
-@each_implementation
 @pytest.mark.parametrize(
-    ("argument", "value", "error", "message"),
+    ("change", "error", "message"),
     [
-        (
-            "z",
-            torch.tensor(1.0),
-            ValueError,
-            r"z must be of shape \(\.\.\., d\), got a torch.float32 tensor of shape \(\)",
-        ),
-        ("z", torch.ones(4, 3, dtype=torch.int64), TypeError, "z must be a float32 or float64 tensor"),
-        ("z", [1.0], TypeError, "z must be a tensor, got list"),
-        ("rho", torch.ones(4, 2), ValueError, r"rho must be of z's shape \(4, 3\)"),
-        ("rho", torch.ones(4, 3, dtype=torch.float64), TypeError, "rho must have the dtype of z, torch.float32"),
-        ("rho", torch.ones(4, 3, device="meta"), ValueError, "rho must be on the device of z, cpu"),
-        ("precision", torch.ones(4), ValueError, r"precision must be of shape \(3,\)"),
-        ("precision", 2.0, TypeError, "precision must be a tensor, got float 2.0"),
-        ("loc", torch.ones(1, 3), ValueError, r"loc must be of shape \(3,\)"),
-        ("step_size", torch.ones(5, 3), ValueError, r"step_size must be of shape \(\), \(3,\) or \(K, d\) = \(2, 3\)"),
-        ("step_size", torch.tensor([0.1, math.nan, 0.1]), ValueError, "step_size must be finite, got nan"),
-        ("step_size", torch.tensor(math.inf), ValueError, "step_size must be finite, got inf"),
-        ("tempering", torch.tensor([1.0, math.nan]), ValueError, "tempering must be finite, got nan"),
-        ("tempering", torch.ones(()), ValueError, r"tempering must be of shape \(K,\), or \(R, K\) for replicas"),
-        ("tempering", torch.ones(4, 2), ValueError, r"z must be of shape \(R, B, d\)"),
+        ({"z": torch.ones(4, 3, dtype=torch.int64)}, TypeError, "z must be a float32 or float64 tensor"),
+        ({"z": torch.tensor(1.0)}, ValueError, r"z must be of shape \(B, \.\.\.\)"),
+        ({"rho": torch.ones(4, 2)}, ValueError, r"rho must be of z's shape \(4, 3\)"),
+        ({"rho": torch.ones(4, 3).double()}, TypeError, "rho must have the dtype of z"),
+        ({"step_size": 0.1}, TypeError, "step_size must be a tensor, got float 0.1"),
+        ({"step_size": torch.ones(4, 3)}, ValueError, r"step_size must be of shape \(\), \(3,\) or \(2, 3\)"),
+        ({"step_size": torch.tensor(torch.nan)}, ValueError, "step_size must be finite"),
+        ({"tempering": torch.ones(2, 2)}, ValueError, r"tempering must be of shape \(K,\)"),
+        ({"tempering": torch.tensor([1.0, torch.inf])}, ValueError, "tempering must be finite"),
+        ({"memory": "none"}, ValueError, "memory must be one of reversible, store, got none"),
+        ({"gradient": "half"}, ValueError, "gradient must be one of full, detached"),
+        ({"potential": lambda z: torch.ones(4)}, ValueError, "potential must be a differentiable function of z"),
+        ({"potential": lambda z: 1.0}, ValueError, "potential must be a differentiable function of z, got float"),
+        ({"potential": torch.sum}, ValueError, r"potential must be a function with energies \(B,\).* shape \(\)"),
+        ({"potential": lambda z: z.sum(0)}, ValueError, r"potential must be a function with energies \(B,\)"),
     ],
 )
-def test_bad_input(implementation, argument, value, error, message):
-    with hk.use_impl(implementation), pytest.raises(error, match=message) as caught:
-        F.gaussian_leapfrog(**{**good(), argument: value})
-    assert str(caught.value).startswith("gaussian_leapfrog: ")
+@each_memory
+def test_bad_input(change, error, message, memory):
+    arguments = {"z": torch.ones(4, 3), "rho": torch.ones(4, 3), "potential": lambda z: z.square().sum(-1)}
+    arguments |= {"step_size": torch.tensor(0.1), "tempering": torch.ones(2), "memory": memory}
+    with pytest.raises(error, match=message) as caught:
+        leapfrog(**arguments | change)
+    assert str(caught.value).startswith("leapfrog: ")
 
 
-@each_implementation
-@pytest.mark.parametrize(
-    ("argument", "shape", "message"),
-    [
-        ("tempering", (2, 3), "tempering must be of shape"),
-        ("precision", (3, 5), r"precision must be of shape \(R, 1, d\) = \(3, 1, 5\)"),
-        ("loc", (5,), "loc must be of shape"),
-        ("step_size", (3, 2, 5), r"step_size must be of shape \(R, 1, d\) or \(R, K, d\)"),
-    ],
-)
-def test_bad_replicas(implementation, argument, shape, message):
-    names = ("z", "rho", "precision", "loc", "step_size", "tempering")
-    inputs = gaussian_inputs(torch.float64, "cpu", shape=(3, 4, 5), n_steps=3, replicas=True)
-    arguments = dict(zip(names, inputs, strict=True))
-    with hk.use_impl(implementation), pytest.raises(ValueError, match=message):
-        F.gaussian_leapfrog(**{**arguments, argument: torch.ones(shape)})
+def test_tempering_is_divided_by():
+    z, rho, step_size, tempering = inputs()
+    tempering.data[1] = 0
+    with pytest.raises(ValueError, match="leapfrog: tempering must be nowhere zero with memory='reversible'"):
+        leapfrog(z, rho, mlp().double(), step_size, tempering)
+    leapfrog(z, rho, mlp().double(), step_size, tempering, memory="store")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"replicas": 0}, "replicas must be an integer of at least 1"),
-        ({"n_steps": -1}, "n_steps must be an integer of at least 0"),
-        ({"features": 0}, "features must be an integer of at least 1"),
-        ({"tempering": "linear"}, "tempering must be one of none, quadratic"),
-        ({"init_step_size": 0.7}, "init_step_size must be between 0 and max_step_size = 0.5"),
-        ({"init_temperature": 1.0}, "init_temperature must be above 1"),
-    ],
-)
-def test_bad_flow(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        hk.nn.HamiltonianFlow(**{"features": 3, "n_steps": 2, **arguments})
+@each_memory
+def test_a_captured_tensor_may_depend_on_z(memory):
+    """An encoder's features in the potential: autograd goes that way once, outside the trajectory."""
+    weight, leaves = double(FEATURES).requires_grad_(), inputs()
+    z, rho, step_size, tempering = leaves
+
+    def gradients(op):
+        context = torch.tanh(z * weight)
+        z_K, rho_K = op(context)
+        return torch.autograd.grad((z_K * rho_K).sum() + context.sum(), (*leaves, weight))
+
+    def fused(context):
+        options = {"params": [context]} if memory == "reversible" else {}
+        potential = lambda position: ((position - context) ** 4).sum(-1)  # noqa: E731
+        return leapfrog(z, rho, potential, step_size, tempering, memory=memory, **options)
+
+    def by_hand(context):
+        return trajectory(z, rho, lambda position: 4 * (position - context) ** 3, step_size, tempering)
+
+    torch.testing.assert_close(gradients(fused), gradients(by_hand))
 
 
-def test_bad_flow_input():
-    flow = hk.nn.HamiltonianFlow(3, 2)
-    potential = hk.nn.GaussianPotential(torch.ones(3), torch.zeros(3))
-    with pytest.raises(ValueError, match=r"z must be a tensor of shape \(\.\.\., 3\)"):
-        flow(double(5, 4), double(5, 4), potential)
-    with pytest.raises(ValueError, match=r"z must be of shape \(4, B, 3\)"):
-        hk.nn.HamiltonianFlow(3, 2, replicas=4)(double(5, 3), double(5, 3), potential)
-    with pytest.raises(ValueError, match="potential must be a differentiable function of z"):
-        flow(double(5, 3), double(5, 3), lambda z: torch.ones(5))
-    with pytest.raises(ValueError, match="gamma must be of z's shape"):
-        flow(double(5, 3), double(4, 3), potential)
+def test_params_made_from_one_another_are_refused():
+    z, rho, step_size, tempering = inputs()
+    scale = double(FEATURES).requires_grad_()
+    square = scale**2
+
+    def potential(position):
+        return (position**2 * square + position * scale).sum(-1)
+
+    with pytest.raises(ValueError, match="params must be tensors of which none is made from another"):
+        leapfrog(z, rho, potential, step_size, tempering, params=[scale, square])
 
 
-@pytest.mark.parametrize(
-    ("precision", "loc", "message"),
-    [
-        (torch.tensor([1.0, -2.0], dtype=torch.float64), torch.zeros(2, dtype=torch.float64), "must be positive"),
-        (torch.tensor([1.0, math.nan], dtype=torch.float64), torch.zeros(2, dtype=torch.float64), "must be positive"),
-        (torch.ones(2, 3, dtype=torch.float64), torch.zeros(2, dtype=torch.float64), r"of shape \(d,\) or \(d, d\)"),
-        (torch.ones(4, 5, 3, dtype=torch.float64), torch.zeros(4, 5, 3, dtype=torch.float64), r"loc must be of shape"),
-        (torch.ones(3, 3, dtype=torch.float64), torch.zeros(4, 1, 3, dtype=torch.float64), r"of shape \(R, 1, d\)"),
-        (torch.ones(3, dtype=torch.float64), torch.zeros(2, dtype=torch.float64), "to go with loc"),
-    ],
-)
-def test_bad_potential(precision, loc, message):
-    with pytest.raises(ValueError, match=message):
-        hk.nn.GaussianPotential(precision, loc)
+def test_looking_at_the_modules_leaves_flows_inside_fused(monkeypatch):
+    """The hook that collects a potential's modules is on all modules, and is none that a flow has to call them for."""
+    flow = hk.nn.MaskedAutoregressiveFlow(FEATURES, [8]).double()
+
+    class Posterior(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.flow = flow
+
+        def forward(self, z):
+            noise, log_abs_det = self.flow.inverse(z)
+            return noise.square().sum(-1) / 2 - log_abs_det
+
+    monkeypatch.setattr(hk.nn.MaskedLinear, "forward", None)
+    leapfrog(double(ROWS, FEATURES), double(ROWS, FEATURES), Posterior(), double(1)[0] * 0.01, torch.ones(2).double())

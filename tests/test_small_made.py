@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 import hvae_kernels as hk
 from hvae_kernels import testing
-from hvae_kernels.ops.autoregressive.gates import NUMBERS
+from hvae_kernels.ops.affine_autoregressive.gates import NUMBERS
 from hvae_kernels.ops.autoregressive_network import ACTIVATIONS, autoregressive_forward, reference
 from hvae_kernels.ops.autoregressive_network import autograd as network_autograd
 from hvae_kernels.ops.autoregressive_network.network import fits_whole, flattened

@@ -1,8 +1,8 @@
 // One tile of samples on its way through an autoregressive network, in either direction, and back.
 #pragma once
 
-#include "../kernels/network.h"
-#include "network.h"
+#include "../kernels/autoregressive_network.h"
+#include "autoregressive_network.h"
 
 namespace hk {
 

@@ -1,6 +1,6 @@
 // The element-wise tail of autoregressive flows, for each gate:
 //   z' = sigma(s) z + tau(s) shift,  log_abs_det = sum log sigma(s).
-// Derivation and byte counts: hvae_kernels/ops/autoregressive/README.md.
+// Derivation and byte counts: hvae_kernels/ops/affine_autoregressive/README.md.
 #pragma once
 
 #include "elementary.h"

@@ -2,7 +2,7 @@
 //   [z - loc; rho] -> P [z - loc; rho],  P = M_K ... M_1,
 //   M_k = [[c, e], [alpha_k s, alpha_k c]],  c = 1 - p e^2 / 2,  s = -p e (1 - p e^2 / 4).
 // The K-step composition ("chain") costs O(d K) and runs in double; the batch is one pass of row kernels.
-// Derivation and byte counts: hvae_kernels/ops/leapfrog/README.md.
+// Derivation and byte counts: hvae_kernels/ops/gaussian_leapfrog/README.md.
 #pragma once
 
 #include <algorithm>

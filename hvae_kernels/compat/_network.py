@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hvae_kernels import _checks, _dispatch, _extension, _library, _live
-from hvae_kernels.ops.autoregressive import Gate
+from hvae_kernels.ops.affine_autoregressive import Gate
 from hvae_kernels.ops.autoregressive_network import (
     FEATURES,
     NONE,

@@ -13,8 +13,8 @@ from torch.distributions import Transform, constraints
 
 from hvae_kernels import _checks, _live
 from hvae_kernels.ops import autoregressive_network
-from hvae_kernels.ops.autoregressive import Gate, affine_autoregressive
-from hvae_kernels.ops.autoregressive.gates import scale_of
+from hvae_kernels.ops.affine_autoregressive import Gate, affine_autoregressive
+from hvae_kernels.ops.affine_autoregressive.gates import scale_of
 from hvae_kernels.ops.autoregressive_network import ACTIVATIONS, FEATURES, Network, Stage
 from hvae_kernels.ops.autoregressive_network.reference import refuse_underflow
 from hvae_kernels.ops.masked_linear import masked_linear

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hvae_kernels import _checks, _live, functional
-from hvae_kernels.ops.leapfrog_potential import reference
+from hvae_kernels.ops.leapfrog import reference
 
 TEMPERINGS = ("none", "quadratic", "quadratic-beta", "free")
 

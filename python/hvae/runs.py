@@ -36,7 +36,7 @@ def unreadable(path: Path) -> StudyError:
 
 @contextlib.contextmanager
 def understood(path: Path) -> Iterator[None]:
-    """Around code that only reads what a file held: numbers and names that this version does not know are the file's."""
+    """Around code that only reads what a file held: what it does not know there is the file's fault."""
     try:
         yield
     except (LookupError, TypeError, ValueError, ArithmeticError) as error:

@@ -18,13 +18,13 @@ import torch
 from test_elementary import ABSOLUTE, LIMITS, RELATIVE, between
 from torch import Tensor
 
-from hvae_kernels.ops.autoregressive.gates import CODES, DEFAULTS, scale_of
-from hvae_kernels.ops.autoregressive.reference import affine_autoregressive
+from hvae_kernels.ops.affine_autoregressive.gates import CODES, DEFAULTS, scale_of
+from hvae_kernels.ops.affine_autoregressive.reference import affine_autoregressive
 from hvae_kernels.ops.autoregressive_network.network import ACTIVATIONS
-from hvae_kernels.ops.bernoulli.reference import bernoulli_log_prob, residual, variance
+from hvae_kernels.ops.bernoulli_log_prob.reference import bernoulli_log_prob, residual, variance
+from hvae_kernels.ops.gaussian_leapfrog.reference import gaussian_leapfrog
 from hvae_kernels.ops.gaussian_mixture.reference import log_joint
 from hvae_kernels.ops.iwae.reference import iwae_bound, surrogate
-from hvae_kernels.ops.leapfrog.reference import gaussian_leapfrog
 from hvae_kernels.ops.leapfrog_update.reference import leapfrog_update
 from hvae_kernels.ops.planar_flow.constraint import constrained
 from hvae_kernels.ops.planar_flow.reference import planar_flow
@@ -435,7 +435,7 @@ def tails(dtype: torch.dtype, gate: str, n: int) -> Iterator[Case]:
     yield Case("network::SolveTail", (*head, x, through, h, n, *replaced), solve, (x, through, h, g, shift, raw))
 
 
-# ---- bernoulli.h ----
+# ---- bernoulli_log_prob.h ----
 
 
 @at((*size, scale, bits) for size in (*BLOCKS, (17, 60)) for scale in (1, 30, 10_000) for bits in (False, True))

@@ -15,14 +15,14 @@
 #include <vector>
 
 #include "../../csrc/kernels/affine_autoregressive.h"
-#include "../../csrc/kernels/bernoulli.h"
+#include "../../csrc/kernels/bernoulli_log_prob.h"
 #include "../../csrc/kernels/elementary.h"
 #include "../../csrc/kernels/gaussian_leapfrog.h"
 #include "../../csrc/kernels/gaussian_mixture.h"
 #include "../../csrc/kernels/iwae.h"
 #include "../../csrc/kernels/leapfrog_update.h"
 #include "../../csrc/kernels/local_reparam_linear.h"
-#include "../../csrc/kernels/network.h"
+#include "../../csrc/kernels/autoregressive_network.h"
 #include "../../csrc/kernels/planar_flow.h"
 #include "../../csrc/kernels/radial_flow.h"
 #include "../../csrc/kernels/rmsprop.h"

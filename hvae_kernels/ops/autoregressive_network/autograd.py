@@ -8,7 +8,7 @@ from torch import Tensor
 from hvae_kernels import _library
 from hvae_kernels._library import OpFunction
 from hvae_kernels._triton.launch import lazy
-from hvae_kernels.ops.autoregressive import affine_autoregressive
+from hvae_kernels.ops.affine_autoregressive import affine_autoregressive
 from hvae_kernels.ops.autoregressive_network import reference
 from hvae_kernels.ops.autoregressive_network.network import Network, fits_whole, flattened, unflattened
 from hvae_kernels.ops.masked_linear import masked_linear

@@ -8,14 +8,14 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from hvae_kernels.ops.autoregressive.gates import CODES, Gate
+from hvae_kernels.ops.affine_autoregressive.gates import CODES, Gate
 
 #: A stage's ``source`` when it reads the features, not another stage.
 FEATURES = -1
 #: A stage's ``residual`` or ``skip`` when it has none.
 NONE = -1
 
-#: Activations by name, in the order of the codes in csrc/kernels/network.h.
+#: Activations by name, in the order of the codes in csrc/kernels/autoregressive_network.h.
 ACTIVATIONS = {
     "identity": lambda x: x,
     "relu": torch.relu,
@@ -114,7 +114,7 @@ def flattened(network: Network) -> tuple[tuple[int, ...], tuple, tuple[Tensor, .
     """What the raw ops take, flat: the lengths of their lists of tensors, the plain numbers, and all tensors in a row.
 
     The lists are weights (first one a stage, then those that skip), biases, offsets, gates and degrees;
-    csrc/cpu/network.h reads the same. What is absent is an empty tensor.
+    csrc/cpu/autoregressive_network.h reads the same. What is absent is an empty tensor.
     """
     absent = network.stages[0].weight.new_empty(0)
     weights = [_rows(stage.weight) for stage in network.stages]

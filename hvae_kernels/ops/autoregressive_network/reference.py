@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hvae_kernels import _checks
-from hvae_kernels.ops.autoregressive.gates import scale_of
+from hvae_kernels.ops.affine_autoregressive.gates import scale_of
 from hvae_kernels.ops.autoregressive_network.network import ACTIVATIONS, FEATURES, NONE, Network
 from hvae_kernels.ops.masked_linear.reference import masked_linear
 

@@ -29,8 +29,8 @@ from hvae_kernels._triton.device import (
     store,
 )
 from hvae_kernels._triton.launch import cdiv, on_device_of
-from hvae_kernels.ops.autoregressive.gates import CODES
-from hvae_kernels.ops.autoregressive.triton import _gate, _logistic
+from hvae_kernels.ops.affine_autoregressive.gates import CODES
+from hvae_kernels.ops.affine_autoregressive.triton import _gate, _logistic
 from hvae_kernels.ops.autoregressive_network.network import ACTIVATIONS, FEATURES, NONE
 
 _ACTIVATION_CODES = {name: code for code, name in enumerate(ACTIVATIONS)}

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hvae_kernels._triton.device import load, store
 from hvae_kernels._triton.launch import cdiv, next_power_of_2, on_device_of
-from hvae_kernels.ops.autoregressive.triton import _gate
+from hvae_kernels.ops.affine_autoregressive.triton import _gate
 from hvae_kernels.ops.autoregressive_network.network import fits_whole
 from hvae_kernels.ops.autoregressive_network.triton import activate, parts, require
 

@@ -1,5 +1,5 @@
-"""Tempered leapfrog through Gaussian potentials."""
+"""Tempered leapfrog through any differentiable potential."""
 
-from hvae_kernels.ops.leapfrog.api import dense_gaussian_leapfrog, gaussian_leapfrog, gaussian_leapfrog_vjp
+from hvae_kernels.ops.leapfrog.api import leapfrog
 
-__all__ = ["dense_gaussian_leapfrog", "gaussian_leapfrog", "gaussian_leapfrog_vjp"]
+__all__ = ["leapfrog"]

@@ -1,55 +1,90 @@
-"""Where users' calls enter: docstrings, validation, dispatch."""
+"""Where users' calls enter: docstring, validation, dispatch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import math
+from collections.abc import Callable, Iterable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hvae_kernels import _checks, _dispatch, _library
-from hvae_kernels.ops.leapfrog import autograd, dense, reference
+from hvae_kernels.ops.leapfrog import statistics
+from hvae_kernels.ops.leapfrog.autograd import ReversibleLeapfrog
+from hvae_kernels.ops.leapfrog.field import NAME, Field, functional_gradient, modules_called
+from hvae_kernels.ops.leapfrog.reference import Potential
+from hvae_kernels.ops.leapfrog_update.trajectory import Update, coefficients, transport, update_of
 
-DENSE = "dense_gaussian_leapfrog"
-
-_dispatch.register(_dispatch.Op("gaussian_leapfrog", ("cpp", "triton", "reference")))
-_dispatch.register(_dispatch.Op(DENSE, ("cpp", "triton", "reference")))
+MEMORY = ("reversible", "store")
+GRADIENT = ("full", "detached")
 
 
-def gaussian_leapfrog(
-    z: Tensor, rho: Tensor, precision: Tensor, loc: Tensor, step_size: Tensor, tempering: Tensor
+def leapfrog(
+    z: Tensor,
+    rho: Tensor,
+    potential: Potential | nn.Module,
+    step_size: Tensor,
+    tempering: Tensor,
+    *,
+    params: Iterable[Tensor] | None = None,
+    memory: str = "reversible",
+    gradient: str = "full",
+    compile: bool = False,
+    on_drift: Callable[[Tensor], object] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    r"""K tempered leapfrog steps through a diagonal Gaussian potential, at a cost that does not depend on K.
+    r"""K tempered leapfrog steps through any differentiable potential, in memory that does not grow with K.
 
-    With :math:`U(z) = \frac12 \sum_i p_i (z_i - \mu_i)^2`, one step k is
+    One step k is
 
     .. math::
         \rho' = \rho - \tfrac{\epsilon}{2} \nabla U(z), \quad
         z \leftarrow z + \epsilon \rho', \quad
         \rho \leftarrow \alpha_k \big(\rho' - \tfrac{\epsilon}{2} \nabla U(z)\big).
 
-    Each dimension's K steps are one 2x2 linear map of ``(z - loc, rho)``, composed once and applied to the batch in
-    one pass. Nothing but the inputs is kept for the backward pass.
+    The gradient that ends a step begins the next, so K steps take K + 1 gradients. The map is its own inverse's mirror:
+    ``memory="reversible"`` keeps its end alone, and the backward pass steps back from there, with K + 1 gradients and
+    Hessian-vector products more.
 
     Args:
-        z: positions ``(..., d)``, or ``(R, B, d)`` for R replicas.
+        z: positions ``(B, ...)``; which dimensions are the batch's is what the shape of the energies says.
         rho: momenta, the shape of ``z``.
-        precision: p, ``(d,)``, or ``(R, 1, d)``. Negative values give an inverted potential; zero gives free motion.
-        loc: mu, the shape of ``precision``.
-        step_size: epsilon, ``()`` or ``(d,)`` for all steps, ``(K, d)`` for each; ``(R, 1, d)`` or ``(R, K, d)``.
-        tempering: alpha, ``(K,)``, or ``(R, K)``. K = 0 returns copies of the inputs.
+        potential: U, differentiable: energies ``(B,)`` of positions, or ``()`` of a single position ``(d,)``. It must
+            be the same function at every evaluation. Those of the backward pass run with the tensors, modules and
+            settings of the forward pass, whatever has come in their place since. Batch norm in training mode updates
+            its running statistics at the first evaluation alone.
+        step_size: epsilon, ``()`` or of a position's shape ``(...)`` for all steps, ``(K, ...)`` for each.
+        tempering: alpha, ``(K,)``, nowhere zero if the trajectory is to be rebuilt. K = 0 returns copies of the inputs.
+        params: the tensors besides ``z`` that need gradients through the potential; by default a module's parameters
+            and buffers. Those that require no gradients are left out. Only ``memory="reversible"`` needs to know them.
+        memory: ``"reversible"``, or ``"store"``: keep every step's graph, which is faster by the K + 1 evaluations.
+        gradient: ``"full"``, or ``"detached"``: take every gradient of U for a constant. Cheaper, and biased.
+        compile: compile the gradient (and by that its backward pass) for use in all evaluations but the first. The
+            time that it takes does not depend on K. On a CPU without Inductor's choice of memory layouts, whose kernels
+            may write past their end; give your own ``torch.compile`` of a convolutional potential the same
+            ``options={"layout_optimization": False}``.
+        on_drift: called by every reversible backward pass with the largest distance of an entry of the rebuilt ``z``
+            from the true one, a tensor ``()``; keeps a copy of ``z``, and leaves out the comparison of gradients.
 
     Returns:
-        ``(z_K, rho_K)``, new contiguous tensors of ``z``'s shape. The Jacobian determinant of the map is
-        ``prod_k alpha_k^d``.
+        ``(z_K, rho_K)``, new tensors of ``z``'s shape. The Jacobian determinant of the map is ``prod_k alpha_k^d``,
+        with d the size of a position.
 
-    All arguments have one dtype (float32, float64; also bfloat16, float16 on GPUs and in the reference) and device.
-    Differentiable, twice, in every argument; reverse and forward mode, ``torch.compile``, ``vmap``. Under autocast
-    half-precision arguments are computed in float32.
+    All tensors have one dtype and device; a reversible trajectory carries its state in double. Differentiable once in
+    every argument and in ``params``; as often as the potential is with ``memory="store"``. Inside ``torch.func``
+    transforms and under ``torch.compile(fullgraph=True)`` the formula is unrolled, whatever ``memory`` and ``compile``
+    say; running statistics then take one evaluation more. Under autocast the steps stay in float32, the potential does
+    as it is told.
 
     Raises:
         TypeError: an argument is not a floating-point tensor, or dtypes differ.
-        ValueError: shapes or devices do not fit, or on the CPU a step size or tempering is not finite.
+        ValueError: shapes or devices do not fit; an option is unknown; the potential does not depend on ``z``, its
+            energies do not fit, or, for a reversible trajectory, it draws random numbers, changes its buffers at every
+            evaluation, has a part that is differentiable once, or needs gradients of a tensor that is not among
+            ``params``; a tempering cannot be divided by (looked at on the CPU).
+        RuntimeError: in the backward pass, tensors were written in place or a module's training mode has changed since;
+            the potential's gradient is another one (looked at on the CPU); it has no second derivative, as attention
+            outside of ``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)``; or a second derivative is asked for.
 
     References:
         Neal, MCMC using Hamiltonian dynamics, 2011, section 5.5.7; Caterini, Doucet and Sejdinovic, Hamiltonian
@@ -57,209 +92,143 @@ def gaussian_leapfrog(
 
     Equivalent to:
         >>> import torch, hvae_kernels as hk
-        >>> z, rho = torch.randn(2, 8, 3, dtype=torch.float64).unbind()
-        >>> precision, loc, step_size = torch.rand(3, 3, dtype=torch.float64).unbind()
-        >>> tempering = torch.tensor([0.9, 0.8], dtype=torch.float64)
-        >>> fused = hk.functional.gaussian_leapfrog(z, rho, precision, loc, step_size, tempering)
+        >>> z, rho = torch.randn(2, 8, 3, dtype=torch.float64).requires_grad_().unbind()
+        >>> step_size, tempering = torch.tensor(0.1).double(), torch.tensor([0.9, 0.8]).double()
+        >>> potential = lambda z: torch.logsumexp(z, -1)
+        >>> result = hk.functional.leapfrog(z, rho, potential, step_size, tempering)
+        >>> gradient = lambda z: torch.autograd.grad(potential(z).sum(), z, create_graph=True)[0]
         >>> for alpha in tempering:
-        ...     rho = rho - step_size / 2 * precision * (z - loc)
+        ...     rho = rho - step_size / 2 * gradient(z)
         ...     z = z + step_size * rho
-        ...     rho = alpha * (rho - step_size / 2 * precision * (z - loc))
-        >>> torch.testing.assert_close(fused, (z, rho))
+        ...     rho = alpha * (rho - step_size / 2 * gradient(z))
+        >>> torch.testing.assert_close(result, (z, rho))
     """
-    return _checked(_gaussian_leapfrog, "gaussian_leapfrog", z, rho, precision, loc, step_size, tempering)
+    _validate(z, rho, step_size, tempering, memory, gradient)
+    _validate_callables(potential, on_drift)
+    _checks.flag(NAME, "compile", compile)
+    params = None if params is None else _tensors_among(params)
+    if tempering.shape[0] == 0:
+        return z.clone(), rho.clone()
+    if _library.autocasts(z):
+        half = _checks.HALF_PRECISION
+        z, rho, step_size, tempering = (x.float() if x.dtype in half else x for x in (z, rho, step_size, tempering))
+    full = gradient == "full"
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return _unrolled(z, rho, potential, step_size, tempering, full)
+    if torch.is_inference_mode_enabled():  # where nothing is recorded, not even for the potential's own gradient
+        with torch.inference_mode(False), torch.no_grad():
+            inputs = z.clone(), rho.clone(), potential, step_size.clone(), tempering.clone()
+            return leapfrog(*inputs, memory=memory, gradient=gradient, compile=compile)
+    field = Field(potential, compile)
+    if memory == "store" or not torch.is_grad_enabled():
+        return _stored(z, rho, field, step_size, tempering, full and torch.is_grad_enabled())
+    _check_tempering(tempering)
+    grad, batch, watched = field.first_of_rebuilt(z, lambda: _parameters(potential, params), full)
+    update, state, steps = _flat(batch, *(x.double() for x in (z, rho, grad, step_size, tempering)))
+    end = ReversibleLeapfrog.apply(field, update, full, on_drift, *state, *steps, *watched)
+    return end[0].to(z.dtype).reshape(z.shape), end[1].to(z.dtype).reshape(z.shape)
 
 
-def _gaussian_leapfrog(name: str, *arguments: Tensor) -> tuple[Tensor, Tensor]:
-    implementation = _dispatch.resolve(name, arguments[0])
-    if not _kernel_checks(implementation, arguments):
-        _validate(name, *arguments)
-    if implementation == "reference":
-        return reference.gaussian_leapfrog(*arguments)
-    return autograd.call(implementation, *arguments)
-
-
-def gaussian_leapfrog_vjp(
-    grad_z: Tensor,
-    grad_rho: Tensor,
-    z: Tensor,
-    rho: Tensor,
-    precision: Tensor,
-    loc: Tensor,
-    step_size: Tensor,
-    tempering: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The backward pass of :func:`gaussian_leapfrog` as a function, for loops that chain their gradients by hand.
-
-    One kernel and no autograd engine, which for a small batch costs more than forward and backward together.
-
-    Args:
-        grad_z: cotangent of ``z_K``, of ``z``'s shape.
-        grad_rho: cotangent of ``rho_K``, of ``z``'s shape.
-        z: as in :func:`gaussian_leapfrog`, like all that follow.
-        rho: momenta.
-        precision: of the potential.
-        loc: of the potential.
-        step_size: for all steps, or for each.
-        tempering: one factor a step.
-
-    Returns:
-        Gradients of the six arguments, in their order and shapes. Differentiable themselves.
-
-    Raises:
-        TypeError, ValueError: as :func:`gaussian_leapfrog`.
-
-    Equivalent to:
-        >>> import torch, hvae_kernels as hk
-        >>> arguments = (*torch.randn(2, 8, 3), *torch.rand(3, 3), torch.tensor([0.9, 0.8]))
-        >>> cotangents = torch.randn(2, 8, 3)
-        >>> gradients = hk.functional.gaussian_leapfrog_vjp(*cotangents, *arguments)
-        >>> outputs, pullback = torch.func.vjp(hk.functional.gaussian_leapfrog, *arguments)
-        >>> torch.testing.assert_close(gradients, pullback(tuple(cotangents)))
-    """
-    arguments = (z, rho, precision, loc, step_size, tempering, grad_z, grad_rho)
-    return _checked(_gaussian_leapfrog_vjp, "gaussian_leapfrog_vjp", *arguments)
-
-
-def _gaussian_leapfrog_vjp(name: str, *arguments: Tensor) -> tuple[Tensor, ...]:
-    *inputs, grad_z, grad_rho = arguments
-    implementation = _dispatch.resolve("gaussian_leapfrog", arguments[0])
-    if not _kernel_checks(implementation, arguments):
-        _validate(name, *arguments)
-    if implementation == "reference":
-        return torch.func.vjp(reference.gaussian_leapfrog, *inputs)[1]((grad_z, grad_rho))
-    return autograd.call_vjp(implementation, grad_z, grad_rho, *inputs)
-
-
-def _kernel_checks(implementation: str, arguments: tuple[Tensor, ...]) -> bool:
-    """Whether the kernel itself refuses what does not fit: in a tenth of the time, and :func:`_checked` explains."""
-    return implementation == "cpp" and not torch.compiler.is_compiling() and all(x.is_cpu for x in arguments)
-
-
-def dense_gaussian_leapfrog(
-    z: Tensor, rho: Tensor, precision: Tensor, loc: Tensor, step_size: Tensor, tempering: Tensor
+def _stored(
+    z: Tensor, rho: Tensor, field: Field, step_size: Tensor, tempering: Tensor, record: bool
 ) -> tuple[Tensor, Tensor]:
-    r"""K tempered leapfrog steps through a Gaussian potential with a dense precision matrix.
+    """Autograd keeps what there is to keep."""
+    grad, batch = field.first(z, record)
+    update, state, steps = _flat(batch, z, rho, grad, step_size, tempering)
+    with field.held():
+        end = transport(update, *state, lambda position: field(position, record), *steps)
+    return end[0].reshape(z.shape), end[1].reshape(z.shape)
 
-    As :func:`gaussian_leapfrog`, with :math:`U(z) = \frac12 (z - \mu)^T P (z - \mu)`. Only the symmetric part of P
-    counts, so :math:`\nabla U(z) = \frac12 (P + P^T) (z - \mu)`.
 
-    Either K + 1 matrix products and fused updates on the batch, or, where that takes fewer multiply-adds, the steps'
-    linear map of ``(z - loc, rho)``, composed once on its 2d basis vectors and then applied to the batch.
+def _unrolled(
+    z: Tensor, rho: Tensor, potential: Potential, step_size: Tensor, tempering: Tensor, full: bool
+) -> tuple[Tensor, Tensor]:
+    """The formula as ``torch.func`` and ``torch.compile`` take it.
 
-    Args:
-        z: positions ``(..., d)``.
-        rho: momenta, the shape of ``z``.
-        precision: P, ``(d, d)``. Not required to be positive definite.
-        loc: mu, ``(d,)``.
-        step_size: epsilon, ``()`` or ``(d,)`` for all steps, ``(K, d)`` for each.
-        tempering: alpha, ``(K,)``. K = 0 returns copies of the inputs.
-
-    Returns:
-        ``(z_K, rho_K)``, new contiguous tensors of ``z``'s shape. The Jacobian determinant of the map is
-        ``prod_k alpha_k^d``.
-
-    All arguments have one dtype (float32, float64; also bfloat16, float16 on GPUs and in the reference) and device.
-    Differentiable, twice, in every argument; reverse and forward mode, ``torch.compile``, ``vmap``. Under autocast
-    half-precision arguments are computed in float32.
-
-    Raises:
-        TypeError: an argument is not a floating-point tensor, or dtypes differ.
-        ValueError: shapes or devices do not fit (there is no form for replicas), or on the CPU a step size or tempering
-            is not finite.
-
-    References:
-        Neal, MCMC using Hamiltonian dynamics, 2011, section 5.5.7; Caterini, Doucet and Sejdinovic, Hamiltonian
-        variational auto-encoder, 2018, algorithm 1.
-
-    Equivalent to:
-        >>> import torch, hvae_kernels as hk
-        >>> z, rho = torch.randn(2, 8, 3, dtype=torch.float64).unbind()
-        >>> precision = torch.randn(3, 3, dtype=torch.float64)
-        >>> loc, step_size = torch.rand(2, 3, dtype=torch.float64).unbind()
-        >>> tempering = torch.tensor([0.9, 0.8], dtype=torch.float64)
-        >>> fused = hk.functional.dense_gaussian_leapfrog(z, rho, precision, loc, step_size, tempering)
-        >>> symmetric = (precision + precision.T) / 2
-        >>> for alpha in tempering:
-        ...     rho = rho - step_size / 2 * ((z - loc) @ symmetric)
-        ...     z = z + step_size * rho
-        ...     rho = alpha * (rho - step_size / 2 * ((z - loc) @ symmetric))
-        >>> torch.testing.assert_close(fused, (z, rho))
+    They let no module change its buffers while it is differentiated, so running statistics take one evaluation more.
     """
-    return _checked(_dense_gaussian_leapfrog, DENSE, z, rho, precision, loc, step_size, tempering)
+    modules = list(potential.modules()) if isinstance(potential, nn.Module) else []
+
+    def gradient(position: Tensor) -> tuple[Tensor, Tensor]:
+        grad, energy = functional_gradient(potential, position.reshape(z.shape))
+        return grad if full else grad.detach(), energy
+
+    with statistics.held(modules) as tracking:
+        grad, energy = gradient(z)
+        update, state, steps = _flat(energy.shape, z, rho, grad, step_size, tempering)
+        flat = state[0].shape
+        end = transport(update, *state, lambda position: gradient(position)[0].reshape(flat), *steps)
+    if tracking:
+        alone = contextlib.nullcontext() if torch.compiler.is_compiling() else modules_called()
+        with torch.no_grad(), alone:
+            potential(z)
+    return end[0].reshape(z.shape), end[1].reshape(z.shape)
 
 
-def _dense_gaussian_leapfrog(name: str, *arguments: Tensor) -> tuple[Tensor, Tensor]:
-    implementation = _dispatch.resolve(name, arguments[0])
-    _validate(name, *arguments)
-    if implementation == "reference":
-        return reference.dense_gaussian_leapfrog(*arguments)
-    return dense.dense_gaussian_leapfrog(implementation, *arguments)
+def _flat(
+    batch: torch.Size, z: Tensor, rho: Tensor, grad: Tensor, step_size: Tensor, tempering: Tensor
+) -> tuple[Update, tuple[Tensor, ...], tuple[Tensor, Tensor, Tensor]]:
+    """The fused update, ``(z, rho, grad)`` with one dimension for each position, and the updates' coefficients."""
+    event, n_steps = z.shape[len(batch) :], tempering.shape[0]
+    if z.shape[: len(batch)] != batch or (not batch and z.dim() > 1):
+        expected = f"a function with energies (B,), one for each position in z {tuple(z.shape)}"
+        raise _checks.fail(NAME, "potential", expected, f"energies of shape {tuple(batch)}")
+    if step_size.dim() and step_size.shape not in (event, (n_steps, *event)):
+        expected = f"of shape (), {tuple(event)} or {(n_steps, *event)}"
+        raise _checks.fail(NAME, "step_size", expected, step_size)
+    features = math.prod(event)
+    if step_size.dim():
+        step_size = step_size.reshape(*step_size.shape[: step_size.dim() - len(event)], features)
+    state = tuple(x.reshape(*batch, features) for x in (z, rho, grad))
+    update = update_of(_dispatch.resolve("leapfrog_update", z))
+    return update, state, coefficients(step_size, tempering, features)
 
 
-def _checked(op: Callable[..., tuple[Tensor, Tensor]], name: str, *arguments: Tensor) -> tuple[Tensor, Tensor]:
-    """Run ``op`` under autocast's rule, and explain its failure where the arguments are at fault."""
-    z = arguments[0]
-    try:
-        if _library.autocasts(z):
-            return _library.in_float32(op, name, *arguments)
-        return op(name, *arguments)
-    except (AttributeError, IndexError, RuntimeError, TypeError):
-        try:
-            _validate(name, *arguments)
-        except (TypeError, ValueError) as explanation:
-            raise explanation from None
-        raise
+def _parameters(potential: Potential | nn.Module, params: Iterable[Tensor] | None) -> list[Tensor]:
+    """Those given, each once, or a module's parameters and buffers; a plain function does not tell."""
+    if params is None:
+        modules = list(potential.modules()) if isinstance(potential, nn.Module) else []
+        # a copy that torch made for one of several devices has its parameters as attributes
+        copies = (x for m in modules for x in vars(m).get("_former_parameters", {}).values())
+        params = [*potential.parameters(), *potential.buffers(), *copies] if modules else []
+    return list({id(x): x for x in params}.values())
 
 
-def _validate(name: str, z, rho, precision, loc, step_size, tempering, grad_z=None, grad_rho=None) -> None:
-    tensors = {"z": z, "rho": rho, "precision": precision, "loc": loc, "step_size": step_size, "tempering": tempering}
-    cotangents = {"grad_z": grad_z, "grad_rho": grad_rho} if name == "gaussian_leapfrog_vjp" else {}
-    _checks.same_kind(name, **tensors, **cotangents)
-    _check_shapes(name, *tensors.values())
-    for argument, tensor in cotangents.items():
-        if tensor.shape != z.shape:
-            raise _checks.fail(name, argument, f"of z's shape {tuple(z.shape)}", tensor)
-    _checks.finite(name, "step_size", step_size)
-    _checks.finite(name, "tempering", tempering)
+def _check_tempering(tempering: Tensor) -> None:
+    if _checks.values_readable(tempering) and not bool(tempering.all()):
+        expected = "nowhere zero with memory='reversible', as rebuilding divides by it"
+        raise _checks.fail(NAME, "tempering", expected, tempering)
 
 
-def _check_shapes(
-    name: str, z: Tensor, rho: Tensor, precision: Tensor, loc: Tensor, step_size: Tensor, tempering: Tensor
-) -> None:
-    shape = z.shape
-    if not shape:
-        raise _checks.fail(name, "z", "of shape (..., d)", z)
-    if rho.shape != shape:
-        raise _checks.fail(name, "rho", f"of z's shape {tuple(shape)}", rho)
-    if tempering.dim() == 2 and name != DENSE:
-        return _check_replica_shapes(name, z, precision, loc, step_size, tempering)
-    features = shape[-1]
+def _validate_callables(potential: object, on_drift: object) -> None:
+    for argument, function in (("potential", potential), ("on_drift", on_drift)):
+        if not callable(function) and (argument == "potential" or function is not None):
+            expected = "a function or a torch.nn.Module" if argument == "potential" else "a function or None"
+            raise _checks.wrong_type(NAME, argument, expected, function)
+
+
+def _tensors_among(params: Iterable[Tensor]) -> tuple[Tensor, ...]:
+    expected = "tensors, as [tensor] or module.parameters()"
+    if isinstance(params, Tensor):  # it would be taken row by row
+        raise TypeError(f"{NAME}: params must be {expected}, got one tensor alone")
+    if not isinstance(params, Iterable):
+        raise _checks.wrong_type(NAME, "params", expected, params)
+    params = tuple(params)
+    for tensor in params:
+        if not isinstance(tensor, Tensor):
+            raise _checks.wrong_type(NAME, "params", expected, tensor)
+    return params
+
+
+def _validate(z: Tensor, rho: Tensor, step_size: Tensor, tempering: Tensor, memory: str, gradient: str) -> None:
+    _checks.one_of(NAME, "memory", memory, MEMORY)
+    _checks.one_of(NAME, "gradient", gradient, GRADIENT)
+    _checks.same_kind(NAME, z=z, rho=rho, step_size=step_size, tempering=tempering)
+    if not z.dim():
+        raise _checks.fail(NAME, "z", "of shape (B, ...)", z)
+    if rho.shape != z.shape:
+        raise _checks.fail(NAME, "rho", f"of z's shape {tuple(z.shape)}", rho)
     if tempering.dim() != 1:
-        replicas = "" if name == DENSE else ", or (R, K) for replicas"
-        raise _checks.fail(name, "tempering", f"of shape (K,){replicas}", tempering)
-    precision_shape = (features, features) if name == DENSE else (features,)
-    if precision.shape != precision_shape:
-        raise _checks.fail(name, "precision", f"of shape {precision_shape}", precision)
-    if loc.shape != (features,):
-        raise _checks.fail(name, "loc", f"of shape ({features},)", loc)
-    if step_size.dim() and step_size.shape not in ((features,), (tempering.shape[0], features)):
-        expected = f"of shape (), ({features},) or (K, d) = ({tempering.shape[0]}, {features})"
-        raise _checks.fail(name, "step_size", expected, step_size)
-
-
-def _check_replica_shapes(
-    name: str, z: Tensor, precision: Tensor, loc: Tensor, step_size: Tensor, tempering: Tensor
-) -> None:
-    if z.dim() != 3:
-        raise _checks.fail(name, "z", "of shape (R, B, d), as tempering (R, K) asks for replicas", z)
-    replicas, _, features = z.shape
-    n_steps = tempering.shape[1]
-    if tempering.shape[0] != replicas:
-        raise _checks.fail(name, "tempering", f"of shape (R, K) with R = {replicas}", tempering)
-    for argument, tensor in (("precision", precision), ("loc", loc)):
-        if tensor.shape != (replicas, 1, features):
-            raise _checks.fail(name, argument, f"of shape (R, 1, d) = ({replicas}, 1, {features})", tensor)
-    if step_size.shape not in ((replicas, 1, features), (replicas, n_steps, features)):
-        expected = f"of shape (R, 1, d) or (R, K, d) with R, K, d = {replicas}, {n_steps}, {features}"
-        raise _checks.fail(name, "step_size", expected, step_size)
+        raise _checks.fail(NAME, "tempering", "of shape (K,)", tempering)
+    _checks.finite(NAME, "step_size", step_size)
+    _checks.finite(NAME, "tempering", tempering)

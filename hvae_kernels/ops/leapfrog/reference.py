@@ -1,58 +1,37 @@
-"""The law: tempered leapfrog in plain PyTorch, beside its formula. Any dtype, any device, differentiable for ever.
-
-One step ``k`` of ``K`` (Neal 2011, section 5.5.7; Caterini, Doucet and Sejdinovic 2018, algorithm 1)::
-
-    rho' = rho - step_size / 2 * grad U(z)
-    z    = z + step_size * rho'
-    rho  = tempering_k * (rho' - step_size / 2 * grad U(z))
-
-The gradient at the end of step k is the gradient at the start of step k + 1, so a trajectory costs K + 1 gradients.
-"""
+"""The law: the unrolled formula, its gradients of U by autograd, recorded like everything else."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
+from hvae_kernels import _checks
+from hvae_kernels.ops.gaussian_leapfrog.reference import trajectory
 
-def trajectory(
-    z: Tensor, rho: Tensor, gradient: Callable[[Tensor], Tensor], step_size: Tensor, tempering: Tensor
+Potential = Callable[[Tensor], Tensor]
+
+
+def leapfrog(
+    z: Tensor, rho: Tensor, potential: Potential, step_size: Tensor, tempering: Tensor, *, gradient: str = "full"
 ) -> tuple[Tensor, Tensor]:
-    """The formula above for any ``gradient`` of the potential; shapes as in :func:`gaussian_leapfrog`."""
-    n_steps = tempering.shape[-1]
-    if n_steps == 0:
-        return z.clone(), rho.clone()  # results never share memory with inputs
-    grad = gradient(z)
-    for k in range(n_steps):
-        step = step_size_at(step_size, k)
-        alpha = tempering[..., k] if tempering.dim() == 1 else tempering[:, k, None, None]
-        rho = rho - step / 2 * grad
-        z = z + step * rho
-        grad = gradient(z)
-        rho = alpha * (rho - step / 2 * grad)
-    return z, rho
+    """``z (..., d)`` with energies ``(...)``; shapes of the others as in :func:`gaussian_leapfrog`, replicas too."""
+    record = torch.is_grad_enabled() and gradient == "full"
+    return trajectory(z, rho, lambda position: gradient_of(potential, position, record)[0], step_size, tempering)
 
 
-def step_size_at(step_size: Tensor, k: int) -> Tensor:
-    """The step size of step ``k``, shaped to broadcast over ``z``: ``()``, ``(d,)`` or ``(R, 1, d)``."""
-    if step_size.dim() < 2:
-        return step_size
-    if step_size.dim() == 2:
-        return step_size[k]
-    return step_size if step_size.shape[1] == 1 else step_size[:, k : k + 1]
-
-
-def gaussian_leapfrog(
-    z: Tensor, rho: Tensor, precision: Tensor, loc: Tensor, step_size: Tensor, tempering: Tensor
-) -> tuple[Tensor, Tensor]:
-    """``U(z) = 1/2 sum precision (z - loc)^2``: ``grad U(z) = precision (z - loc)``."""
-    return trajectory(z, rho, lambda position: precision * (position - loc), step_size, tempering)
-
-
-def dense_gaussian_leapfrog(
-    z: Tensor, rho: Tensor, precision: Tensor, loc: Tensor, step_size: Tensor, tempering: Tensor
-) -> tuple[Tensor, Tensor]:
-    """``U(z) = 1/2 (z - loc)^T precision (z - loc)``: ``grad U(z) = (precision + precision^T) / 2 (z - loc)``."""
-    symmetric = (precision + precision.mT) / 2
-    return trajectory(z, rho, lambda position: (position - loc) @ symmetric, step_size, tempering)
+def gradient_of(potential: Potential, z: Tensor, record: bool) -> tuple[Tensor, Tensor]:
+    """``(grad U(z), U(z))``; with ``record`` the gradient is differentiable itself."""
+    with torch.enable_grad():
+        # by an alias: what the potential has captured may depend on z too, and that way is not U's
+        position = z.view_as(z) if z.requires_grad else z.detach().requires_grad_()
+        energy = potential(position)
+        if not isinstance(energy, Tensor) or not energy.requires_grad:
+            raise _checks.fail("leapfrog", "potential", "a differentiable function of z", energy)
+        (grad,) = torch.autograd.grad(energy.sum(), position, create_graph=record, allow_unused=True)
+    if grad is None:
+        raise _checks.fail(
+            "leapfrog", "potential", "a differentiable function of z", "energies that do not depend on it"
+        )
+    return grad, energy

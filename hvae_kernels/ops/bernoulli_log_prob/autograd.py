@@ -13,7 +13,7 @@ from torch import Tensor
 from hvae_kernels import _library
 from hvae_kernels._library import OpFunction
 from hvae_kernels._triton.launch import lazy
-from hvae_kernels.ops.bernoulli import reference
+from hvae_kernels.ops.bernoulli_log_prob import reference
 
 IMPLEMENTATIONS = ("cpp", "triton")
 
@@ -46,7 +46,7 @@ RAW_DOUBLE_BACKWARD = _library.define(
 )
 
 for _name in ("bernoulli_log_prob", "bernoulli_log_prob_backward", "bernoulli_log_prob_double_backward"):
-    _library.implement(_name, "triton", lazy("hvae_kernels.ops.bernoulli.triton", _name))
+    _library.implement(_name, "triton", lazy("hvae_kernels.ops.bernoulli_log_prob.triton", _name))
 
 
 def _sum_samples(grad: Tensor, x: Tensor) -> Tensor:

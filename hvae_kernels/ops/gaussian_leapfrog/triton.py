@@ -26,8 +26,8 @@ from torch import Tensor
 
 from hvae_kernels._triton.device import dot_dual, load, load_scalar, mul_dual, store
 from hvae_kernels._triton.launch import cdiv, next_power_of_2, on_device_of
-from hvae_kernels.ops.leapfrog._layout import Layout, layout
-from hvae_kernels.ops.leapfrog.autograd import NEEDS_OUTPUTS, NEEDS_PARAMETERS, NEEDS_STATE
+from hvae_kernels.ops.gaussian_leapfrog._layout import Layout, layout
+from hvae_kernels.ops.gaussian_leapfrog.autograd import NEEDS_OUTPUTS, NEEDS_PARAMETERS, NEEDS_STATE
 
 # ---- Launch configurations -------------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ import torch
 import hvae_kernels as hk
 from hvae_kernels import testing
 from hvae_kernels.functional import bernoulli_log_prob
-from hvae_kernels.ops.bernoulli.api import _broadcast_run
+from hvae_kernels.ops.bernoulli_log_prob.api import _broadcast_run
 
 IMPLEMENTATIONS = ("cpp", "triton", "reference")
 INF = math.inf

@@ -16,8 +16,8 @@ from torch import Tensor
 from hvae_kernels import _library
 from hvae_kernels._library import OpFunction
 from hvae_kernels._triton.launch import lazy
-from hvae_kernels.ops.autoregressive import reference
-from hvae_kernels.ops.autoregressive.gates import CODES, Gate
+from hvae_kernels.ops.affine_autoregressive import reference
+from hvae_kernels.ops.affine_autoregressive.gates import CODES, Gate
 
 IMPLEMENTATIONS = ("cpp", "triton")
 
@@ -78,7 +78,7 @@ RAW_DOUBLE_BACKWARD = _library.define(
 
 
 for _name in ("affine_autoregressive", "affine_autoregressive_backward", "affine_autoregressive_double_backward"):
-    _library.implement(_name, "triton", lazy("hvae_kernels.ops.autoregressive.triton", _name))
+    _library.implement(_name, "triton", lazy("hvae_kernels.ops.affine_autoregressive.triton", _name))
 
 
 @dataclass(frozen=True)

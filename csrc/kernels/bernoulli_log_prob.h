@@ -1,6 +1,6 @@
 // Log-probabilities of independent Bernoulli variables with logits l and values x, a row's terms being
 //   x l - log(1 + exp(l)) = -(w |l| + log(1 + e)),  e = exp(-|l|),  w = 1 - x where l > 0 and x elsewhere,
-// of which neither part cancels. Derivatives: hvae_kernels/ops/bernoulli/README.md.
+// of which neither part cancels. Derivatives: hvae_kernels/ops/bernoulli_log_prob/README.md.
 #pragma once
 
 #include <bit>

@@ -1,5 +1,5 @@
-// bernoulli_log_prob on the CPU: checks, allocation, parallel loops. The arithmetic is in kernels/bernoulli.h.
-#include "../kernels/bernoulli.h"
+// bernoulli_log_prob on the CPU: checks, allocation, parallel loops. The arithmetic is in kernels/bernoulli_log_prob.h.
+#include "../kernels/bernoulli_log_prob.h"
 
 #include <atomic>
 

@@ -7,8 +7,8 @@ import functools
 from torch import Tensor
 
 from hvae_kernels import _checks, _dispatch, _library
-from hvae_kernels.ops.autoregressive import autograd, reference
-from hvae_kernels.ops.autoregressive.gates import CODES, DEFAULTS, NUMBERS, Gate
+from hvae_kernels.ops.affine_autoregressive import autograd, reference
+from hvae_kernels.ops.affine_autoregressive.gates import CODES, DEFAULTS, NUMBERS, Gate
 
 NAME = "affine_autoregressive"
 _dispatch.register(_dispatch.Op(NAME, ("cpp", "triton", "reference")))

@@ -13,9 +13,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from hvae_kernels import _checks, _live
-from hvae_kernels.ops.leapfrog_potential import statistics
-from hvae_kernels.ops.leapfrog_potential.reference import Potential, gradient_of
-from hvae_kernels.ops.leapfrog_potential.state import Context, Snapshot
+from hvae_kernels.ops.leapfrog import statistics
+from hvae_kernels.ops.leapfrog.reference import Potential, gradient_of
+from hvae_kernels.ops.leapfrog.state import Context, Snapshot
 
 NAME = "leapfrog"
 

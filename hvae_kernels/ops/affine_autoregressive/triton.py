@@ -11,8 +11,8 @@ from torch import Tensor
 
 from hvae_kernels._triton.device import decay, exponential, load, log1p_unit, store
 from hvae_kernels._triton.launch import cdiv, next_power_of_2, on_device_of
-from hvae_kernels.ops.autoregressive.autograd import INPUT_BITS, NEEDS_LOG_ABS_DET, NEEDS_OUTPUT
-from hvae_kernels.ops.autoregressive.gates import CODES
+from hvae_kernels.ops.affine_autoregressive.autograd import INPUT_BITS, NEEDS_LOG_ABS_DET, NEEDS_OUTPUT
+from hvae_kernels.ops.affine_autoregressive.gates import CODES
 
 _ACCUMULATORS = {torch.float64: tl.float64}
 _CLIPPED = tl.constexpr(CODES["clipped"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from hvae_kernels.ops.autoregressive.gates import Gate, scale_of
+from hvae_kernels.ops.affine_autoregressive.gates import Gate, scale_of
 
 
 def affine_autoregressive(z: Tensor, shift: Tensor, log_scale: Tensor, gate: Gate) -> tuple[Tensor, Tensor]:

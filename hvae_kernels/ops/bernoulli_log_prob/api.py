@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from hvae_kernels import _checks, _dispatch, _library
-from hvae_kernels.ops.bernoulli import autograd, reference
+from hvae_kernels.ops.bernoulli_log_prob import autograd, reference
 
 NAME = "bernoulli_log_prob"
 _dispatch.register(_dispatch.Op(NAME, ("cpp", "triton", "reference")))
 
 #: What ``value`` may be besides the logits' own dtype.
 BITS = (torch.bool, torch.uint8)
-#: How far outside [0, 1] arithmetic may take a probability; as in csrc/cpu/bernoulli.cpp.
+#: How far outside [0, 1] arithmetic may take a probability; as in csrc/cpu/bernoulli_log_prob.cpp.
 _ROUNDING = 1e-3
 
 

@@ -1,0 +1,265 @@
+"""Where users' calls enter: docstrings, validation, dispatch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from hvae_kernels import _checks, _dispatch, _library
+from hvae_kernels.ops.gaussian_leapfrog import autograd, dense, reference
+
+DENSE = "dense_gaussian_leapfrog"
+
+_dispatch.register(_dispatch.Op("gaussian_leapfrog", ("cpp", "triton", "reference")))
+_dispatch.register(_dispatch.Op(DENSE, ("cpp", "triton", "reference")))
+
+
+def gaussian_leapfrog(
+    z: Tensor, rho: Tensor, precision: Tensor, loc: Tensor, step_size: Tensor, tempering: Tensor
+) -> tuple[Tensor, Tensor]:
+    r"""K tempered leapfrog steps through a diagonal Gaussian potential, at a cost that does not depend on K.
+
+    With :math:`U(z) = \frac12 \sum_i p_i (z_i - \mu_i)^2`, one step k is
+
+    .. math::
+        \rho' = \rho - \tfrac{\epsilon}{2} \nabla U(z), \quad
+        z \leftarrow z + \epsilon \rho', \quad
+        \rho \leftarrow \alpha_k \big(\rho' - \tfrac{\epsilon}{2} \nabla U(z)\big).
+
+    Each dimension's K steps are one 2x2 linear map of ``(z - loc, rho)``, composed once and applied to the batch in
+    one pass. Nothing but the inputs is kept for the backward pass.
+
+    Args:
+        z: positions ``(..., d)``, or ``(R, B, d)`` for R replicas.
+        rho: momenta, the shape of ``z``.
+        precision: p, ``(d,)``, or ``(R, 1, d)``. Negative values give an inverted potential; zero gives free motion.
+        loc: mu, the shape of ``precision``.
+        step_size: epsilon, ``()`` or ``(d,)`` for all steps, ``(K, d)`` for each; ``(R, 1, d)`` or ``(R, K, d)``.
+        tempering: alpha, ``(K,)``, or ``(R, K)``. K = 0 returns copies of the inputs.
+
+    Returns:
+        ``(z_K, rho_K)``, new contiguous tensors of ``z``'s shape. The Jacobian determinant of the map is
+        ``prod_k alpha_k^d``.
+
+    All arguments have one dtype (float32, float64; also bfloat16, float16 on GPUs and in the reference) and device.
+    Differentiable, twice, in every argument; reverse and forward mode, ``torch.compile``, ``vmap``. Under autocast
+    half-precision arguments are computed in float32.
+
+    Raises:
+        TypeError: an argument is not a floating-point tensor, or dtypes differ.
+        ValueError: shapes or devices do not fit, or on the CPU a step size or tempering is not finite.
+
+    References:
+        Neal, MCMC using Hamiltonian dynamics, 2011, section 5.5.7; Caterini, Doucet and Sejdinovic, Hamiltonian
+        variational auto-encoder, 2018, algorithm 1.
+
+    Equivalent to:
+        >>> import torch, hvae_kernels as hk
+        >>> z, rho = torch.randn(2, 8, 3, dtype=torch.float64).unbind()
+        >>> precision, loc, step_size = torch.rand(3, 3, dtype=torch.float64).unbind()
+        >>> tempering = torch.tensor([0.9, 0.8], dtype=torch.float64)
+        >>> fused = hk.functional.gaussian_leapfrog(z, rho, precision, loc, step_size, tempering)
+        >>> for alpha in tempering:
+        ...     rho = rho - step_size / 2 * precision * (z - loc)
+        ...     z = z + step_size * rho
+        ...     rho = alpha * (rho - step_size / 2 * precision * (z - loc))
+        >>> torch.testing.assert_close(fused, (z, rho))
+    """
+    return _checked(_gaussian_leapfrog, "gaussian_leapfrog", z, rho, precision, loc, step_size, tempering)
+
+
+def _gaussian_leapfrog(name: str, *arguments: Tensor) -> tuple[Tensor, Tensor]:
+    implementation = _dispatch.resolve(name, arguments[0])
+    if not _kernel_checks(implementation, arguments):
+        _validate(name, *arguments)
+    if implementation == "reference":
+        return reference.gaussian_leapfrog(*arguments)
+    return autograd.call(implementation, *arguments)
+
+
+def gaussian_leapfrog_vjp(
+    grad_z: Tensor,
+    grad_rho: Tensor,
+    z: Tensor,
+    rho: Tensor,
+    precision: Tensor,
+    loc: Tensor,
+    step_size: Tensor,
+    tempering: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The backward pass of :func:`gaussian_leapfrog` as a function, for loops that chain their gradients by hand.
+
+    One kernel and no autograd engine, which for a small batch costs more than forward and backward together.
+
+    Args:
+        grad_z: cotangent of ``z_K``, of ``z``'s shape.
+        grad_rho: cotangent of ``rho_K``, of ``z``'s shape.
+        z: as in :func:`gaussian_leapfrog`, like all that follow.
+        rho: momenta.
+        precision: of the potential.
+        loc: of the potential.
+        step_size: for all steps, or for each.
+        tempering: one factor a step.
+
+    Returns:
+        Gradients of the six arguments, in their order and shapes. Differentiable themselves.
+
+    Raises:
+        TypeError, ValueError: as :func:`gaussian_leapfrog`.
+
+    Equivalent to:
+        >>> import torch, hvae_kernels as hk
+        >>> arguments = (*torch.randn(2, 8, 3), *torch.rand(3, 3), torch.tensor([0.9, 0.8]))
+        >>> cotangents = torch.randn(2, 8, 3)
+        >>> gradients = hk.functional.gaussian_leapfrog_vjp(*cotangents, *arguments)
+        >>> outputs, pullback = torch.func.vjp(hk.functional.gaussian_leapfrog, *arguments)
+        >>> torch.testing.assert_close(gradients, pullback(tuple(cotangents)))
+    """
+    arguments = (z, rho, precision, loc, step_size, tempering, grad_z, grad_rho)
+    return _checked(_gaussian_leapfrog_vjp, "gaussian_leapfrog_vjp", *arguments)
+
+
+def _gaussian_leapfrog_vjp(name: str, *arguments: Tensor) -> tuple[Tensor, ...]:
+    *inputs, grad_z, grad_rho = arguments
+    implementation = _dispatch.resolve("gaussian_leapfrog", arguments[0])
+    if not _kernel_checks(implementation, arguments):
+        _validate(name, *arguments)
+    if implementation == "reference":
+        return torch.func.vjp(reference.gaussian_leapfrog, *inputs)[1]((grad_z, grad_rho))
+    return autograd.call_vjp(implementation, grad_z, grad_rho, *inputs)
+
+
+def _kernel_checks(implementation: str, arguments: tuple[Tensor, ...]) -> bool:
+    """Whether the kernel itself refuses what does not fit: in a tenth of the time, and :func:`_checked` explains."""
+    return implementation == "cpp" and not torch.compiler.is_compiling() and all(x.is_cpu for x in arguments)
+
+
+def dense_gaussian_leapfrog(
+    z: Tensor, rho: Tensor, precision: Tensor, loc: Tensor, step_size: Tensor, tempering: Tensor
+) -> tuple[Tensor, Tensor]:
+    r"""K tempered leapfrog steps through a Gaussian potential with a dense precision matrix.
+
+    As :func:`gaussian_leapfrog`, with :math:`U(z) = \frac12 (z - \mu)^T P (z - \mu)`. Only the symmetric part of P
+    counts, so :math:`\nabla U(z) = \frac12 (P + P^T) (z - \mu)`.
+
+    Either K + 1 matrix products and fused updates on the batch, or, where that takes fewer multiply-adds, the steps'
+    linear map of ``(z - loc, rho)``, composed once on its 2d basis vectors and then applied to the batch.
+
+    Args:
+        z: positions ``(..., d)``.
+        rho: momenta, the shape of ``z``.
+        precision: P, ``(d, d)``. Not required to be positive definite.
+        loc: mu, ``(d,)``.
+        step_size: epsilon, ``()`` or ``(d,)`` for all steps, ``(K, d)`` for each.
+        tempering: alpha, ``(K,)``. K = 0 returns copies of the inputs.
+
+    Returns:
+        ``(z_K, rho_K)``, new contiguous tensors of ``z``'s shape. The Jacobian determinant of the map is
+        ``prod_k alpha_k^d``.
+
+    All arguments have one dtype (float32, float64; also bfloat16, float16 on GPUs and in the reference) and device.
+    Differentiable, twice, in every argument; reverse and forward mode, ``torch.compile``, ``vmap``. Under autocast
+    half-precision arguments are computed in float32.
+
+    Raises:
+        TypeError: an argument is not a floating-point tensor, or dtypes differ.
+        ValueError: shapes or devices do not fit (there is no form for replicas), or on the CPU a step size or tempering
+            is not finite.
+
+    References:
+        Neal, MCMC using Hamiltonian dynamics, 2011, section 5.5.7; Caterini, Doucet and Sejdinovic, Hamiltonian
+        variational auto-encoder, 2018, algorithm 1.
+
+    Equivalent to:
+        >>> import torch, hvae_kernels as hk
+        >>> z, rho = torch.randn(2, 8, 3, dtype=torch.float64).unbind()
+        >>> precision = torch.randn(3, 3, dtype=torch.float64)
+        >>> loc, step_size = torch.rand(2, 3, dtype=torch.float64).unbind()
+        >>> tempering = torch.tensor([0.9, 0.8], dtype=torch.float64)
+        >>> fused = hk.functional.dense_gaussian_leapfrog(z, rho, precision, loc, step_size, tempering)
+        >>> symmetric = (precision + precision.T) / 2
+        >>> for alpha in tempering:
+        ...     rho = rho - step_size / 2 * ((z - loc) @ symmetric)
+        ...     z = z + step_size * rho
+        ...     rho = alpha * (rho - step_size / 2 * ((z - loc) @ symmetric))
+        >>> torch.testing.assert_close(fused, (z, rho))
+    """
+    return _checked(_dense_gaussian_leapfrog, DENSE, z, rho, precision, loc, step_size, tempering)
+
+
+def _dense_gaussian_leapfrog(name: str, *arguments: Tensor) -> tuple[Tensor, Tensor]:
+    implementation = _dispatch.resolve(name, arguments[0])
+    _validate(name, *arguments)
+    if implementation == "reference":
+        return reference.dense_gaussian_leapfrog(*arguments)
+    return dense.dense_gaussian_leapfrog(implementation, *arguments)
+
+
+def _checked(op: Callable[..., tuple[Tensor, Tensor]], name: str, *arguments: Tensor) -> tuple[Tensor, Tensor]:
+    """Run ``op`` under autocast's rule, and explain its failure where the arguments are at fault."""
+    z = arguments[0]
+    try:
+        if _library.autocasts(z):
+            return _library.in_float32(op, name, *arguments)
+        return op(name, *arguments)
+    except (AttributeError, IndexError, RuntimeError, TypeError):
+        try:
+            _validate(name, *arguments)
+        except (TypeError, ValueError) as explanation:
+            raise explanation from None
+        raise
+
+
+def _validate(name: str, z, rho, precision, loc, step_size, tempering, grad_z=None, grad_rho=None) -> None:
+    tensors = {"z": z, "rho": rho, "precision": precision, "loc": loc, "step_size": step_size, "tempering": tempering}
+    cotangents = {"grad_z": grad_z, "grad_rho": grad_rho} if name == "gaussian_leapfrog_vjp" else {}
+    _checks.same_kind(name, **tensors, **cotangents)
+    _check_shapes(name, *tensors.values())
+    for argument, tensor in cotangents.items():
+        if tensor.shape != z.shape:
+            raise _checks.fail(name, argument, f"of z's shape {tuple(z.shape)}", tensor)
+    _checks.finite(name, "step_size", step_size)
+    _checks.finite(name, "tempering", tempering)
+
+
+def _check_shapes(
+    name: str, z: Tensor, rho: Tensor, precision: Tensor, loc: Tensor, step_size: Tensor, tempering: Tensor
+) -> None:
+    shape = z.shape
+    if not shape:
+        raise _checks.fail(name, "z", "of shape (..., d)", z)
+    if rho.shape != shape:
+        raise _checks.fail(name, "rho", f"of z's shape {tuple(shape)}", rho)
+    if tempering.dim() == 2 and name != DENSE:
+        return _check_replica_shapes(name, z, precision, loc, step_size, tempering)
+    features = shape[-1]
+    if tempering.dim() != 1:
+        replicas = "" if name == DENSE else ", or (R, K) for replicas"
+        raise _checks.fail(name, "tempering", f"of shape (K,){replicas}", tempering)
+    precision_shape = (features, features) if name == DENSE else (features,)
+    if precision.shape != precision_shape:
+        raise _checks.fail(name, "precision", f"of shape {precision_shape}", precision)
+    if loc.shape != (features,):
+        raise _checks.fail(name, "loc", f"of shape ({features},)", loc)
+    if step_size.dim() and step_size.shape not in ((features,), (tempering.shape[0], features)):
+        expected = f"of shape (), ({features},) or (K, d) = ({tempering.shape[0]}, {features})"
+        raise _checks.fail(name, "step_size", expected, step_size)
+
+
+def _check_replica_shapes(
+    name: str, z: Tensor, precision: Tensor, loc: Tensor, step_size: Tensor, tempering: Tensor
+) -> None:
+    if z.dim() != 3:
+        raise _checks.fail(name, "z", "of shape (R, B, d), as tempering (R, K) asks for replicas", z)
+    replicas, _, features = z.shape
+    n_steps = tempering.shape[1]
+    if tempering.shape[0] != replicas:
+        raise _checks.fail(name, "tempering", f"of shape (R, K) with R = {replicas}", tempering)
+    for argument, tensor in (("precision", precision), ("loc", loc)):
+        if tensor.shape != (replicas, 1, features):
+            raise _checks.fail(name, argument, f"of shape (R, 1, d) = ({replicas}, 1, {features})", tensor)
+    if step_size.shape not in ((replicas, 1, features), (replicas, n_steps, features)):
+        expected = f"of shape (R, 1, d) or (R, K, d) with R, K, d = {replicas}, {n_steps}, {features}"
+        raise _checks.fail(name, "step_size", expected, step_size)
