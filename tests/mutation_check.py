@@ -71,13 +71,13 @@ _RMSPROP_CPU = "csrc/cpu/rmsprop.cpp"
 _RMSPROP_TESTS = "tests/test_rmsprop.py -k cpp or bits"
 _PLANAR = "csrc/kernels/planar_flow.h"
 _PLANAR_CPP = "tests/test_contract.py -k planar_flow/cpp"
-_PLANAR_TESTS = "tests/test_planar_radial.py -k planar and cpp"
+_PLANAR_TESTS = "tests/test_planar_flow.py -k cpp"
 _PLANAR_AUTOGRAD = "hvae_kernels/ops/planar_flow/autograd.py"
 _PLANAR_TRITON = "hvae_kernels/ops/planar_flow/triton.py"
 _PLANAR_TRITON_TESTS = "tests/test_contract.py -k planar_flow/triton"
 _RADIAL = "csrc/kernels/radial_flow.h"
 _RADIAL_CPP = "tests/test_contract.py -k radial_flow/cpp"
-_RADIAL_TESTS = "tests/test_planar_radial.py -k radial and cpp"
+_RADIAL_TESTS = "tests/test_radial_flow.py -k cpp"
 _RADIAL_TRITON = "hvae_kernels/ops/radial_flow/triton.py"
 _RADIAL_TRITON_TESTS = "tests/test_contract.py -k radial_flow/triton"
 _BERNOULLI = "csrc/kernels/bernoulli_log_prob.h"
@@ -113,6 +113,9 @@ _COMPAT = "hvae_kernels/compat/_network.py"
 _COMPAT_TESTS = "tests/test_accelerate.py"
 _LIVE = "hvae_kernels/_live.py"
 _FLOWS = "hvae_kernels/nn/autoregressive.py"
+_FLOW = "hvae_kernels/nn/flow.py"
+_STACK = "hvae_kernels/nn/stack.py"
+_MADE = "hvae_kernels/nn/made.py"
 _FLOWS_TESTS = "tests/test_autoregressive.py"
 
 MUTATIONS = (
@@ -213,7 +216,7 @@ MUTATIONS = (
     Mutation("csrc/kernels/radial_flow.h", "grad_log ? grad_log + r : nullptr", "grad_log", _RADIAL_CPP),
     Mutation(_RADIAL_TRITON, "tl.store(ys + k * plane + at, moved, mask=mask)", "tl.store(ys + k * plane + at, moved - g, mask=mask)", _RADIAL_TRITON_TESTS),
     Mutation(_RADIAL_TRITON, "h * (projected + across) + alpha * h * h * along", "h * (projected + across)", _RADIAL_TRITON_TESTS),
-    Mutation("hvae_kernels/nn/residual.py", "softplus(self.raw_beta) - alpha", "softplus(self.raw_beta)", "tests/test_planar_radial.py -k radial_module"),
+    Mutation("hvae_kernels/nn/radial.py", "softplus(self.raw_beta) - alpha", "softplus(self.raw_beta)", "tests/test_forward_flows.py -k radial_module"),
     Mutation(_BERNOULLI, "to[j] = w == T(0) ? T(0) : w * std::abs(logit);", "to[j] = w * std::abs(logit);", _BERNOULLI_TESTS),
     Mutation(_BERNOULLI, "return product * (T(1) + q) + q;", "return product * (T(1) + q) + q * T(1.0001);", _BERNOULLI_CPP),
     Mutation(_BERNOULLI, "rest_q = times(rest_q, e[j]);", "rest_q = e[j];", _BERNOULLI_CPP),
@@ -395,8 +398,8 @@ MUTATIONS = (
     Mutation("hvae_kernels/_dispatch.py", "_State.choices.remove(choice)", "_State.choices.pop()", _BLOCK_TESTS),
     Mutation("hvae_kernels/_checks.py", "if first.layout is not torch.strided:", "if False:", _ARGUMENT_TESTS),
     Mutation("hvae_kernels/_library.py", "if not isinstance(tensor, Tensor):", "if False:", _ARGUMENT_TESTS),
-    Mutation("hvae_kernels/nn/autoregressive.py", 'getattr(self, name).copy_(torch.tensor(degrees, device="cpu"))', "pass", _DEFERRED_TESTS),
-    Mutation("hvae_kernels/nn/autoregressive.py", "self._given = {name: getattr(self, name).tolist() for name in self._given}", "pass", _DEFERRED_TESTS),
+    Mutation(_MADE, 'getattr(self, name).copy_(torch.tensor(degrees, device="cpu"))', "pass", _DEFERRED_TESTS),
+    Mutation(_MADE, "self._given = {name: getattr(self, name).tolist() for name in self._given}", "pass", _DEFERRED_TESTS),
     Mutation("hvae_kernels/nn/hamiltonian.py", "nn.init.constant_(getattr(self, name), value)", "pass", _DEFERRED_TESTS),
     Mutation("hvae_kernels/compat/pyro.py", "layer.__dict__.pop(name, None)", "pass", _COMPAT_TESTS + " -k no_pass"),
     Mutation(_COMPAT, "or torch._C._len_torch_dispatch_stack() > 0", "", _COMPAT_TESTS + " -k exported"),
@@ -409,14 +412,14 @@ MUTATIONS = (
     Mutation("hvae_kernels/_flops.py", "sys.meta_path.insert(0, _WhenImported())", "pass", "tests/test_flops.py -k either_order"),
     Mutation("hvae_kernels/_flops.py", "(int(not math.prod(tape)) + 1 + needs_parameters)", "2", "tests/test_flops.py"),
     Mutation("hvae_kernels/compat/__init__.py", "and layer.transform is None:", "and False:", _COMPAT_TESTS + " -k guide"),
-    Mutation(_FLOWS, "and not _live.hooked_everywhere()", "", _FLOWS_TESTS + " -k all_modules"),
+    Mutation(_MADE, "and not _live.hooked_everywhere()", "", _FLOWS_TESTS + " -k all_modules"),
     Mutation(_FLOWS, "for _ in range(self.features + 1):", "for _ in range(self.features):", _FLOWS_TESTS + " -k more_than"),
-    Mutation(_FLOWS, "[(flow, flow) for flow in self.flows]", "[(flow, flow.forward) for flow in self.flows]", _FLOWS_TESTS + " -k every_level"),
-    Mutation(_FLOWS, 'context if getattr(flow, "is_conditional", True) else None', "context", _FLOWS_TESTS + " -k stack_hands"),
+    Mutation(_STACK, "[(flow, flow) for flow in self.flows]", "[(flow, flow.forward) for flow in self.flows]", _FLOWS_TESTS + " -k every_level"),
+    Mutation(_STACK, 'context if getattr(flow, "is_conditional", True) else None', "context", _FLOWS_TESTS + " -k stack_hands"),
     Mutation(_FLOWS, "return not ours or self.made.context is not None", "return self.made.context is not None", _FLOWS_TESTS + " -k stack_hands"),
-    Mutation(_FLOWS, "usable = self._is_recorded or not torch.is_grad_enabled()", "usable = True", _FLOWS_TESTS + " -k gradients_that"),
-    Mutation(_FLOWS, "kept._is_recorded = False", "pass", _FLOWS_TESTS + " -k gradients_that"),
-    Mutation(_FLOWS, "and self._seen.again(self._read())", "", _FLOWS_TESTS + " -k cached_pair"),
+    Mutation(_FLOW, "usable = self._is_recorded or not torch.is_grad_enabled()", "usable = True", _FLOWS_TESTS + " -k gradients_that"),
+    Mutation(_FLOW, "kept._is_recorded = False", "pass", _FLOWS_TESTS + " -k gradients_that"),
+    Mutation(_FLOW, "and self._seen.again(self._read())", "", _FLOWS_TESTS + " -k cached_pair"),
     Mutation("hvae_kernels/nn/hamiltonian.py", "and _live.runs_only(potential, GaussianPotential.forward)", "", "tests/test_gaussian_leapfrog.py -k more_than"),
     Mutation("hvae_kernels/compat/_made.py", "(dropout.p and dropout.training)", "False", _COMPAT_TESTS + " -k dropout"),
 )  # fmt: skip

@@ -17,7 +17,7 @@ from torch.nn.utils import prune
 import hvae_kernels as hk
 from hvae_kernels import testing
 from hvae_kernels.functional import Gate
-from hvae_kernels.nn import autoregressive
+from hvae_kernels.nn import made
 from hvae_kernels.ops import autoregressive_network
 from hvae_kernels.ops.affine_autoregressive.gates import NUMBERS
 from hvae_kernels.ops.autoregressive_network import ACTIVATIONS, reference
@@ -603,8 +603,8 @@ def test_a_forward_that_was_put_back_is_read_again():
     model = hk.nn.InverseAutoregressiveFlow(4, [8])
     for module in (model.made, *model.made.layers):
         module.forward = module.forward
-    assert autoregressive._is_read(model.made)
-    assert autoregressive._is_read(copy.deepcopy(model).made)
+    assert made.is_read(model.made)
+    assert made.is_read(copy.deepcopy(model).made)
 
 
 def test_no_unit_of_a_default_network_is_without_a_reader():

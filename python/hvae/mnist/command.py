@@ -15,8 +15,9 @@ import torch
 from hvae import runs
 from hvae.data import mnist
 from hvae.mnist import distributed, networks, report, study
+from hvae.mnist.state import State
 from hvae.mnist.study import Job, Setting
-from hvae.mnist.train import State, Trainer
+from hvae.mnist.train import Trainer
 from hvae.runs import StudyError
 
 Watcher = Callable[[Trainer], None]

@@ -16,7 +16,7 @@ from hvae.runs import writing
 from hvae.structured.figures import draw_graph
 
 if TYPE_CHECKING:
-    from hvae.mnist.train import State
+    from hvae.mnist.state import State
 
 N_SAMPLES, N_RECONSTRUCTIONS = 64, 16
 TITLES = {

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from hvae import runs
 from hvae.mnist import figures
+from hvae.mnist.state import State
 from hvae.mnist.study import LAST_EPOCHS, PUBLISHED, Job, Setting
-from hvae.mnist.train import State
 from hvae.runs import Row, write
 
 NOTES = f"""Figures are means over images, in nats an image, with every constant.

@@ -16,6 +16,7 @@ from hvae import runs
 from hvae.data.mnist import Digits
 from hvae.mnist import distributed, figures
 from hvae.mnist.likelihood import log_likelihood
+from hvae.mnist.state import State
 from hvae.mnist.study import LEARNING_RATE, Job, Setting
 from hvae.runs import StudyError
 from hvae_kernels.functional import iwae_bound
@@ -23,40 +24,6 @@ from hvae_kernels.functional import iwae_bound
 SECONDS_BETWEEN_CHECKPOINTS = 20.0
 EVALUATION_BATCH = 250
 LIKELIHOOD_IMAGES, LIKELIHOOD_SAMPLES = 20, 50  # at a time
-
-
-@dataclass
-class State:
-    """Everything a job needs to go on; noise is a function of where it is used, so no generator is among it.
-
-    Attributes:
-        epoch: how many epochs are done.
-        model: the model's state dict.
-        optimizer: the optimiser's.
-        seconds: of training so far.
-        history: a record an epoch: ``epoch``, ``train`` and ``validation`` bounds and the one-sample ``elbo`` of the
-            validation images, each a mean over images.
-        log_likelihoods: of the validation images that are done, float64.
-        pictures: what :func:`figures.pictures` shows; empty before the end.
-    """
-
-    epoch: int
-    model: dict[str, Tensor] = field(default_factory=dict)
-    optimizer: dict[str, Any] = field(default_factory=dict)
-    seconds: float = 0.0
-    history: list[dict[str, float]] = field(default_factory=list)
-    log_likelihoods: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
-    pictures: dict[str, Tensor] = field(default_factory=dict)
-
-    @property
-    def finished(self) -> bool:
-        """Whether nothing is left to do."""
-        return bool(self.pictures)
-
-    def save(self, path: Path) -> None:
-        """Write to ``path``, whole or not at all; of several processes the first does."""
-        if distributed.rank() == 0:
-            runs.save(vars(self), path)
 
 
 @dataclass

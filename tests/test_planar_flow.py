@@ -1,4 +1,4 @@
-"""Properties of planar and radial flows that no implementation can fake, their modules, and errors for bad input."""
+"""Properties of planar flows that no implementation can fake, and errors for bad input."""
 
 import math
 import os
@@ -7,13 +7,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from opspecs import planar_inputs, radial_inputs
+from opspecs import planar_inputs
 
 import hvae_kernels as hk
 from hvae_kernels import testing
 from hvae_kernels.ops.planar_flow import autograd as planar_autograd
 from hvae_kernels.ops.planar_flow import reference as planar_reference
-from hvae_kernels.ops.radial_flow import reference as radial_reference
 
 F = hk.functional
 #: Where there is a GPU, Triton compiles for it and has no business with these CPU tensors.
@@ -26,10 +25,6 @@ def planar(*shape, dtype=torch.float64, **options):
     return planar_inputs(dtype, "cpu", shape=shape, **options)
 
 
-def radial(*shape, dtype=torch.float64, **options):
-    return radial_inputs(dtype, "cpu", shape=shape, **options)
-
-
 def close(results, expected):
     torch.testing.assert_close(results, expected, rtol=1e-9, atol=1e-9)
 
@@ -37,9 +32,6 @@ def close(results, expected):
 def assert_jacobians_determinant(flow, z):
     jacobian = torch.func.jacrev(lambda z: flow(z)[0])(z)
     close(flow(z)[1], torch.linalg.slogdet(jacobian).logabsdet)
-
-
-# ---- Planar ----
 
 
 @each_implementation
@@ -208,174 +200,6 @@ def test_planar_recursion_has_the_same_bits_on_any_number_of_threads():
         assert all(map(torch.equal, run(n_threads), alone))
 
 
-# ---- Radial ----
-
-
-@each_implementation
-def test_radial_log_abs_det_is_the_jacobians(implementation):
-    _, *layers = radial(1, 5)
-    with hk.use_impl(implementation):
-        for z in torch.randn(4, 5, dtype=torch.float64):
-            assert_jacobians_determinant(lambda z: F.radial_flow(z, *layers), z)
-
-
-@each_implementation
-def test_radial_layers_compose(implementation):
-    z, center, alpha, beta = radial(6, 5, n_layers=7)
-    with hk.use_impl(implementation):
-        whole = F.radial_flow(z, center, alpha, beta)
-        total = torch.zeros(6, dtype=torch.float64)
-        for k in range(7):
-            z, log_abs_det = F.radial_flow(z, center[k : k + 1], alpha[k : k + 1], beta[k : k + 1])
-            total = total + log_abs_det
-    close(whole, (z, total))
-
-
-@each_implementation
-@given(rows=st.integers(0, 70), features=st.integers(1, 40), n_layers=st.integers(0, 5), seed=st.integers(0, 99))
-def test_radial_any_shape_matches_reference(implementation, rows, features, n_layers, seed):
-    torch.manual_seed(seed)
-    arguments = radial(rows, features, n_layers=n_layers)
-    with hk.use_impl(implementation):
-        results = F.radial_flow(*arguments)
-    close(results, radial_reference.radial_flow(*arguments))
-
-
-@each_implementation
-def test_radial_at_a_centre(implementation):
-    """The centre stays; the map there is the isotropic stretch 1 + beta / alpha, with finite gradients."""
-    z = torch.zeros(1, 3, dtype=torch.float64, requires_grad=True)
-    alpha, beta = (torch.tensor([x], dtype=torch.float64) for x in (0.5, 1.0))
-    with hk.use_impl(implementation):
-        output, log_abs_det = F.radial_flow(z, torch.zeros(1, 3, dtype=torch.float64), alpha, beta)
-        (gradient,) = torch.autograd.grad(output.sum(), z)
-    assert torch.equal(output, z)
-    close(log_abs_det, torch.full((1,), 3 * math.log(3.0), dtype=torch.float64))
-    close(gradient, torch.full((1, 3), 3.0, dtype=torch.float64))
-
-
-@each_implementation
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("exponent", [0, 5, 10, 15, 20])
-def test_radial_near_a_centre_is_as_precise_as_at_the_origin(implementation, dtype, exponent):
-    """Where ``z - c`` is exact only it matters: |z| is up to a million times larger."""
-    y = torch.randint(-8, 9, (37, 11)).to(dtype) * 2.0**-exponent
-    center = torch.randint(-3, 4, (1, 11)).to(dtype)
-    alpha, beta = torch.tensor([[0.7], [0.9]], dtype=dtype)
-    seed, seed_log = torch.randn(37, 11, dtype=dtype), torch.randn(37, dtype=dtype)
-
-    def derivatives(*arguments):
-        arguments = [x.detach().requires_grad_() for x in arguments]
-        output, log_abs_det = F.radial_flow(*arguments)
-        return log_abs_det, *torch.autograd.grad((output, log_abs_det), arguments, (seed, seed_log))
-
-    with hk.use_impl(implementation):
-        results = derivatives(center + y, center, alpha, beta)
-        expected = derivatives(y, 0 * center, alpha, beta)
-    torch.testing.assert_close(results, expected)
-
-
-@each_implementation
-@pytest.mark.parametrize("distance", [1.0, 1e-1, 1e-2, 1e-3, 1e-4])
-def test_radial_near_a_later_centre_is_within_budget(implementation, distance):
-    """The second layer's centre is where the first one takes a point that all rows surround; many such points.
-
-    Closer than this the rounding of z alone is a share of the radius, and both errors are chance.
-    """
-
-    def draw():
-        base, center, alpha, beta = radial(1, 11, n_layers=2)
-        center[1:] = radial_reference.radial_flow(base, center[:1], alpha[:1], beta[:1])[0]
-        z = base + distance * torch.randn(5, 11, dtype=torch.float64)
-        return [x.float() for x in (z, center, alpha, beta, torch.randn(5, 11), torch.randn(5))]
-
-    def run(function, draws):
-        results = []
-        for *leaves, seed, seed_log in zip(*draws, strict=True):
-            leaves = [x.detach().requires_grad_() for x in leaves]
-            outputs = function(*leaves)
-            results.append((*outputs, *torch.autograd.grad(outputs, leaves, (seed, seed_log))))
-        return [torch.stack(result) for result in zip(*results, strict=True)]
-
-    def op(*draws):
-        with hk.use_impl(implementation):
-            return run(F.radial_flow, draws)
-
-    def make():
-        return [torch.stack(tensors) for tensors in zip(*(draw() for _ in range(50)), strict=True)]
-
-    testing.assert_as_exact(op, lambda *draws: run(radial_reference.radial_flow, draws), make)
-
-
-@each_implementation
-def test_radial_many_layers_stay_in_range(implementation):
-    """The product of the stretches leaves float64's range; the sum of their logarithms does not."""
-    n_layers = 400
-    z, center = torch.zeros(2, 3, dtype=torch.float64), torch.zeros(n_layers, 3, dtype=torch.float64)
-    alpha, beta = (torch.full((n_layers,), x, dtype=torch.float64) for x in (1.0, 9.0))
-    with hk.use_impl(implementation):
-        log_abs_det = F.radial_flow(z, center, alpha, beta)[1]
-    close(log_abs_det, torch.full((2,), 3 * n_layers * math.log(10.0), dtype=torch.float64))
-
-
-# ---- Modules ----
-
-
-def test_shared_planar_is_the_layer_repeated():
-    flow, z = hk.nn.PlanarFlow(5, 4, shared=True).double(), torch.randn(6, 5, dtype=torch.float64)
-    repeated = [x.detach().repeat_interleave(4, 0) for x in (flow.u, flow.w, flow.b)]
-    close(flow(z), F.planar_flow(z, *repeated, constrain=True))
-    assert [tuple(p.shape) for p in flow.parameters()] == [(1, 5), (1, 5), (1,)]
-
-
-@pytest.mark.parametrize("flow", [hk.nn.PlanarFlow(5, 3), hk.nn.PlanarFlow(5, 3, shared=True), hk.nn.RadialFlow(5, 3)])
-def test_modules_are_trainable_transforms(flow):
-    with torch.no_grad():  # a radial flow begins as the identity, where a centre makes no difference
-        for parameter in flow.parameters():
-            parameter += 0.1 * torch.randn_like(parameter)
-    z = torch.randn(7, 5)
-    image, log_abs_det = flow(z)
-    gradients = torch.autograd.grad(image.square().sum() + log_abs_det.sum(), tuple(flow.parameters()))
-    assert all(torch.isfinite(g).all() and g.any() for g in gradients)
-    base = torch.distributions.Independent(torch.distributions.Normal(torch.zeros(5), 1.0), 1)
-    transform = flow.as_transform(cache_size=1)
-    model = torch.distributions.TransformedDistribution(base, [transform])
-    sample = model.rsample((7,))
-    start = transform.inv(sample)
-    torch.testing.assert_close(model.log_prob(sample), base.log_prob(start) - flow(start)[1])
-    with pytest.raises(NotImplementedError, match="the inverse has no closed form"):
-        model.log_prob(torch.randn(7, 5))
-
-
-@pytest.mark.parametrize("flow", [hk.nn.PlanarFlow(5, 3), hk.nn.RadialFlow(5, 3)])
-def test_samples_without_gradients_are_scored_without_them(flow):
-    """There is no inverse to find the gradient by, so that asking for it is an error, not a zero."""
-    base = torch.distributions.Independent(torch.distributions.Normal(torch.zeros(5), 1.0), 1)
-    model = torch.distributions.TransformedDistribution(base, [flow.as_transform(cache_size=1)])
-    sample = model.sample((7,))
-    with torch.no_grad():
-        assert model.log_prob(sample).shape == (7,)
-    with pytest.raises(
-        NotImplementedError, match=r"rsample where gradients are wanted, or log_prob under torch.no_grad"
-    ):
-        model.log_prob(sample)
-    sample = model.rsample((7,))
-    with torch.no_grad():
-        flow.state_dict()[next(iter(flow.state_dict()))].add_(0.1)
-    with pytest.raises(NotImplementedError, match="before anything changes"), torch.no_grad():
-        model.log_prob(sample)
-    flow.requires_grad_(False)
-    assert model.log_prob(model.sample((7,))).shape == (7,)
-
-
-def test_radial_module_begins_as_the_identity():
-    flow, z = hk.nn.RadialFlow(5, 3), torch.randn(7, 5)
-    torch.testing.assert_close(flow(z), (z, torch.zeros(7)))
-
-
-# ---- Bad input ----
-
-
 @each_implementation
 @pytest.mark.parametrize(
     ("argument", "value", "error", "message"),
@@ -397,37 +221,8 @@ def test_planar_bad_input(implementation, argument, value, error, message):
         F.planar_flow(*arguments.values())
 
 
-@each_implementation
-@pytest.mark.parametrize(
-    ("argument", "value", "error", "message"),
-    [
-        ("z", torch.tensor(1.0), ValueError, r"radial_flow: z must be of shape \(\.\.\., d\), got a torch.float32"),
-        ("center", torch.ones(3, 4), ValueError, r"center must be of shape \(K, 5\), got .* of shape \(3, 4\)"),
-        ("alpha", torch.ones(()), ValueError, r"alpha must be of shape \(3,\)"),
-        ("beta", torch.ones(2), ValueError, r"beta must be of shape \(3,\)"),
-        ("beta", torch.ones(3, dtype=torch.float64), TypeError, "beta must have the dtype of z"),
-    ],
-)
-def test_radial_bad_input(implementation, argument, value, error, message):
-    names = ("z", "center", "alpha", "beta")
-    arguments = dict(zip(names, radial(4, 5, dtype=torch.float32), strict=True)) | {argument: value}
-    with hk.use_impl(implementation), pytest.raises(error, match=message):
-        F.radial_flow(*arguments.values())
-
-
 def test_constrain_planar_bad_input():
     with pytest.raises(ValueError, match=r"constrain_planar: w must be of u's shape \(3, 5\)"):
         F.constrain_planar(torch.ones(3, 5), torch.ones(3, 4))
     with pytest.raises(ValueError, match=r"u must be of shape \(\.\.\., d\)"):
         F.constrain_planar(torch.tensor(1.0), torch.tensor(1.0))
-
-
-def test_modules_bad_input():
-    with pytest.raises(ValueError, match="PlanarFlow: features must be an integer of at least 1, got int 0"):
-        hk.nn.PlanarFlow(0, 1)
-    with pytest.raises(ValueError, match="RadialFlow: n_layers must be an integer of at least 0, got int -1"):
-        hk.nn.RadialFlow(2, -1)
-    with pytest.raises(ValueError, match=r"PlanarFlow: z must be a tensor of shape \(\.\.\., 2\)"):
-        hk.nn.PlanarFlow(2, 1)(torch.ones(4, 3))
-    with pytest.raises(ValueError, match="RadialFlow: context must be None"):
-        hk.nn.RadialFlow(2, 1)(torch.ones(4, 2), torch.ones(4, 2))

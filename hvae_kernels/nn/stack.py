@@ -1,0 +1,118 @@
+"""Flows one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from hvae_kernels import _checks
+from hvae_kernels.nn.autoregressive import InverseAutoregressiveFlow
+from hvae_kernels.nn.flow import Flow
+
+
+class FlowStack(Flow):
+    """Flows one after the other; log-determinants add up.
+
+    A context goes to the flows that take one: those of this package without are left out.
+
+    Args:
+        flows: flows of one number of features, applied in this order by ``forward``.
+
+    Raises:
+        TypeError: an argument is nothing of its kind.
+        ValueError: none, or flows of different numbers of features.
+
+    Example:
+        >>> import torch, hvae_kernels as hk
+        >>> stack = hk.nn.FlowStack.autoregressive(hk.nn.InverseAutoregressiveFlow, 3, 5, [32])
+        >>> [flow.made.layers[0].in_degrees.tolist() for flow in stack.flows]
+        [[0, 1, 2, 3, 4], [4, 3, 2, 1, 0], [0, 1, 2, 3, 4]]
+    """
+
+    def __init__(self, flows: Sequence[Flow]):
+        super().__init__()
+        if not isinstance(flows, Iterable) or isinstance(flows, (str, Tensor)):
+            raise _checks.wrong_type("FlowStack", "flows", "a sequence of flows", flows)
+        flows = list(flows)
+        for flow in flows:
+            if not isinstance(flow, nn.Module):
+                raise _checks.wrong_type("FlowStack", "flows", "a sequence of flows", flow)
+        sizes = {getattr(flow, "features", None) for flow in flows}
+        if len(sizes) != 1 or None in sizes:
+            raise _checks.fail("FlowStack", "flows", "at least one flow, all of the same features", f"features {sizes}")
+        self.flows = nn.ModuleList(flows)
+        (self.features,) = sizes
+
+    @property
+    def is_conditional(self) -> bool:
+        """Whether any flow is."""
+        return any(getattr(flow, "is_conditional", True) for flow in self.flows)
+
+    @property
+    def forward_is_parallel(self) -> bool:
+        """By majority of the flows."""
+        return 2 * sum(flow.forward_is_parallel for flow in self.flows) >= len(self.flows)
+
+    @classmethod
+    def autoregressive(
+        cls,
+        kind: type[InverseAutoregressiveFlow],
+        n_layers: int,
+        features: int,
+        hidden_features: int | Sequence[int],
+        *,
+        orders: str = "reversed",
+        generator: torch.Generator | None = None,
+        **options,
+    ) -> FlowStack:
+        """``n_layers`` autoregressive flows whose orders of features alternate.
+
+        Args:
+            kind: the flows' class.
+            n_layers: how many.
+            features: d.
+            hidden_features: as for the flow.
+            orders: ``"reversed"`` (natural, reversed, natural, ...), ``"permuted"`` (random) or ``"same"``.
+            generator: draws the permutations.
+            **options: further arguments of the flow.
+
+        Raises:
+            TypeError: an argument is nothing of its kind.
+            ValueError: ``orders`` is none of these, or ``n_layers`` is below 1.
+        """
+        if not (isinstance(kind, type) and issubclass(kind, InverseAutoregressiveFlow)):
+            raise _checks.wrong_type("FlowStack", "kind", "a class of autoregressive flows", kind)
+        _checks.integer("FlowStack", "n_layers", n_layers, 1)
+        _checks.integer("FlowStack", "features", features, 1)
+        _checks.generator("FlowStack", generator)
+        _checks.one_of("FlowStack", "orders", orders, ("reversed", "permuted", "same"))
+        flows = []
+        for place in range(n_layers):
+            order = list(range(features))
+            if orders == "permuted":
+                device = "cpu" if generator is None else generator.device
+                order = torch.randperm(features, generator=generator, device=device).tolist()
+            elif orders == "reversed" and place % 2:
+                order.reverse()
+            flows.append(kind(features, hidden_features, order=order, **options))
+        return cls(flows)
+
+    def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """All flows in order; raises ``ValueError`` where no flow takes the context."""
+        return self._compose([(flow, flow) for flow in self.flows], z, context)
+
+    def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """All inverses in the opposite order; raises as ``forward``."""
+        return self._compose([(flow, flow.inverse) for flow in reversed(self.flows)], z, context)
+
+    def _compose(self, directions, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        _checks.tensors("FlowStack", z=z)
+        if context is not None and not self.is_conditional:
+            raise _checks.fail("FlowStack", "context", "None, as no flow takes one", context)
+        total = z.new_zeros(z.shape[:-1])
+        for flow, direction in directions:
+            z, log_abs_det = direction(z, context if getattr(flow, "is_conditional", True) else None)
+            total = total + log_abs_det
+        return z, total

@@ -1,0 +1,145 @@
+"""What may import what, and one name for an op wherever it is met."""
+
+import ast
+import graphlib
+import pathlib
+
+import pytest
+
+from hvae_kernels import _dispatch, functional
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+OPS = ROOT / "hvae_kernels" / "ops"
+
+#: From which kind of module to which others. ``api`` and what it hands calls to are an op's own; other ops meet its
+#: package, its reference and what its implementations share.
+ALLOWED = {
+    "base": {"base"},
+    "shared": {"base", "shared", "reference"},
+    "reference": {"base", "shared", "reference"},
+    "triton": {"base", "shared", "triton", "autograd"},
+    "autograd": {"base", "shared", "reference", "autograd", "op"},
+    "api": {"base", "shared", "reference", "autograd"},
+    "op": {"api", "shared"},
+    "functional": {"op"},
+    "nn": {"base", "functional", "nn", "op", "shared", "reference"},
+    "compat": {"base", "compat", "op", "api"},
+    "testing": {"base"},
+    "package": {"base", "functional", "nn", "compat", "package"},
+    "hvae": {"hvae", "package", "functional", "nn", "op"},
+}
+#: Of an op's modules those that are neither of the four that every op has nor shared by its implementations.
+KINDS = {
+    "api": "api",
+    "reference": "reference",
+    "autograd": "autograd",
+    "triton": "triton",
+    "triton_small": "triton",
+    # parts of one op's way from api to the kernels
+    "gaussian_leapfrog.dense": "autograd",
+    "leapfrog.field": "autograd",
+    "leapfrog_update.trajectory": "autograd",
+}
+
+
+def kind_of(module):
+    """A key of :data:`ALLOWED`."""
+    package, *path = module.split(".")
+    if package == "hvae":
+        return "hvae"
+    if not path or path == ["__main__"]:
+        return "package"
+    if path[0] == "ops":
+        return "op" if len(path) < 3 else KINDS.get(".".join(path[1:]), KINDS.get(path[2], "shared"))
+    return path[0] if path[0] in ALLOWED else "base"
+
+
+def modules():
+    """``{module: names of the modules that it imports}`` of both packages, type checkers' imports among them."""
+    files = {}
+    for package in (ROOT / "hvae_kernels", ROOT / "python" / "hvae"):
+        for path in package.rglob("*.py"):
+            parts = path.relative_to(package.parent).with_suffix("").parts
+            files[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    graph = {}
+    for module, path in files.items():
+        names = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                names |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                inner = (f"{node.module}.{alias.name}" for alias in node.names)
+                names |= {name if name in files else node.module for name in inner}
+        graph[module] = (names & files.keys()) - {module}
+    return graph
+
+
+GRAPH = modules()
+
+
+@pytest.mark.parametrize("module", sorted(GRAPH))
+def test_imports_point_one_way(module):
+    kind = kind_of(module)
+    wrong = {name for name in GRAPH[module] if kind_of(name) not in ALLOWED[kind]}
+    if module == "hvae_kernels._dispatch":
+        wrong -= {"hvae_kernels"}  # for its version, at a call
+    assert not wrong
+
+
+@pytest.mark.parametrize("module", sorted(name for name in GRAPH if kind_of(name) in ("triton", "api")))
+def test_an_op_calls_its_own(module):
+    """Of other ops, kernels use device functions of other kernels, and ``api`` nothing."""
+    own, kind = module.rpartition(".")[0], kind_of(module)
+    others = [name for name in GRAPH[module] if name.startswith("hvae_kernels.ops") and not name.startswith(own + ".")]
+    assert all(
+        kind_of(name) in ({"triton", "shared"} if kind == "triton" else {"shared", "autograd"}) for name in others
+    )
+
+
+def test_there_is_no_cycle():
+    graph = {module: {name for name in names if name != module.rpartition(".")[0]} for module, names in GRAPH.items()}
+    del graph["hvae_kernels._dispatch"]
+    list(graphlib.TopologicalSorter(graph).static_order())
+
+
+# ---- Names ----
+
+FOLDERS = sorted(path.name for path in OPS.iterdir() if (path / "api.py").exists())
+#: Functions whose folder has another one's name, or that of the family.
+FAMILY = {
+    "dense_gaussian_leapfrog": "gaussian_leapfrog",
+    "constrain_planar": "planar_flow",
+    "dreg_surrogate": "iwae",
+    "stl_surrogate": "iwae",
+    "autoregressive_forward": "autoregressive_network",
+    "autoregressive_inverse": "autoregressive_network",
+}
+#: Without kernels of their own.
+COMPOSED = {"leapfrog"}
+
+
+def folder_of(name):
+    """The op folder that a function or kernel is in."""
+    return FAMILY.get(name) or max((f for f in FOLDERS if name.startswith(f)), key=len, default=None)
+
+
+@pytest.mark.parametrize("name", sorted({*_dispatch.OPS, *(n for n in functional.__all__ if n[0].islower())}))
+def test_functions_and_kernels_are_in_the_folder_of_their_name(name):
+    assert folder_of(name) in FOLDERS
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_a_folder_its_kernels_and_its_tests_have_one_name(folder):
+    files = ["README.md", "__init__.py", "api.py", "reference.py"]
+    paths = [OPS / folder / file for file in files] + [ROOT / "tests" / f"test_{folder}.py"]
+    if folder not in COMPOSED:
+        paths += [ROOT / "csrc" / "cpu" / f"{folder}.cpp"]
+        if folder not in ("masked_linear",):  # its kernels are those of all products
+            paths += [ROOT / "csrc" / "kernels" / f"{folder}.h"]
+    assert [str(path) for path in paths if not path.is_file()] == []
+
+
+def test_every_kernel_file_has_its_folder():
+    shared = {"rows", "tile", "common", "elementary", "sets", "sweep", "weight_grad"}
+    for path in (*(ROOT / "csrc").glob("cpu/*"), *(ROOT / "csrc").glob("kernels/*")):
+        assert path.stem in shared or folder_of(path.stem) in FOLDERS, path
