@@ -60,10 +60,19 @@ class Seen:
     def again(self, tensors: Iterable[Tensor]) -> bool:
         """Whether these are the very same tensors, with the same values."""
         tensors = list(tensors)
-        return len(tensors) == len(self._tensors) and all(
-            now is then and _agrees(now, mark)
-            for now, then, mark in zip(tensors, self._tensors, self._marks, strict=True)
-        )
+        if len(tensors) != len(self._tensors):
+            return False
+        for now, then, mark in zip(tensors, self._tensors, self._marks, strict=True):
+            if now is not then:
+                return False
+            if type(mark) is not tuple:
+                if not torch.equal(now, mark):
+                    return False
+                continue
+            version, where, asks = mark
+            if now._version != version or now.requires_grad != asks or (where and now.data_ptr() != where):
+                return False
+        return True
 
 
 def _mark(tensor: Tensor) -> Tensor | tuple[int, int, bool]:
@@ -74,5 +83,16 @@ def _mark(tensor: Tensor) -> Tensor | tuple[int, int, bool]:
     return tensor._version, where, tensor.requires_grad
 
 
-def _agrees(tensor: Tensor, mark: Tensor | tuple[int, int, bool]) -> bool:
-    return torch.equal(tensor, mark) if isinstance(mark, Tensor) else _mark(tensor) == mark
+def tensors_of(module: nn.Module) -> list[Tensor]:
+    """Its parameters and buffers, some perhaps twice; ten times as fast as ``parameters`` and ``buffers``."""
+    found: list[Tensor | None] = []
+    waiting = [module]
+    for part in waiting:
+        tables = part.__dict__
+        if "_parameters" not in tables:  # a scripted module's are elsewhere
+            found += [*part.parameters(), *part.buffers()]
+            continue
+        found += tables["_parameters"].values()
+        found += tables["_buffers"].values()
+        waiting += [x for x in tables["_modules"].values() if x is not None]
+    return [x for x in found if x is not None]

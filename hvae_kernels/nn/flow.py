@@ -158,7 +158,7 @@ class FlowTransform(Transform):
     def _read(self) -> list[Tensor]:
         """What the pair depends on, and itself."""
         context = () if self.context is None else (self.context,)
-        return [*self._cached_x_y, self._cached_log_abs_det, *context, *self.flow.parameters(), *self.flow.buffers()]
+        return [*self._cached_x_y, self._cached_log_abs_det, *context, *_live.tensors_of(self.flow)]
 
     def _forget_what_changed(self) -> None:
         if self._cached_log_abs_det is None:

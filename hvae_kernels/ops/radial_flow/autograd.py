@@ -6,37 +6,27 @@ reference: rarely asked for, so plain PyTorch.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from hvae_kernels import _library
 from hvae_kernels._library import OpFunction
-from hvae_kernels._triton.launch import lazy
+from hvae_kernels._op import empty, first_order_backward, first_order_jvp, kernel, returns
 from hvae_kernels.ops.radial_flow import reference
 
-IMPLEMENTATIONS = ("cpp", "triton")
 _INPUTS = "Tensor z, Tensor center, Tensor alpha, Tensor beta"
 
-
-def _empty(x: Tensor) -> Tensor:
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
-
-
-RAW_FORWARD = _library.define(
+RAW_FORWARD = kernel(
+    __package__,
     "radial_flow",
-    f"({_INPUTS}) -> (Tensor, Tensor)",
-    lambda z, center, alpha, beta: (_empty(z), z.new_empty(z.shape[:-1])),
-    IMPLEMENTATIONS,
+    f"({_INPUTS}) -> {returns(2)}",
+    lambda z, center, alpha, beta: (empty(z), z.new_empty(z.shape[:-1])),
 )
-RAW_BACKWARD = _library.define(
+RAW_BACKWARD = kernel(
+    __package__,
     "radial_flow_backward",
-    f"(Tensor? grad_output, Tensor? grad_log_abs_det, {_INPUTS}) -> (Tensor, Tensor, Tensor, Tensor)",
-    lambda grad_output, grad_log_abs_det, *inputs: tuple(_empty(x) for x in inputs),
-    IMPLEMENTATIONS,
+    f"(Tensor? grad_output, Tensor? grad_log_abs_det, {_INPUTS}) -> {returns(4)}",
+    lambda grad_output, grad_log_abs_det, *inputs: tuple(map(empty, inputs)),
 )
-
-for _name in ("radial_flow", "radial_flow_backward"):
-    _library.implement(_name, "triton", lazy("hvae_kernels.ops.radial_flow.triton", _name))
 
 
 class RadialFlow(OpFunction):
@@ -55,22 +45,12 @@ class RadialFlow(OpFunction):
 
     @staticmethod
     def backward(ctx, *cotangents):
-        inputs = ctx.saved_tensors
-        if all(g is None for g in cotangents):
-            return (None,) * 5
-        if torch.is_grad_enabled():
-            outputs, pull_back = torch.func.vjp(reference.radial_flow, *inputs)
-            cotangents = (torch.zeros_like(y) if g is None else g for g, y in zip(cotangents, outputs, strict=True))
-            results = pull_back(tuple(cotangents))
-        else:
-            results = RAW_BACKWARD[ctx.implementation](*cotangents, *inputs)
-        return (None, *results)
+        raw = RAW_BACKWARD[ctx.implementation]
+        return (None, *first_order_backward(raw, reference.radial_flow, cotangents, ctx.saved_tensors))
 
     @staticmethod
     def jvp(ctx, _, *tangents):
-        inputs = ctx.saved_tensors
-        tangents = tuple(torch.zeros_like(x) if t is None else t for t, x in zip(tangents, inputs, strict=True))
-        return torch.func.jvp(reference.radial_flow, inputs, tangents)[1]
+        return first_order_jvp(reference.radial_flow, ctx.saved_tensors, tangents)
 
     @staticmethod
     def vmap(info, in_dims, implementation, *inputs):
