@@ -7,7 +7,7 @@ TRITON ?= triton==3.7.1
 BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h)
 
-.PHONY: demo test arm bench lint clean
+.PHONY: demo test quick op arm bench lint clean
 .DELETE_ON_ERROR:
 
 $(VENV)/torch:
@@ -46,6 +46,14 @@ demo: $(VENV)/study
 # One process a core, one thread each: most tests are Python and compilers.
 test: $(VENV)/test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
+
+# In a minute and a half: each op's plain case, every error message, doctests; no interpreter, compiler or study.
+quick: $(VENV)/test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal --quick
+
+# All that is tested of one op: make op OP=radial_flow.
+op: $(VENV)/test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal -k "$(OP)"
 
 # The kernels on an emulated ARM machine, which `test` checks too where the packages that it names are there.
 arm: $(VENV)/test

@@ -4,13 +4,20 @@ import contextlib
 import glob
 import os
 import re
+import shutil
+import tempfile
 from collections import defaultdict
 
 if not glob.glob("/dev/nvidia[0-9]*"):
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before torch, which may import Triton
 
-# A stale compiled backward must never make a test pass: the caches know the names of our ops, not their formulas.
-os.environ.setdefault("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")
+# A stale compiled backward must never make a test pass: the caches of graphs know the names of our ops, not their
+# formulas. That of compiled C++ knows its text, and serves all processes of one run.
+os.environ["TORCHINDUCTOR_FX_GRAPH_CACHE"] = "0"
+os.environ["TORCHINDUCTOR_AUTOGRAD_CACHE"] = "0"
+os.environ["TORCH_DYNAMO_AUTOMATIC_DYNAMIC_LOCAL_PGO"] = "0"
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp(prefix="hvae-inductor-")
 
 import pytest
 import torch
@@ -46,8 +53,39 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "cpu_set(name): the instruction set of the C++ kernels during the test")
 
 
+def pytest_unconfigure(config):
+    if not hasattr(config, "workerinput"):  # the process that made it
+        shutil.rmtree(os.environ["TORCHINDUCTOR_CACHE_DIR"], ignore_errors=True)
+
+
 def pytest_addoption(parser):
+    parser.addoption("--quick", action="store_true", help="without interpreter, compilers, studies, other libraries")
     parser.addoption("--matrix", action="store_true", help="print the contract matrix: op x implementation x check")
+
+
+#: Whole files that `--quick` leaves out: commands and their training, other machines, benchmarks, other libraries.
+SLOW_FILES = re.compile(
+    r"test_(gaussian_(command|train|models)|mnist|priors|structured|arm|absent|benchmarks|machine|accelerate|regression)"
+)
+
+
+def _is_quick(item):
+    """Of the contract each op's plain case, in the chosen instruction set; of all else what takes no compiler."""
+    if SLOW_FILES.match(item.path.name) or "triton" in item.name or "compile" in item.name:
+        return False
+    callspec = getattr(item, "callspec", None)
+    if callspec is None or "spec" not in callspec.params:
+        return True
+    cpu_set = item.get_closest_marker("cpu_set")
+    of_other_set = cpu_set is not None and cpu_set.args[0] != hk.config()["cpu"]["chosen"]
+    return not of_other_set and ("case" not in callspec.params or item.name.endswith("/plain]"))
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--quick"):
+        left_out = [item for item in items if not _is_quick(item)]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if _is_quick(item)]
 
 
 def pytest_runtest_logreport(report):

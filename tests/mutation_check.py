@@ -53,6 +53,7 @@ _SMALL_TESTS = "tests/test_small_made.py"
 _DENSE = "hvae_kernels/ops/gaussian_leapfrog/dense.py"
 _DENSE_TESTS = "tests/test_contract.py -k dense_gaussian_leapfrog/cpp"
 _TRAJECTORY = "hvae_kernels/ops/leapfrog_update/trajectory.py"
+_OP = "hvae_kernels/_op.py"
 _LEAP = "hvae_kernels/ops/leapfrog/autograd.py"
 _FIELD = "hvae_kernels/ops/leapfrog/field.py"
 _STATISTICS = "hvae_kernels/ops/leapfrog/statistics.py"
@@ -90,7 +91,7 @@ _REPARAM = "csrc/kernels/local_reparam_linear.h"
 _REPARAM_CPU = "csrc/cpu/local_reparam_linear.cpp"
 _REPARAM_CPP = "tests/test_contract.py -k local_reparam_linear/cpp and budget"
 _REPARAM_TRITON = "hvae_kernels/ops/local_reparam_linear/triton.py"
-_REPARAM_TRITON_TESTS = "tests/test_contract.py -k local_reparam_linear/triton and (budget or poisoned)"
+_REPARAM_TRITON_TESTS = "tests/test_contract.py -k local_reparam_linear/triton and budget"
 _REPARAM_AUTOGRAD = "hvae_kernels/ops/local_reparam_linear/autograd.py"
 _REPARAM_TESTS = "tests/test_local_reparam_linear.py"
 _BLOCK_TESTS = "tests/test_package.py -k overlapping"
@@ -184,7 +185,13 @@ MUTATIONS = (
     Mutation(_TAIL_TRITON, "logs += tl.where(mask, log, 0.0)", "logs += log", _TAIL_TRITON_TESTS),
     Mutation("hvae_kernels/_triton/device.py", "n = tl.where(x == x, k, 0.0).to(tl.int32)", "n = k.to(tl.int32) + 1", _TAIL_TRITON_TESTS),
     Mutation("hvae_kernels/ops/affine_autoregressive/gates.py", "s.clamp(first, second).detach() + (s - s.detach())", "s.clamp(first, second)", _TAIL_TESTS),
-    Mutation("hvae_kernels/ops/affine_autoregressive/autograd.py", "shift if blends(ctx.call.gate) else None", "shift", _TAIL_TESTS),
+    Mutation("hvae_kernels/ops/affine_autoregressive/autograd.py", "shift if blends(ctx.call.options[0]) else None", "shift", _TAIL_TESTS),
+    Mutation(_OP, "tuple([needs & bit for bit in bits]) if bits[0] else", "", "tests/test_contract.py -k gaussian_mixture and cpp and double"),
+    Mutation(_OP, "directions = only(directions, scheme.written(scheme.inputs, ctx.needs))", "pass", "tests/test_contract.py -k partial or third"),
+    Mutation(_OP, "results = tuple([add(a, b) for a, b in zip(results, second, strict=True)])", "results = second", "tests/test_contract.py -k functional_gradients or forward_mode or per_sample"),
+    Mutation(_OP, "results = tuple([x if w else x.new_empty(size, 0) for x, w in zip(results, written, strict=True)])", "pass", "tests/test_contract.py -k vmap or per_sample"),
+    Mutation(_OP, "if _library.autocasts(inputs[0]):", "if False:", "tests/test_contract.py -k test_autocast"),
+    Mutation(_OP, "return raw(*cotangents, *inputs)", "return raw(cotangents[0], None, *inputs)", "tests/test_contract.py -k radial_flow and backward_budget"),
     Mutation(_PLANAR, "p = p * r + 8.3332841058e-3;", "p = p * r + 8.3e-3;", _PLANAR_TESTS),
     Mutation(_PLANAR, "return s < 0.5 ? h * h + slope * s : 1 + slope * (s - 1);", "return 1 + slope * (s - 1);", _PLANAR_TESTS),
     Mutation(_PLANAR, "to[l] = slopes[l] * (to[l] + 2 * at[l] * (1 - s) * weight);", "to[l] = slopes[l] * (to[l] + at[l] * (1 - s) * weight);", _PLANAR_CPP),
@@ -304,7 +311,7 @@ MUTATIONS = (
     Mutation(_SWEEP, "end = tl.minimum(end, begin)", "end = end + 0", _SWEEP_TESTS),
     Mutation(_SWEEP, "end = tl.load(upto + last)", "end = tl.load(upto + last) - 1", _SWEEP_TESTS),
     Mutation(_SWEEP, "(rank[None, :] >= low[:, None]) & (rank[None, :] < high[:, None])", "(rank[None, :] >= low[:, None])", _SWEEP_TESTS),
-    Mutation(_SWEEP, "mask=inside[:, None], other=0.0)\n        sums += tl.dot", "mask=(rank >= 0)[:, None], other=0.0)\n        sums += tl.dot", "tests/test_contract.py -k autoregressive_inverse/triton and poisoned"),
+    Mutation(_SWEEP, "mask=inside[:, None], other=0.0)\n        sums += tl.dot", "mask=(rank >= 0)[:, None], other=0.0)\n        sums += tl.dot", "tests/test_contract.py -k autoregressive_inverse/triton and budget"),
     Mutation(_SWEEP, "raw += _read(tile, net.stages[WIRES[S][_RESIDUAL]].raw, group)", "raw += 0.0", _SWEEP_TESTS),
     Mutation(_SWEEP, "raw *= _context(stage.gate, layer.size, tile, group)", "raw *= 1.0", _SWEEP_TESTS),
     Mutation(_SWEEP, "sums += load(stage.bias, unit, inside, sums.dtype)[:, None]", "sums += 0.0", _SWEEP_TESTS),

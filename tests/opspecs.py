@@ -67,6 +67,9 @@ class OpSpec:
     order. ``long_sums`` is a case, for the kernels of CPUs alone, whose sums are so long that it shows how they are
     added up, with work for several threads.
 
+    ``interpreted`` replaces cases in Triton's interpreter; ``composed`` says that derivatives of the Triton
+    implementation are plain PyTorch around its kernels, so that a compiler sees more than their names.
+
     ``rows`` are the arguments with a row for each row of the batch, along their first dimension in ``row_cases``, which
     are cases but for their shape. Where an argument is infinite, kernels are NaN where the plain formula is, and
     nowhere else; but for the arguments ``defined_at_infinity``, where they may have a value, and
@@ -89,6 +92,8 @@ class OpSpec:
     long_sums: dict[str, Any] | None = None
     rows: tuple[int, ...] = (0,)
     row_cases: tuple[dict[str, Any], ...] = ({},)
+    interpreted: dict[str, dict[str, Any]] = field(default_factory=dict)
+    composed: bool = False
     defined_at_infinity: dict[int, str] = field(default_factory=dict)
     undefined_at_infinity: dict[int, str] = field(default_factory=dict)
 
@@ -467,6 +472,12 @@ GAUSSIAN_CASES = {
     "expanded": {"shape": (7, 5), "layout": "expanded"},
 }
 
+#: In Triton's interpreter: still several chunks of rows, and as long a chain.
+GAUSSIAN_INTERPRETED = {
+    "many_rows": {"shape": (2_000, 7)},
+    "replicas_many_rows": {"shape": (2, 1_500, 3), "replicas": True},
+    "long_chain": {"shape": (9, 33), "n_steps": 70, "step": "scalar"},
+}
 LARGE = ("wide", "several_blocks", "long_chain")
 DENSE_CASES = {name: case for name, case in GAUSSIAN_CASES.items() if "replicas" not in case and name not in LARGE}
 DENSE_CASES |= {
@@ -825,6 +836,7 @@ OPSPECS = (
         reference=leapfrog_reference.gaussian_leapfrog,
         make=gaussian_inputs,
         cases=GAUSSIAN_CASES,
+        interpreted=GAUSSIAN_INTERPRETED,
         small={"shape": (2, 3), "n_steps": 2, "step": "steps"},
         extremes=EXTREMES,
         same=(0, 1),
@@ -846,6 +858,7 @@ OPSPECS = (
         reference=leapfrog_reference.dense_gaussian_leapfrog,
         make=dense_inputs,
         cases=DENSE_CASES,
+        interpreted={"many_rows": {"shape": (1_500, 3)}, "many_steps": {"shape": (3, 2), "n_steps": 15}},
         small={"shape": (2, 3), "n_steps": 2, "step": "steps"},
         extremes=EXTREMES,
         same=(0, 1),
@@ -859,6 +872,7 @@ OPSPECS = (
         reference=update_reference.leapfrog_update,
         make=update_inputs,
         cases=UPDATE_CASES,
+        interpreted={"many_rows": {"shape": (2_000, 7)}},
         small={"shape": (2, 3)},
         extremes=EXTREMES,
         same=(1, 2),
@@ -887,6 +901,7 @@ OPSPECS = (
     ),
     OpSpec(
         name="local_reparam_linear",
+        composed=True,
         rows=(0, 3),
         row_cases=tuple(_LAYERS),
         op=functools.partial(local_reparam_op, F.local_reparam_linear),
@@ -906,6 +921,7 @@ OPSPECS = (
     ),
     OpSpec(
         name="autoregressive_forward",
+        composed=True,
         row_cases=tuple(_NETWORKS),
         defined_at_infinity=dict.fromkeys(range(5), _HIDDEN),
         op=functools.partial(network_op, autoregressive_network.autoregressive_forward),
@@ -930,6 +946,7 @@ OPSPECS = (
     ),
     OpSpec(
         name="autoregressive_inverse",
+        composed=True,
         row_cases=tuple(_NETWORKS),
         defined_at_infinity=dict.fromkeys(range(5), _HIDDEN),
         op=functools.partial(network_op, autoregressive_network.autoregressive_inverse),
@@ -1003,6 +1020,7 @@ OPSPECS = (
     _iwae_spec("dreg_surrogate", iwae_op(iwae_reference.surrogate, 2), 2),
     OpSpec(
         name="planar_flow",
+        composed=True,
         row_cases=({}, {"constrain": True}),
         defined_at_infinity={1: "the constraint subtracts no infinities", 2: "as u"},
         undefined_at_infinity={2: "w.z is added up from its layers' parts"},
@@ -1054,6 +1072,7 @@ OPSPECS = (
         reference=_single(mixture_reference.gaussian_mixture_log_prob),
         make=mixture_inputs,
         cases=MIXTURE_CASES,
+        interpreted={"many_rows": {"shape": (600, 3), "components": 18}},
         small={"shape": (2, 3), "components": 2},
         extremes=MIXTURE_EXTREMES,
         same=(2, 3),
@@ -1067,6 +1086,7 @@ OPSPECS = (
         reference=_single(mixture_reference.gaussian_mixture_responsibilities),
         make=mixture_inputs,
         cases=MIXTURE_CASES,
+        interpreted={"many_rows": {"shape": (600, 3), "components": 18}},
         small={"shape": (2, 3), "components": 2},
         extremes=MIXTURE_EXTREMES,
         same=(2, 3),

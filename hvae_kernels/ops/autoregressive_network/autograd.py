@@ -7,7 +7,7 @@ from torch import Tensor
 
 from hvae_kernels import _library
 from hvae_kernels._library import OpFunction
-from hvae_kernels._triton.launch import lazy
+from hvae_kernels._op import kernel
 from hvae_kernels.ops.affine_autoregressive import affine_autoregressive
 from hvae_kernels.ops.autoregressive_network import reference
 from hvae_kernels.ops.autoregressive_network.network import Network, fits_whole, flattened, unflattened
@@ -45,10 +45,7 @@ def _solve_fake(grad, grad_log_abs_det, x, *network):
 
 
 def _define(name: str, arguments: str, results: str, fake, *implementations: str, module: str = "triton") -> dict:
-    overloads = _library.define(name, f"({arguments}, {_NETWORK}) -> {results}", fake, implementations)
-    if "triton" in implementations:
-        _library.implement(name, "triton", lazy(f"hvae_kernels.ops.autoregressive_network.{module}", name))
-    return overloads
+    return kernel(__package__, name, f"({arguments}, {_NETWORK}) -> {results}", fake, implementations, module)
 
 
 RAW_FORWARD = _define(

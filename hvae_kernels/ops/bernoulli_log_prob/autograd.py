@@ -12,41 +12,32 @@ from torch import Tensor
 
 from hvae_kernels import _library
 from hvae_kernels._library import OpFunction
-from hvae_kernels._triton.launch import lazy
+from hvae_kernels._op import empty, kernel
 from hvae_kernels.ops.bernoulli_log_prob import reference
-
-IMPLEMENTATIONS = ("cpp", "triton")
-
-
-def _empty(x: Tensor) -> Tensor:
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
 def _row_values(x: Tensor) -> Tensor:
     return x.new_empty(x.shape[:-1])
 
 
-RAW_FORWARD = _library.define(
+RAW_FORWARD = kernel(
+    __package__,
     "bernoulli_log_prob",
     "(Tensor logits, Tensor value) -> Tensor",
     lambda logits, value: _row_values(logits),
-    IMPLEMENTATIONS,
 )
-RAW_BACKWARD = _library.define(
+RAW_BACKWARD = kernel(
+    __package__,
     "bernoulli_log_prob_backward",
     "(Tensor grad, Tensor logits, Tensor value) -> Tensor",
-    lambda grad, logits, value: _empty(logits),
-    IMPLEMENTATIONS,
+    lambda grad, logits, value: empty(logits),
 )
-RAW_DOUBLE_BACKWARD = _library.define(
+RAW_DOUBLE_BACKWARD = kernel(
+    __package__,
     "bernoulli_log_prob_double_backward",
     "(Tensor h, Tensor grad, Tensor logits, Tensor value) -> (Tensor, Tensor)",
-    lambda h, grad, logits, value: (_row_values(logits), _empty(logits)),
-    IMPLEMENTATIONS,
+    lambda h, grad, logits, value: (_row_values(logits), empty(logits)),
 )
-
-for _name in ("bernoulli_log_prob", "bernoulli_log_prob_backward", "bernoulli_log_prob_double_backward"):
-    _library.implement(_name, "triton", lazy("hvae_kernels.ops.bernoulli_log_prob.triton", _name))
 
 
 def _sum_samples(grad: Tensor, x: Tensor) -> Tensor:

@@ -13,10 +13,8 @@ from torch import Tensor
 
 from hvae_kernels import _library
 from hvae_kernels._library import OpFunction
-from hvae_kernels._triton.launch import lazy
+from hvae_kernels._op import kernel
 from hvae_kernels.ops.iwae import reference
-
-IMPLEMENTATIONS = ("cpp", "triton")
 
 
 def _forward_fake(log_weights, power, keeps):
@@ -30,18 +28,15 @@ def kept_for(log_weights: Tensor, keeps: bool = True) -> Tensor:
     return log_weights.new_empty((2, *log_weights.shape[1:]) if keeps else 0, dtype=dtype)
 
 
-RAW_FORWARD = _library.define(
-    "iwae", "(Tensor log_weights, int power, bool keeps) -> (Tensor, Tensor)", _forward_fake, IMPLEMENTATIONS
+RAW_FORWARD = kernel(
+    __package__, "iwae", "(Tensor log_weights, int power, bool keeps) -> (Tensor, Tensor)", _forward_fake
 )
-RAW_BACKWARD = _library.define(
+RAW_BACKWARD = kernel(
+    __package__,
     "iwae_backward",
     "(Tensor grad, Tensor log_weights, Tensor kept, int power) -> Tensor",
     lambda grad, log_weights, kept, power: torch.empty_like(log_weights, memory_format=torch.contiguous_format),
-    IMPLEMENTATIONS,
 )
-
-for _name in ("iwae", "iwae_backward"):
-    _library.implement(_name, "triton", lazy("hvae_kernels.ops.iwae.triton", _name))
 
 
 def _weights(log_weights: Tensor, power: int) -> Tensor:

@@ -14,9 +14,7 @@ from torch import Tensor
 
 from hvae_kernels import _library
 from hvae_kernels._library import OpFunction
-from hvae_kernels._triton.launch import lazy
-
-IMPLEMENTATIONS = ("cpp", "triton")
+from hvae_kernels._op import kernel
 
 
 def _forward_fake(x, weight_loc, weight_log_scale, bias_loc, bias_log_scale, noise):
@@ -28,22 +26,20 @@ def _backward_fake(grad, x, weight_loc, weight_log_scale, noise, std, needs_x, n
     return x.new_empty(grad.shape), d_x, x.new_empty(weight_loc.shape if needs_log_scale else 0)
 
 
-RAW_FORWARD = _library.define(
+RAW_FORWARD = kernel(
+    __package__,
     "local_reparam_linear",
     "(Tensor x, Tensor weight_loc, Tensor weight_log_scale, Tensor? bias_loc, Tensor? bias_log_scale, Tensor noise)"
     " -> (Tensor, Tensor)",
     _forward_fake,
-    IMPLEMENTATIONS,
 )
-RAW_BACKWARD = _library.define(
+RAW_BACKWARD = kernel(
+    __package__,
     "local_reparam_linear_backward",
     "(Tensor grad, Tensor x, Tensor weight_loc, Tensor weight_log_scale, Tensor noise, Tensor std, bool needs_x,"
     " bool needs_log_scale) -> (Tensor, Tensor, Tensor)",
     _backward_fake,
     ("cpp",),
-)
-_library.implement(
-    "local_reparam_linear", "triton", lazy("hvae_kernels.ops.local_reparam_linear.triton", "local_reparam_linear")
 )
 
 

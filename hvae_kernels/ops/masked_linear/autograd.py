@@ -12,9 +12,8 @@ from torch import Tensor
 
 from hvae_kernels import _library
 from hvae_kernels._library import OpFunction
-from hvae_kernels._triton.launch import lazy
+from hvae_kernels._op import kernel
 
-IMPLEMENTATIONS = ("cpp", "triton")
 _DEGREES = "Tensor in_degrees, Tensor out_degrees, bool strict"
 
 
@@ -30,21 +29,15 @@ def _weight_grad_fake(grad, x, in_degrees, out_degrees, strict):
     return grad.new_empty(grad.shape[1], x.shape[1])
 
 
-RAW_FORWARD = _library.define(
-    "masked_linear",
-    f"(Tensor x, Tensor weight, Tensor? bias, {_DEGREES}) -> Tensor",
-    _forward_fake,
-    IMPLEMENTATIONS,
+RAW_FORWARD = kernel(
+    __package__, "masked_linear", f"(Tensor x, Tensor weight, Tensor? bias, {_DEGREES}) -> Tensor", _forward_fake
 )
-RAW_INPUT_GRAD = _library.define(
-    "masked_linear_input_grad", f"(Tensor grad, Tensor weight, {_DEGREES}) -> Tensor", _input_grad_fake, IMPLEMENTATIONS
+RAW_INPUT_GRAD = kernel(
+    __package__, "masked_linear_input_grad", f"(Tensor grad, Tensor weight, {_DEGREES}) -> Tensor", _input_grad_fake
 )
-RAW_WEIGHT_GRAD = _library.define(
-    "masked_linear_weight_grad", f"(Tensor grad, Tensor x, {_DEGREES}) -> Tensor", _weight_grad_fake, IMPLEMENTATIONS
+RAW_WEIGHT_GRAD = kernel(
+    __package__, "masked_linear_weight_grad", f"(Tensor grad, Tensor x, {_DEGREES}) -> Tensor", _weight_grad_fake
 )
-
-for _name in ("masked_linear", "masked_linear_input_grad", "masked_linear_weight_grad"):
-    _library.implement(_name, "triton", lazy("hvae_kernels.ops.masked_linear.triton", _name))
 
 
 class _Bilinear(OpFunction):

@@ -17,51 +17,42 @@ from torch import Tensor
 
 from hvae_kernels import _library
 from hvae_kernels._library import OpFunction
-from hvae_kernels._triton.launch import lazy
+from hvae_kernels._op import empty, kernel
 from hvae_kernels.ops.planar_flow import algebra, constraint
-
-IMPLEMENTATIONS = ("cpp", "triton")
 
 #: Bits of ``needs``: which groups of gradients the raw backward pass computes.
 NEEDS_STATE, NEEDS_PARAMETERS = 1, 2
 
 
-def _empty(x: Tensor) -> Tensor:
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
-
-
 def _forward_fake(z, u, w, b, constrain, keep):
     state = (*u.shape[:-1], z.shape[-2]) if keep else (0,)
-    return _empty(z), z.new_empty(z.shape[:-1]), z.new_empty(state), z.new_empty(state)
+    return empty(z), z.new_empty(z.shape[:-1]), z.new_empty(state), z.new_empty(state)
 
 
 def _backward_fake(grad_output, grad_log_abs_det, grad_h, z, u, w, h, slope, constrain, needs):
     shapes = (u.shape, u.shape, u.shape[:-1]) if needs & NEEDS_PARAMETERS else ((0,),) * 3
-    return _empty(z) if needs & NEEDS_STATE else z.new_empty(0), *(u.new_empty(shape) for shape in shapes)
+    return empty(z) if needs & NEEDS_STATE else z.new_empty(0), *(u.new_empty(shape) for shape in shapes)
 
 
-RAW_FORWARD = _library.define(
+RAW_FORWARD = kernel(
+    __package__,
     "planar_flow",
     "(Tensor z, Tensor u, Tensor w, Tensor b, bool constrain, bool keep) -> (Tensor, Tensor, Tensor, Tensor)",
     _forward_fake,
-    IMPLEMENTATIONS,
 )
-RAW_BACKWARD = _library.define(
+RAW_BACKWARD = kernel(
+    __package__,
     "planar_flow_backward",
     "(Tensor? grad_output, Tensor? grad_log_abs_det, Tensor? grad_h, Tensor z, Tensor u, Tensor w, Tensor h,"
     " Tensor slope, bool constrain, int needs) -> (Tensor, Tensor, Tensor, Tensor)",
     _backward_fake,
-    IMPLEMENTATIONS,
 )
-RAW_SOLVE = _library.define(
+RAW_SOLVE = kernel(
+    __package__,
     "planar_recursion_solve",
     "(Tensor constant, Tensor slope, Tensor table, bool transposed) -> Tensor",
-    lambda constant, slope, table, transposed: _empty(constant),
-    IMPLEMENTATIONS,
+    lambda constant, slope, table, transposed: empty(constant),
 )
-
-for _name in ("planar_flow", "planar_flow_backward", "planar_recursion_solve"):
-    _library.implement(_name, "triton", lazy("hvae_kernels.ops.planar_flow.triton", _name))
 
 
 @dataclass(frozen=True)
