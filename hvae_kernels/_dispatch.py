@@ -23,7 +23,7 @@ CHOICES = ("auto", *IMPLEMENTATIONS)
 
 @dataclass(frozen=True)
 class Op:
-    """An op's name and the implementations that its room has."""
+    """An op's name and the implementations it has."""
 
     name: str
     implementations: tuple[str, ...]
@@ -34,7 +34,7 @@ OPS: dict[str, Op] = {}
 
 
 def register(op: Op) -> None:
-    """Announce an op; called once by its room's ``api.py``."""
+    """Announce an op; called once by its ``api.py``."""
     OPS[op.name] = op
 
 

@@ -1,7 +1,7 @@
 """The one ``torch.library`` fragment, and what every op's autograd glue shares.
 
 An op ``x`` has one schema and one overload an implementation: ``hvae_kernels::x.cpp``, ``hvae_kernels::x.triton``.
-The overloads are raw kernels without autograd; the differentiable op is the ``autograd.Function`` in its room.
+The overloads are raw kernels without autograd; the differentiable op is the ``autograd.Function`` in its folder.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ def vjp_of_double_backward(
     inputs: tuple[Tensor, ...],
     upstream: tuple[Tensor | None, ...],
 ) -> tuple[Tensor, ...]:
-    """Third derivatives, from the reference: rarely asked for, so plain PyTorch, differentiable for ever.
+    """Third derivatives, from the reference: rarely asked for, so plain PyTorch, differentiable to any order.
 
     Args:
         reference: the op, plain.

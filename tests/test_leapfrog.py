@@ -86,7 +86,7 @@ def to(dtype, potential, leaves):
     return copy.deepcopy(potential).to(dtype), [x.detach().to(dtype).requires_grad_() for x in leaves]
 
 
-# ---- The law ----
+# ---- The reference ----
 
 
 @each_memory

@@ -9,7 +9,7 @@ namespace {
 
 using namespace autoregressive;
 
-// Bits of `needs`, as in the room's autograd.py.
+// Bits of `needs`, as in the op's autograd.py.
 constexpr int64_t kNeedsZ = 1, kNeedsShift = 2, kNeedsLogScale = 4, kNeedsOutput = 8, kNeedsLogAbsDet = 16;
 
 // A call that does not fit is refused here in a few words; api.py then says which argument is at fault.

@@ -20,7 +20,7 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using MaybeTensor = std::optional<Tensor>;
 
-// Bits of `needs`, as in the rooms' autograd.py: which groups of results are wanted.
+// Bits of `needs`, as in the ops' autograd.py: which groups of results are wanted.
 constexpr int64_t kNeedsState = 1, kNeedsParameters = 2, kNeedsOutputs = 4;
 
 #define HK_DISPATCH(op, tensor, function, ...)                                           \

@@ -1,1 +1,1 @@
-"""What the ops' Triton rooms share. Importable without Triton and without a GPU."""
+"""What the Triton kernels of several ops share. Importable without Triton and without a GPU."""

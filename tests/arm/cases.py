@@ -48,7 +48,7 @@ class Case:
 
     ``in_double``: the kernel computes in double whatever its dtype. ``ulp`` and ``absolute`` bound a function's error,
     where its plain formula's does not: in units of the last place, and in units of max(1, the argument's size).
-    ``limits``: NaN is what the law asks for.
+    ``limits``: NaN is what the reference asks for.
     """
 
     kernel: str

@@ -140,7 +140,7 @@ def _array(like: Tensor, answer: memoryview) -> tuple[Tensor, memoryview]:
     return torch.frombuffer(bytearray(answer[:size]), dtype=like.dtype).view(like.shape), answer[size:]
 
 
-# ---- The law ----
+# ---- The reference ----
 
 
 class Law:

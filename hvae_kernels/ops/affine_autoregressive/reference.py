@@ -1,4 +1,4 @@
-"""The law: the affine tail in plain PyTorch, beside its formula. Any dtype, any device, differentiable for ever."""
+"""Reference: the affine tail in plain PyTorch, beside its formula. Any dtype, any device, any order of derivatives."""
 
 from __future__ import annotations
 

@@ -243,7 +243,7 @@ def _reference_of(ctx, tensors, tangents=None):
 
 
 def _reference_vjp(ctx, y: Tensor, tensors: list[Tensor], cotangents) -> tuple[Tensor | None, ...]:
-    """Where second derivatives are recorded: through the reference's steps, differentiable for ever."""
+    """Where second derivatives are recorded: through the reference's steps, differentiable to any order."""
     function, primals, floating = _reference_of(ctx, (y, *tensors))
     outputs, vjp = torch.func.vjp(function, *primals)
     given = tuple(torch.zeros_like(o) if c is None else c for c, o in zip(cotangents, outputs, strict=True))

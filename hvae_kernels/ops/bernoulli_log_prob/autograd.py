@@ -2,7 +2,7 @@
 
 Kernels take logits ``(A, O, N, E)`` and a value ``(A, N, E)`` that is shared by the O samples: rows of E elements.
 Forward, backward and double backward by the logits are kernels; what a floating value's gradient and higher
-derivatives need beyond them is plain PyTorch, differentiable for ever.
+derivatives need beyond them is plain PyTorch, differentiable to any order.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The law: independent Bernoulli variables in plain PyTorch. Any dtype, any device, differentiable for ever."""
+"""Reference: independent Bernoulli variables in plain PyTorch. Any dtype, any device, differentiable to any order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The law: tempered leapfrog in plain PyTorch, beside its formula. Any dtype, any device, differentiable for ever.
+"""Reference: tempered leapfrog in plain PyTorch, beside its formula. Any dtype and device, differentiable to any order.
 
 One step ``k`` of ``K`` (Neal 2011, section 5.5.7; Caterini, Doucet and Sejdinovic 2018, algorithm 1)::
 

@@ -1,4 +1,4 @@
-"""The law: every component's log density from differences, nothing expanded."""
+"""Reference: every component's log density from differences, nothing expanded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The law: the importance-weighted bound in plain PyTorch. Any dtype, any device, differentiable for ever."""
+"""Reference: the importance-weighted bound in plain PyTorch. Any dtype, any device, differentiable to any order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The law: the unrolled formula, its gradients of U by autograd, recorded like everything else."""
+"""Reference: the unrolled formula, its gradients of U by autograd, recorded like everything else."""
 
 from __future__ import annotations
 

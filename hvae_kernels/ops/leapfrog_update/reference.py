@@ -1,4 +1,4 @@
-"""The law: one update in plain PyTorch, beside its formula. Any dtype, any device, differentiable for ever."""
+"""Reference: one update in plain PyTorch, beside its formula. Any dtype, any device, differentiable to any order."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 The kernels make the sample and its standard deviation, which is an output of the Function too and saved for the
 backward pass. In terms of it all derivatives are matrix products and a few factors: plain PyTorch, hence differentiable
-for ever. On the CPU the backward pass without a graph is one kernel, which makes fewer passes between the products.
+to any order. On the CPU the backward pass without a graph is one kernel, which makes fewer passes between the products.
 """
 
 from __future__ import annotations

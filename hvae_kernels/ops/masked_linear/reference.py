@@ -1,4 +1,4 @@
-"""The law: the layer in plain PyTorch, beside its formula. Any dtype, any device, differentiable for ever."""
+"""Reference: the layer in plain PyTorch, beside its formula. Any dtype, any device, differentiable to any order."""
 
 from __future__ import annotations
 

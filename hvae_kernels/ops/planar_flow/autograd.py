@@ -2,8 +2,8 @@
 
 The layers are products with ``u`` and ``w`` around a recursion on K numbers a row, which leaves ``H``, the tanh of each
 layer, and the slopes there. Both are outputs of the Function too, saved for the backward pass: its derivatives in terms
-of them are plain PyTorch and a linear recursion, ``planar_recursion_solve``, whose derivatives are it again;
-so the op is differentiable for ever. The backward pass without a graph is one fused kernel. All kernels take replicas,
+of them are plain PyTorch and a linear recursion, ``planar_recursion_solve``, whose derivatives are it again; so the op
+is differentiable to any order. The backward pass without a graph is one fused kernel. All kernels take replicas,
 ``(R, B, d)``: the dimensions of ``vmap``.
 """
 

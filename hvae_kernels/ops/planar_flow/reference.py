@@ -1,4 +1,4 @@
-"""The law: the layers one after the other, as the literature writes them."""
+"""Reference: the layers one after the other, as the literature writes them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The law: ``clip_grad_norm_`` of each row, then ``torch.optim.RMSprop``."""
+"""Reference: ``clip_grad_norm_`` of each row, then ``torch.optim.RMSprop``."""
 
 from __future__ import annotations
 
