@@ -110,6 +110,17 @@ def same_kind(function: str, **tensors: Tensor) -> None:
             )
 
 
+def factory(function: str, device: object, dtype: object) -> dict[str, object]:
+    """What a module's new tensors are made with; None stands for torch's default."""
+    if device is not None and not isinstance(device, (str, int, torch.device)):
+        raise wrong_type(function, "device", "a torch.device or its name", device)
+    if dtype is not None and not isinstance(dtype, torch.dtype):
+        raise wrong_type(function, "dtype", "a torch.dtype", dtype)
+    if dtype is not None and not dtype.is_floating_point:
+        raise fail(function, "dtype", "a floating-point one", str(dtype))
+    return {"device": device, "dtype": dtype}
+
+
 def values_readable(tensor: Tensor) -> bool:
     """Whether looking at ``tensor``'s values costs no device sync and is possible at all (not traced, not vmapped)."""
     return type(tensor) in (Tensor, torch.nn.Parameter) and (

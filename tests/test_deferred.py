@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 
 import pytest
 import torch
@@ -121,3 +122,34 @@ def test_degrees_without_values_are_refused():
             hk.nn.MaskedLinear(degrees, [0, 1])
         with pytest.raises(ValueError, match="MADE: order must be integers whose values can be read"):
             hk.nn.MADE(3, [4], order=degrees)
+
+
+BUILDERS = {
+    "MaskedLinear": functools.partial(hk.nn.MaskedLinear, [0, 1, 2], (2, 1)),
+    "MADE": functools.partial(hk.nn.MADE, 5, [9, 9], 3, 2),
+    "InverseAutoregressiveFlow": functools.partial(hk.nn.InverseAutoregressiveFlow, 5, [16], 2),
+    "FlowStack": stack,
+    "PlanarFlow": functools.partial(hk.nn.PlanarFlow, 5, 3),
+    "RadialFlow": functools.partial(hk.nn.RadialFlow, 5, 3),
+    "LocalReparamLinear": functools.partial(hk.nn.LocalReparamLinear, 5, 3),
+    "HamiltonianFlow": functools.partial(hk.nn.HamiltonianFlow, 5, 3),
+    "HamiltonianFlow, free": functools.partial(hk.nn.HamiltonianFlow, 5, 3, "free", replicas=2),
+}
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_modules_are_made_where_and_as_they_are_asked_for(name):
+    build = BUILDERS[name]
+    deferred = build(device="meta", dtype=torch.float64)
+    assert all(x.is_meta for x in tensors(deferred).values())
+    module = build(device=torch.device("cpu"), dtype=torch.float64)
+    floating = [x for x in tensors(module).values() if x.is_floating_point()]
+    assert {x.dtype for x in floating} == {torch.float64}
+    assert {x.dtype for x in build().parameters()} == {torch.float32}
+    named = {"FlowStack": "MADE", "InverseAutoregressiveFlow": "MADE"}.get(name, name.partition(",")[0])
+    with pytest.raises(TypeError, match=f"{named}: dtype must be a torch.dtype, got str"):
+        build(dtype="float64")
+    with pytest.raises(ValueError, match=f"{named}: dtype must be a floating-point one, got torch.int64"):
+        build(dtype=torch.int64)
+    with pytest.raises(TypeError, match=f"{named}: device must be a torch.device or its name, got float"):
+        build(device=1.5)

@@ -32,6 +32,8 @@ class InverseAutoregressiveFlow(Flow):
         order: a permutation of ``range(features)``; None is the natural order.
         activation: as for :class:`MADE`.
         hidden_degrees: as for :class:`MADE`.
+        device: of the parameters and buffers.
+        dtype: of the parameters.
 
     Raises:
         TypeError: an argument is nothing of its kind.
@@ -59,15 +61,16 @@ class InverseAutoregressiveFlow(Flow):
         activation: str = "relu",
         *,
         hidden_degrees: Sequence[Sequence[int] | Tensor] | None = None,
-    ):
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
         self.features = features
         if not isinstance(gate, (str, Gate)):
             raise _checks.wrong_type(type(self).__name__, "gate", "a name or a Gate", gate)
         self.gate = gate if isinstance(gate, Gate) else Gate(gate)
-        self.made = MADE(
-            features, hidden_features, 2, context_features, order, activation, hidden_degrees=hidden_degrees
-        )
+        options = {"hidden_degrees": hidden_degrees, "device": device, "dtype": dtype}
+        self.made = MADE(features, hidden_features, 2, context_features, order, activation, **options)
 
     @property
     def is_conditional(self) -> bool:

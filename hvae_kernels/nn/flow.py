@@ -37,7 +37,7 @@ class ForwardFlow(Flow):
     else needs the inverse, and raises.
     """
 
-    def __init__(self, features: int, n_layers: int):
+    def __init__(self, features: int, n_layers: int) -> None:
         super().__init__()
         for argument, value, least in (("features", features, 1), ("n_layers", n_layers, 0)):
             _checks.integer(type(self).__name__, argument, value, least)

@@ -114,6 +114,8 @@ class HamiltonianFlow(nn.Module):
         gradient: ``"full"`` or ``"detached"``, for potentials that are not Gaussian, as in
             :func:`functional.leapfrog`.
         compile: compile the gradient of potentials that are not Gaussian.
+        device: of the parameters and buffers.
+        dtype: of the parameters.
 
     Raises:
         TypeError: an argument is nothing of its kind.
@@ -144,9 +146,12 @@ class HamiltonianFlow(nn.Module):
         memory: str | None = None,
         gradient: str = "full",
         compile: bool = False,
-    ):
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
         name = "HamiltonianFlow"
+        kind = _checks.factory(name, device, dtype)
         _checks.integer(name, "features", features, 1)
         if replicas is not None:
             _checks.integer(name, "replicas", replicas, 1)
@@ -170,14 +175,14 @@ class HamiltonianFlow(nn.Module):
         row = () if replicas is None else (replicas, 1)
         ratio = init_step_size / max_step_size
         self._initial = {"step_size_logit": math.log(ratio / (1 - ratio))}
-        self.step_size_logit = nn.Parameter(torch.empty(*row, features))
+        self.step_size_logit = nn.Parameter(torch.empty(*row, features, **kind))
         if tempering == "free":
             alpha = init_temperature ** (-1 / max(n_steps, 1))
             self._initial["tempering_logit"] = math.log(alpha / (1 - alpha))
-            self.tempering_logit = nn.Parameter(torch.empty(*lead, n_steps))
+            self.tempering_logit = nn.Parameter(torch.empty(*lead, n_steps, **kind))
         elif tempering != "none":
             self._initial["log_excess_temperature"] = math.log(init_temperature - 1)
-            self.log_excess_temperature = nn.Parameter(torch.empty(*lead, 1))
+            self.log_excess_temperature = nn.Parameter(torch.empty(*lead, 1, **kind))
         self.reset_parameters()
         self.register_buffer("_profile", self._exact_profile(), persistent=False)
 

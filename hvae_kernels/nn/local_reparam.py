@@ -27,6 +27,8 @@ class LocalReparamLinear(nn.Module):
         out_features: outputs.
         bias: whether there is a bias, with a posterior of its own.
         prior_scale: standard deviation of the prior :math:`N(0, s^2)` of weights and biases.
+        device: of the parameters and buffers.
+        dtype: of the parameters.
 
     Raises:
         TypeError: an argument is nothing of its kind.
@@ -45,8 +47,18 @@ class LocalReparamLinear(nn.Module):
         >>> torch.testing.assert_close(y, expected)
     """
 
-    def __init__(self, in_features: int, out_features: int, bias: bool = True, prior_scale: float = 1.0):
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        prior_scale: float = 1.0,
+        *,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
+        kind = _checks.factory("LocalReparamLinear", device, dtype)
         for argument, value in (("in_features", in_features), ("out_features", out_features)):
             _checks.integer("LocalReparamLinear", argument, value, 0)
         _checks.flag("LocalReparamLinear", "bias", bias)
@@ -55,10 +67,10 @@ class LocalReparamLinear(nn.Module):
             raise _checks.fail("LocalReparamLinear", "prior_scale", "positive and finite", str(prior_scale))
         self.in_features, self.out_features, self.prior_scale = in_features, out_features, prior_scale
         self.weight_loc, self.weight_log_scale = (
-            nn.Parameter(torch.empty(out_features, in_features)) for _ in range(2)
+            nn.Parameter(torch.empty(out_features, in_features, **kind)) for _ in range(2)
         )
         for name in ("bias_loc", "bias_log_scale"):
-            self.register_parameter(name, nn.Parameter(torch.empty(out_features)) if bias else None)
+            self.register_parameter(name, nn.Parameter(torch.empty(out_features, **kind)) if bias else None)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -23,6 +23,8 @@ class MaskedLinear(nn.Module):
         out_degrees: integers, one an output.
         bias: whether to add one.
         strict: ``>`` instead of ``>=``.
+        device: of the parameters and buffers.
+        dtype: of the parameters.
 
     Raises:
         TypeError: degrees are not integers.
@@ -42,8 +44,12 @@ class MaskedLinear(nn.Module):
         out_degrees: Sequence[int] | Tensor,
         bias: bool = True,
         strict: bool = False,
-    ):
+        *,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
+        kind = _checks.factory("MaskedLinear", device, dtype)
         _checks.flag("MaskedLinear", "bias", bias)
         _checks.flag("MaskedLinear", "strict", strict)
         self.strict = strict
@@ -52,9 +58,9 @@ class MaskedLinear(nn.Module):
             "out_degrees": _degrees("MaskedLinear", "out_degrees", out_degrees),
         }
         for name, degrees in self._given.items():
-            self.register_buffer(name, torch.tensor(degrees))
-        self.weight = nn.Parameter(torch.empty(len(self.out_degrees), len(self.in_degrees)))
-        self.bias = nn.Parameter(torch.empty(len(self.out_degrees))) if bias else None
+            self.register_buffer(name, torch.tensor(degrees, device=device))
+        self.weight = nn.Parameter(torch.empty(len(self.out_degrees), len(self.in_degrees), **kind))
+        self.bias = nn.Parameter(torch.empty(len(self.out_degrees), **kind)) if bias else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -96,6 +102,8 @@ class MADE(nn.Module):
         order: a permutation of ``range(features)``, ``order[k]`` being the k-th feature; None is the natural order.
         activation: one of elu, gelu, identity, relu, sigmoid, silu, softplus, tanh.
         hidden_degrees: degrees of the hidden units, one sequence a layer, instead of evenly spread ones.
+        device: of the parameters and buffers.
+        dtype: of the parameters.
 
     Raises:
         TypeError: an argument is nothing of its kind.
@@ -121,8 +129,11 @@ class MADE(nn.Module):
         activation: str = "relu",
         *,
         hidden_degrees: Sequence[Sequence[int] | Tensor] | None = None,
-    ):
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
+        kind = _checks.factory("MADE", device, dtype)
         name = "MADE"
         widths = [hidden_features] if isinstance(hidden_features, int) else hidden_features
         if not isinstance(widths, (list, tuple)):
@@ -141,8 +152,8 @@ class MADE(nn.Module):
         spread = [self._spread(width) for width in widths]
         hidden = spread if hidden_degrees is None else self._given(hidden_degrees, widths)
         every = [degrees, *hidden, [degree - 1 for degree in degrees] * outputs_per_feature]
-        self.layers = nn.ModuleList(MaskedLinear(a, b) for a, b in itertools.pairwise(every))
-        self.context = nn.Linear(context_features, len(every[1]), bias=False) if context_features else None
+        self.layers = nn.ModuleList(MaskedLinear(a, b, **kind) for a, b in itertools.pairwise(every))
+        self.context = nn.Linear(context_features, len(every[1]), bias=False, **kind) if context_features else None
 
     def _spread(self, width: int) -> list[int]:
         """-1, which sees the context alone, to d - 2, the highest that an output uses."""

@@ -21,6 +21,8 @@ class PlanarFlow(ForwardFlow):
         features: d.
         n_layers: K.
         shared: one layer, applied K times.
+        device: of the parameters and buffers.
+        dtype: of the parameters.
 
     Raises:
         TypeError: an argument is nothing of its kind.
@@ -36,13 +38,22 @@ class PlanarFlow(ForwardFlow):
         >>> torch.testing.assert_close(flow(z), expected)
     """
 
-    def __init__(self, features: int, n_layers: int, shared: bool = False):
+    def __init__(
+        self,
+        features: int,
+        n_layers: int,
+        shared: bool = False,
+        *,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__(features, n_layers)
+        kind = _checks.factory("PlanarFlow", device, dtype)
         _checks.flag("PlanarFlow", "shared", shared)
         self.shared = shared
         distinct = min(n_layers, 1) if shared else n_layers
-        self.u, self.w = (nn.Parameter(torch.empty(distinct, features)) for _ in range(2))
-        self.b = nn.Parameter(torch.empty(distinct))
+        self.u, self.w = (nn.Parameter(torch.empty(distinct, features, **kind)) for _ in range(2))
+        self.b = nn.Parameter(torch.empty(distinct, **kind))
         self.reset_parameters()
 
     @property

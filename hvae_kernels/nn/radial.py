@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from hvae_kernels import _checks
 from hvae_kernels.nn.flow import ForwardFlow
 from hvae_kernels.ops.radial_flow import radial_flow
 
@@ -19,6 +20,8 @@ class RadialFlow(ForwardFlow):
     Args:
         features: d.
         n_layers: K.
+        device: of the parameters and buffers.
+        dtype: of the parameters.
 
     Raises:
         TypeError: an argument is nothing of its kind.
@@ -35,10 +38,18 @@ class RadialFlow(ForwardFlow):
         >>> torch.testing.assert_close(flow(z), expected)
     """
 
-    def __init__(self, features: int, n_layers: int):
+    def __init__(
+        self,
+        features: int,
+        n_layers: int,
+        *,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__(features, n_layers)
-        self.center = nn.Parameter(torch.empty(n_layers, features))
-        self.raw_alpha, self.raw_beta = (nn.Parameter(torch.empty(n_layers)) for _ in range(2))
+        kind = _checks.factory("RadialFlow", device, dtype)
+        self.center = nn.Parameter(torch.empty(n_layers, features, **kind))
+        self.raw_alpha, self.raw_beta = (nn.Parameter(torch.empty(n_layers, **kind)) for _ in range(2))
         self.reset_parameters()
 
     @property

@@ -65,7 +65,7 @@ def _run(args: argparse.Namespace, config: dict[str, Any]) -> None:
     steps = {"planar": args.planar_layers, "iaf": [1], "vb": [0]}
     steps |= dict.fromkeys(("hvae", "hvae-untempered"), args.leapfrog_steps)
     jobs = [job for setting in args.setting for job in study.plan(setting, args.dims, args.methods, steps)]
-    jobs = sorted(set(jobs), key=lambda job: (-job.dim, job.key))
+    jobs = sorted(set(jobs), key=lambda job: (-job.dim, job.method != "planar", -job.n_steps, job.key))
     one = functools.partial(_run_job, out=args.out, datasets=args.datasets, epochs=args.epochs, seed=args.seed)
     errors = []
     for outcome in _outcomes(one, _tasks(jobs), args.workers):
@@ -81,7 +81,7 @@ def _run(args: argparse.Namespace, config: dict[str, Any]) -> None:
 
 
 def _tasks(jobs: list[Job]) -> list[tuple[Job, ...]]:
-    """Jobs for one process each, the longest first.
+    """Jobs for one process each, which come with the longest first: else one process would wait for another's last.
 
     Those of IAF follow one another: their weights fit no core's cache, and two at a time would wait for memory.
     """
