@@ -51,8 +51,9 @@ def leapfrog(
         rho: momenta, the shape of ``z``.
         potential: U, differentiable: energies ``(B,)`` of positions, or ``()`` of a single position ``(d,)``. It must
             be the same function at every evaluation. Those of the backward pass run with the tensors, modules and
-            settings of the forward pass, whatever has come in their place since. Batch norm in training mode updates
-            its running statistics at the first evaluation alone.
+            settings of the forward pass, whatever has come in their place since; they are back in their place while it
+            runs, where other threads see them. Batch norm in training mode updates its running statistics at the first
+            evaluation alone, whatever other threads do with the same module.
         step_size: epsilon, ``()`` or of a position's shape ``(...)`` for all steps, ``(K, ...)`` for each.
         tempering: alpha, ``(K,)``, nowhere zero if the trajectory is to be rebuilt. K = 0 returns copies of the inputs.
         params: the tensors besides ``z`` that need gradients through the potential; by default a module's parameters
