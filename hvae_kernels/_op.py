@@ -38,7 +38,7 @@ class Op:
     validate: Callable[..., None]
     reference: Callable[..., Any]
     kernels: Callable[..., Any]
-    half_precision: tuple[str, ...] = ()
+    half_precision: tuple[str, ...] = ("triton", "reference")
     implementations: tuple[str, ...] = ("cpp", "triton", "reference")
 
     def __post_init__(self) -> None:

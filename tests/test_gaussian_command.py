@@ -206,7 +206,9 @@ def test_processes_end_with_the_command(kind, tmp_path):
     """Killed, or interrupted with its whole group as by Ctrl-C: no process goes on training."""
     command = ["gaussian", "--dims", "5", "6", "--methods", "vb", "--epochs", "1000000", "--workers", "2"]
     code = f"import sys; from hvae import cli; sys.exit(cli.main({[*command, '--out', str(tmp_path)]!r}))"
-    process = subprocess.Popen([sys.executable, "-c", code], start_new_session=True, stderr=subprocess.DEVNULL)
+    options = {"start_new_session": True, "stderr": subprocess.DEVNULL}
+    options["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # which background jobs ignore
+    process = subprocess.Popen([sys.executable, "-c", code], **options)
     try:
         wait_for(lambda: len(group_of(process.pid)) >= 3)
         time.sleep(2)  # into their first epochs

@@ -462,6 +462,18 @@ def bernoulli(dtype: torch.dtype, rows: int, width: int, scale: int, bits: bool)
     yield Case(f"{kind}DoubleBackward", fields, double_backward, (sums, logits, value, grad, h))
 
 
+@at((n, stray) for n in (1, 7, 64, 1023) for stray in (None, -1e-30, 1.0001, 255.0, math.inf))
+def probabilities(dtype: torch.dtype, n: int, stray: float | None) -> Iterator[Case]:
+    for at in (0, n // 2, n - 1):
+        value = torch.rand(n, dtype=dtype)
+        value[at] = 1.0 if stray is None else stray
+        inside = torch.tensor([float(stray is None)], dtype=dtype)
+        yield Case("FractionsAreProbabilities", (n, value, fresh(inside)), single(lambda x: x), (inside,))
+        if stray is None or stray == 255:
+            bits = (value >= 0.5).to(torch.uint8) if stray is None else value.to(torch.uint8)
+            yield Case("BitsAreProbabilities", (n, bits, fresh(inside)), single(lambda x: x), (inside,))
+
+
 # ---- gaussian_mixture.h ----
 
 #: Features are padded to a multiple of so many.

@@ -197,6 +197,16 @@ struct IwaeResults {
   HK_INLINE void operator()(auto) const { iwae_columns::results(sums, samples, n, power, to); }
 };
 
+template <class T, class V>
+struct AreProbabilities {
+  int64_t n;
+  const V* value;
+  T* to;
+  HK_INLINE void operator()(auto set) const { *to = bernoulli::AreProbabilities<V>{n, value}(set); }
+};
+template <class T> using FractionsAreProbabilities = AreProbabilities<T, T>;
+template <class T> using BitsAreProbabilities = AreProbabilities<T, uint8_t>;
+
 template <auto function>
 struct Each {
   template <class T>
@@ -244,6 +254,8 @@ const std::map<std::string, Row> kRows = {
     ROW(autoregressive::Forward),
     ROW(autoregressive::Backward),
     ROW(autoregressive::DoubleBackward),
+    ROW(FractionsAreProbabilities),
+    ROW(BitsAreProbabilities),
     ROW(BernoulliForward),
     ROW(BernoulliBackward),
     ROW(BernoulliDoubleBackward),
