@@ -1,4 +1,4 @@
-"""An op, declared: the one way that every call takes, and the derivatives that several ops share.
+"""An op's raw kernels, declared, and the derivatives that several ops share.
 
 What an op shares with no other, it does by hand in its own ``autograd.py``.
 """
@@ -13,46 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hvae_kernels import _dispatch, _library
+from hvae_kernels import _library
 from hvae_kernels._library import OpFunction
 from hvae_kernels._triton.launch import lazy
 
 Tensors = tuple[Tensor, ...]
 #: Where None stands for zeros, or for a result that is not wanted.
 Maybe = tuple[Tensor | None, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class Op:
-    """A public function: autocast, validation, choice of the implementation, and the call of it.
-
-    Args:
-        name: that of :func:`~hvae_kernels.use_impl`'s table, and of error messages.
-        validate: ``validate(*inputs, **options)`` raises TypeError or ValueError.
-        reference: ``reference(*inputs, **options)``, plain PyTorch.
-        kernels: ``kernels(implementation, *inputs, **options)``, differentiable.
-        half_precision: implementations that take float16 and bfloat16.
-    """
-
-    name: str
-    validate: Callable[..., None]
-    reference: Callable[..., Any]
-    kernels: Callable[..., Any]
-    half_precision: tuple[str, ...] = ("triton", "reference")
-    implementations: tuple[str, ...] = ("cpp", "triton", "reference")
-
-    def __post_init__(self) -> None:
-        _dispatch.register(_dispatch.Op(self.name, self.implementations, half_precision=self.half_precision))
-
-    def __call__(self, *inputs: Any, **options: Any) -> Any:
-        """The first input is a tensor whose device and dtype decide; ``inputs`` are tensors or None, mostly."""
-        if _library.autocasts(inputs[0]):
-            return _library.in_float32(functools.partial(self, **options), *inputs)
-        self.validate(*inputs, **options)
-        implementation = _dispatch.resolve(self.name, inputs[0])
-        if implementation == "reference":
-            return self.reference(*inputs, **options)
-        return self.kernels(implementation, *inputs, **options)
 
 
 def kernel(

@@ -97,6 +97,8 @@ class InverseAutoregressiveFlow(Flow):
         if not is_read(self.made):
             return by_call(z, context)
         network = self.made.network(self.gate, context, z.shape[:-1])
+        if z.dim() == 2:
+            return direction(z, network)
         image, log_abs_det = direction(z.reshape(-1, self.features), network)
         return image.reshape(z.shape), log_abs_det.reshape(z.shape[:-1])
 

@@ -113,6 +113,7 @@ class FlowStack(Flow):
             raise _checks.fail("FlowStack", "context", "None, as no flow takes one", context)
         total = z.new_zeros(z.shape[:-1])
         for flow, direction in directions:
-            z, log_abs_det = direction(z, context if getattr(flow, "is_conditional", True) else None)
+            given = context if context is not None and getattr(flow, "is_conditional", True) else None
+            z, log_abs_det = direction(z, given)
             total = total + log_abs_det
         return z, total

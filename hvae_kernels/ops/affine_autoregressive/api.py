@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import torch
+import functools
+
 from torch import Tensor
 
-from hvae_kernels import _checks
-from hvae_kernels._op import Op
+from hvae_kernels import _checks, _dispatch, _library
 from hvae_kernels.ops.affine_autoregressive import autograd, reference
 from hvae_kernels.ops.affine_autoregressive.gates import CODES, DEFAULTS, NUMBERS, Gate
 
 NAME = "affine_autoregressive"
+_dispatch.register(_dispatch.Op(NAME, ("cpp", "triton", "reference")))
 
 
 def affine_autoregressive(
@@ -57,7 +58,15 @@ def affine_autoregressive(
         >>> g = torch.sigmoid(log_scale)
         >>> torch.testing.assert_close(fused, (g * z + (1 - g) * shift, g.log().sum(-1)))
     """
-    return _OP(z, shift, log_scale, gate=_gate(gate))
+    _checks.same_kind(NAME, z=z)  # alone: the others may differ under autocast
+    if _library.autocasts(z):
+        return _library.in_float32(functools.partial(affine_autoregressive, gate=gate), z, shift, log_scale)
+    gate = _gate(gate)
+    implementation = _dispatch.resolve(NAME, z)
+    _validate(z, shift, log_scale)
+    if implementation == "reference":
+        return reference.affine_autoregressive(z, shift, log_scale, gate)
+    return autograd.call(implementation, CODES[gate.name], gate.first, gate.second, z, shift, log_scale)
 
 
 def _gate(gate: str | Gate) -> Gate:
@@ -70,15 +79,11 @@ def _gate(gate: str | Gate) -> Gate:
     return DEFAULTS[gate]
 
 
-def _kernels(implementation: str, *inputs: Tensor, gate: Gate) -> tuple[Tensor, Tensor]:
-    return autograd.call(implementation, CODES[gate.name], gate.first, gate.second, *inputs)
-
-
-def _validate(z: Tensor, shift: Tensor, log_scale: Tensor, gate: Gate) -> None:
-    if isinstance(z, Tensor) and isinstance(shift, Tensor) and isinstance(log_scale, Tensor):
+def _validate(z: Tensor, shift: Tensor, log_scale: Tensor) -> None:
+    if isinstance(shift, Tensor) and isinstance(log_scale, Tensor):
         alike = z.dtype is shift.dtype is log_scale.dtype and z.shape == shift.shape == log_scale.shape
-        plain = z.layout is shift.layout is log_scale.layout is torch.strided and z.is_floating_point()
-        if alike and plain and z.device == shift.device == log_scale.device and z.dim():
+        alike = alike and z.layout is shift.layout is log_scale.layout
+        if alike and z.device == shift.device == log_scale.device and z.dim():
             return  # the usual case, checked quickly
     _checks.same_kind(NAME, z=z, shift=shift, log_scale=log_scale)
     if not z.shape:
@@ -86,6 +91,3 @@ def _validate(z: Tensor, shift: Tensor, log_scale: Tensor, gate: Gate) -> None:
     for argument, tensor in (("shift", shift), ("log_scale", log_scale)):
         if tensor.shape != z.shape:
             raise _checks.fail(NAME, argument, f"of z's shape {tuple(z.shape)}", tensor)
-
-
-_OP = Op(NAME, _validate, reference.affine_autoregressive, _kernels)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from hvae_kernels import _checks
-from hvae_kernels._op import Op
+from hvae_kernels import _checks, _dispatch, _library
 from hvae_kernels.ops.bernoulli_log_prob import autograd, reference
 
 NAME = "bernoulli_log_prob"
+_dispatch.register(_dispatch.Op(NAME, ("cpp", "triton", "reference")))
 
 #: What ``value`` may be besides the logits' own dtype.
 BITS = (torch.bool, torch.uint8)
@@ -61,15 +62,14 @@ def bernoulli_log_prob(logits: Tensor, value: Tensor, event_ndims: int = 1) -> T
         >>> torch.testing.assert_close(bernoulli_log_prob(logits, value), plain)
         >>> torch.testing.assert_close(bernoulli_log_prob(logits, value, event_ndims=2), plain.sum(-1))
     """
-    return _OP(logits, value, event_ndims=event_ndims)
-
-
-def _reference(logits: Tensor, value: Tensor, event_ndims: int) -> Tensor:
-    _refuse_outside(value)
-    return reference.bernoulli_log_prob(logits, value, event_ndims)
-
-
-def _kernels(implementation: str, logits: Tensor, value: Tensor, event_ndims: int) -> Tensor:
+    _checks.same_kind(NAME, logits=logits)  # alone: a value may differ under autocast
+    if _library.autocasts(logits):
+        return _library.in_float32(functools.partial(bernoulli_log_prob, event_ndims=event_ndims), logits, value)
+    implementation = _dispatch.resolve(NAME, logits)
+    _validate(logits, value, event_ndims)
+    if implementation == "reference":
+        _refuse_outside(value)
+        return reference.bernoulli_log_prob(logits, value, event_ndims)
     first_event = logits.dim() - event_ndims
     leading, event = logits.shape[:first_event], logits.shape[first_event:]
     shape = value.shape[: value.dim() - event_ndims]
@@ -105,8 +105,8 @@ def _broadcast_run(leading: Sequence[int], shape: Sequence[int]) -> tuple[int, i
 
 
 def _validate(logits: Tensor, value: Tensor, event_ndims: int) -> None:
-    bits = isinstance(value, Tensor) and value.dtype in BITS
-    _checks.same_kind(NAME, logits=logits, **({} if bits else {"value": value}))
+    if not (isinstance(value, Tensor) and value.dtype in BITS):
+        _checks.same_kind(NAME, logits=logits, value=value)
     if value.device != logits.device:
         raise _checks.fail(NAME, "value", f"on the device of logits, {logits.device}", value)
     if not isinstance(event_ndims, int) or isinstance(event_ndims, bool):
@@ -121,6 +121,3 @@ def _validate(logits: Tensor, value: Tensor, event_ndims: int) -> None:
             f"of a shape that broadcasts to logits' {tuple(logits.shape)} and ends in {tuple(logits.shape[first:])}"
         )
         raise _checks.fail(NAME, "value", expected, value)
-
-
-_OP = Op(NAME, _validate, _reference, _kernels)

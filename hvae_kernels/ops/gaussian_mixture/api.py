@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-
 from torch import Tensor
 
-from hvae_kernels import _checks
-from hvae_kernels._op import Op
+from hvae_kernels import _checks, _dispatch, _library
 from hvae_kernels.ops.gaussian_mixture import autograd, reference
 
 NAME, RESPONSIBILITIES = "gaussian_mixture_log_prob", "gaussian_mixture_responsibilities"
+for _name in (NAME, RESPONSIBILITIES):
+    _dispatch.register(_dispatch.Op(_name, ("cpp", "triton", "reference"), half_precision=("reference",)))
 
 
 def gaussian_mixture_log_prob(value: Tensor, mixture_logits: Tensor, loc: Tensor, log_scale: Tensor) -> Tensor:
@@ -51,7 +49,14 @@ def gaussian_mixture_log_prob(value: Tensor, mixture_logits: Tensor, loc: Tensor
         >>> fused = gaussian_mixture_log_prob(value, mixture_logits, loc, log_scale)
         >>> torch.testing.assert_close(fused, mixture.log_prob(value))
     """
-    return _LOG_PROB(value, mixture_logits, loc, log_scale)
+    arguments = value, mixture_logits, loc, log_scale
+    if _library.autocasts(value):
+        return _library.in_float32(gaussian_mixture_log_prob, *arguments)
+    _validate(NAME, *arguments)
+    implementation = _dispatch.resolve(NAME, value)
+    if implementation == "reference":
+        return reference.gaussian_mixture_log_prob(*arguments)
+    return autograd.call(implementation, False, value, mixture_logits.log_softmax(-1), loc, log_scale)
 
 
 def gaussian_mixture_responsibilities(value: Tensor, mixture_logits: Tensor, loc: Tensor, log_scale: Tensor) -> Tensor:
@@ -87,7 +92,14 @@ def gaussian_mixture_responsibilities(value: Tensor, mixture_logits: Tensor, loc
         >>> fused = gaussian_mixture_responsibilities(value, mixture_logits, loc, log_scale)
         >>> torch.testing.assert_close(fused, torch.softmax(mixture_logits + log_prob, -1))
     """
-    return _RESPONSIBILITIES(value, mixture_logits, loc, log_scale)
+    arguments = value, mixture_logits, loc, log_scale
+    if _library.autocasts(value):
+        return _library.in_float32(gaussian_mixture_responsibilities, *arguments)
+    _validate(RESPONSIBILITIES, *arguments)
+    implementation = _dispatch.resolve(RESPONSIBILITIES, value)
+    if implementation == "reference":
+        return reference.gaussian_mixture_responsibilities(*arguments)
+    return autograd.call(implementation, True, value, mixture_logits.log_softmax(-1), loc, log_scale)
 
 
 def _validate(name: str, value: Tensor, mixture_logits: Tensor, loc: Tensor, log_scale: Tensor) -> None:
@@ -100,15 +112,3 @@ def _validate(name: str, value: Tensor, mixture_logits: Tensor, loc: Tensor, log
     for argument, tensor in (("loc", loc), ("log_scale", log_scale)):
         if tensor.shape != shape:
             raise _checks.fail(name, argument, f"of shape {shape}", tensor)
-
-
-def _op(name: str, plain: Callable[..., Tensor], responsibilities: bool) -> Op:
-    def kernels(implementation: str, value: Tensor, mixture_logits: Tensor, loc: Tensor, log_scale: Tensor) -> Tensor:
-        log_weight = mixture_logits.log_softmax(-1)
-        return autograd.call(implementation, responsibilities, value, log_weight, loc, log_scale)
-
-    return Op(name, functools.partial(_validate, name), plain, kernels, half_precision=("reference",))
-
-
-_LOG_PROB = _op(NAME, reference.gaussian_mixture_log_prob, False)
-_RESPONSIBILITIES = _op(RESPONSIBILITIES, reference.gaussian_mixture_responsibilities, True)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 from torch import Tensor
 
-from hvae_kernels import _checks
-from hvae_kernels._op import Op
+from hvae_kernels import _checks, _dispatch, _library
 from hvae_kernels.ops.iwae import autograd, reference
+
+_NAMES = ("iwae_bound", "stl_surrogate", "dreg_surrogate")
+for _name in _NAMES:
+    _dispatch.register(_dispatch.Op(_name, ("cpp", "triton", "reference")))
 
 
 def iwae_bound(log_weights: Tensor, dim: int = 0) -> Tensor:
@@ -44,7 +48,7 @@ def iwae_bound(log_weights: Tensor, dim: int = 0) -> Tensor:
         >>> log_weights = torch.randn(40, 8, dtype=torch.float64)
         >>> torch.testing.assert_close(iwae_bound(log_weights), log_weights.logsumexp(0) - math.log(40))
     """
-    return _BOUND(log_weights, dim=dim)
+    return _run("iwae_bound", 0, iwae_bound, log_weights, dim)
 
 
 def stl_surrogate(log_weights: Tensor, dim: int = 0) -> Tensor:
@@ -74,7 +78,7 @@ def stl_surrogate(log_weights: Tensor, dim: int = 0) -> Tensor:
         >>> weights = log_weights.detach().softmax(0)
         >>> torch.testing.assert_close(stl_surrogate(log_weights), (weights * log_weights).sum(0))
     """
-    return _STL(log_weights, dim=dim)
+    return _run("stl_surrogate", 1, stl_surrogate, log_weights, dim)
 
 
 def dreg_surrogate(log_weights: Tensor, dim: int = 0) -> Tensor:
@@ -104,7 +108,18 @@ def dreg_surrogate(log_weights: Tensor, dim: int = 0) -> Tensor:
         >>> weights = log_weights.detach().softmax(0)
         >>> torch.testing.assert_close(dreg_surrogate(log_weights), (weights**2 * log_weights).sum(0))
     """
-    return _DREG(log_weights, dim=dim)
+    return _run("dreg_surrogate", 2, dreg_surrogate, log_weights, dim)
+
+
+def _run(name: str, power: int, public: Callable[..., Tensor], log_weights: Tensor, dim: int) -> Tensor:
+    _validate(name, log_weights, dim)
+    if _library.autocasts(log_weights):
+        return _library.in_float32(functools.partial(public, dim=dim), log_weights)
+    implementation = _dispatch.resolve(name, log_weights)
+    if implementation == "reference":
+        return reference.surrogate(log_weights, dim, power) if power else reference.iwae_bound(log_weights, dim)
+    samples = log_weights if dim == 0 else log_weights.movedim(dim, 0)
+    return autograd.call(implementation, power, samples)
 
 
 def _validate(name: str, log_weights: Tensor, dim: int) -> None:
@@ -115,18 +130,3 @@ def _validate(name: str, log_weights: Tensor, dim: int) -> None:
         raise _checks.fail(name, "dim", f"one of log_weights' {log_weights.dim()} dimensions", dim)
     if log_weights.shape[dim] == 0:
         raise _checks.fail(name, "log_weights", f"of at least one sample along dim {dim}", log_weights)
-
-
-def _op(name: str, power: int) -> Op:
-    """``power`` 0 is the bound, 1 and 2 the surrogates with that power of the normalised weights."""
-
-    def plain(log_weights: Tensor, dim: int) -> Tensor:
-        return reference.surrogate(log_weights, dim, power) if power else reference.iwae_bound(log_weights, dim)
-
-    def kernels(implementation: str, log_weights: Tensor, dim: int) -> Tensor:
-        return autograd.call(implementation, power, log_weights if dim == 0 else log_weights.movedim(dim, 0))
-
-    return Op(name, functools.partial(_validate, name), plain, kernels)
-
-
-_BOUND, _STL, _DREG = _op("iwae_bound", 0), _op("stl_surrogate", 1), _op("dreg_surrogate", 2)

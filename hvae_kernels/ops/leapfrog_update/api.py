@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hvae_kernels import _checks, _dispatch
-from hvae_kernels._op import Op
+from hvae_kernels import _checks, _dispatch, _library
 from hvae_kernels.ops.leapfrog_update import autograd, reference
 
 NAME = "leapfrog_update"
+_dispatch.register(_dispatch.Op(NAME, ("cpp", "triton", "reference")))
 
 
 def leapfrog_update(
@@ -51,7 +51,13 @@ def leapfrog_update(
         >>> rho = decay * rho - kick * grad
         >>> torch.testing.assert_close(fused, (z + drift * rho, rho))
     """
-    return _OP(z, rho, grad, decay, kick, drift)
+    if _library.autocasts(z):
+        return _library.in_float32(leapfrog_update, z, rho, grad, decay, kick, drift)
+    _validate(z, rho, grad, decay, kick, drift)
+    implementation = _dispatch.resolve(NAME, z)
+    if implementation == "reference":
+        return reference.leapfrog_update(z, rho, grad, decay, kick, drift)
+    return autograd.call(implementation, z, rho, grad, decay, kick, drift)
 
 
 def leapfrog_update_vjp(
@@ -89,6 +95,3 @@ def _validate(z: Tensor, rho: Tensor, grad: Tensor, decay: Tensor, kick: Tensor,
     for argument, tensor in (("kick", kick), ("drift", drift)):
         if tensor.shape != z.shape[-1:]:
             raise _checks.fail(NAME, argument, f"of shape ({z.shape[-1]},)", tensor)
-
-
-_OP = Op(NAME, _validate, reference.leapfrog_update, autograd.call)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from hvae_kernels import _checks
-from hvae_kernels._op import Op
+from hvae_kernels import _checks, _dispatch, _library
 from hvae_kernels.ops.local_reparam_linear import autograd, reference
 
 NAME = "local_reparam_linear"
+_dispatch.register(_dispatch.Op(NAME, ("cpp", "triton", "reference"), half_precision=("triton", "reference")))
 
 
 def local_reparam_linear(
@@ -62,7 +62,17 @@ def local_reparam_linear(
         >>> variance = linear(x**2, (2 * log_scale).exp(), (2 * bias_log_scale).exp())
         >>> torch.testing.assert_close(y, linear(x, loc, bias) + variance.sqrt() * noise)
     """
-    return _OP(x, weight_loc, weight_log_scale, bias_loc, bias_log_scale, noise)
+    tensors = (x, weight_loc, weight_log_scale, bias_loc, bias_log_scale, noise)
+    if _library.autocasts(x):
+        return _library.in_float32(local_reparam_linear, *tensors)
+    _validate(*tensors)
+    implementation = _dispatch.resolve(NAME, x)
+    if implementation == "reference":
+        return reference.local_reparam_linear(*tensors)
+    if x.dim() == 2:
+        return autograd.call(implementation, *tensors)
+    rows, draws = (t[None] if t.dim() == 1 else t.flatten(0, -2) for t in (x, noise))
+    return autograd.call(implementation, rows, *tensors[1:-1], draws).view(noise.shape)
 
 
 def _validate(
@@ -90,14 +100,3 @@ def _validate(
             raise _checks.fail(NAME, name, f"of shape ({outputs},) or None", bias)
     if noise.shape != (*x.shape[:-1], outputs):
         raise _checks.fail(NAME, "noise", f"of shape {(*x.shape[:-1], outputs)}", noise)
-
-
-def _kernels(implementation: str, x: Tensor, *tensors: Tensor | None) -> Tensor:
-    if x.dim() == 2:
-        return autograd.call(implementation, x, *tensors)
-    *parameters, noise = tensors
-    rows, draws = (t[None] if t.dim() == 1 else t.flatten(0, -2) for t in (x, noise))
-    return autograd.call(implementation, rows, *parameters, draws).view(noise.shape)
-
-
-_OP = Op(NAME, _validate, reference.local_reparam_linear, _kernels, half_precision=("triton", "reference"))

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hvae_kernels import _checks
-from hvae_kernels._op import Op
+from hvae_kernels import _checks, _dispatch, _library
 from hvae_kernels.ops.masked_linear import autograd, reference
 
 NAME = "masked_linear"
+_dispatch.register(_dispatch.Op(NAME, ("cpp", "triton", "reference")))
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
@@ -71,24 +71,34 @@ def masked_linear(
         >>> mask = out_degrees[:, None] >= in_degrees
         >>> torch.testing.assert_close(y, torch.nn.functional.linear(x, weight * mask, bias))
     """
-    return _OP(x, weight, bias, in_degrees, out_degrees, strict=strict)
+    if _library.autocasts(x):
+        return _library.in_float32(_masked_linear, x, weight, bias, in_degrees, out_degrees, strict)
+    return _masked_linear(x, weight, bias, in_degrees, out_degrees, strict)
 
 
-def _reference(x: Tensor, weight: Tensor, bias: Tensor | None, in_degrees, out_degrees, strict: bool) -> Tensor:
-    return reference.masked_linear(x, weight, bias, *_both(x, weight, in_degrees, out_degrees), strict)
-
-
-def _kernels(
-    implementation: str, x: Tensor, weight: Tensor, bias: Tensor | None, in_degrees, out_degrees, strict: bool
+def _masked_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    in_degrees: Tensor | Sequence[int],
+    out_degrees: Tensor | Sequence[int],
+    strict: bool,
 ) -> Tensor:
-    degrees = _both(x, weight, in_degrees, out_degrees)
+    _validate(x, weight, bias)
+    _checks.flag(NAME, "strict", strict)
+    in_degrees = _degrees("in_degrees", in_degrees, weight.shape[1], x)
+    out_degrees = _degrees("out_degrees", out_degrees, weight.shape[0], x)
+    implementation = _dispatch.resolve(NAME, x)
+    if implementation == "reference":
+        return reference.masked_linear(x, weight, bias, in_degrees, out_degrees, strict)
     if x.dim() == 2:
-        return autograd.call(implementation, x, weight, bias, *degrees, strict)
+        return autograd.call(implementation, x, weight, bias, in_degrees, out_degrees, strict)
     rows = x[None] if x.dim() == 1 else x.flatten(0, -2)
-    return autograd.call(implementation, rows, weight, bias, *degrees, strict).view(*x.shape[:-1], weight.shape[0])
+    y = autograd.call(implementation, rows, weight, bias, in_degrees, out_degrees, strict)
+    return y.view(*x.shape[:-1], weight.shape[0])
 
 
-def _validate(x: Tensor, weight: Tensor, bias: Tensor | None, in_degrees, out_degrees, strict: bool) -> None:
+def _validate(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     _checks.same_kind(NAME, x=x, weight=weight, **({} if bias is None else {"bias": bias}))
     if not x.dim():
         raise _checks.fail(NAME, "x", "of shape (..., in)", x)
@@ -96,12 +106,6 @@ def _validate(x: Tensor, weight: Tensor, bias: Tensor | None, in_degrees, out_de
         raise _checks.fail(NAME, "weight", f"of shape (out, in) with in = {x.shape[-1]}", weight)
     if bias is not None and bias.shape != weight.shape[:1]:
         raise _checks.fail(NAME, "bias", f"of shape ({weight.shape[0]},) or None", bias)
-    _checks.flag(NAME, "strict", strict)
-
-
-def _both(x: Tensor, weight: Tensor, in_degrees, out_degrees) -> tuple[Tensor, Tensor]:
-    n_out, n_in = weight.shape
-    return _degrees("in_degrees", in_degrees, n_in, x), _degrees("out_degrees", out_degrees, n_out, x)
 
 
 def _degrees(argument: str, degrees: Tensor | Sequence[int], size: int, x: Tensor) -> Tensor:
@@ -123,6 +127,3 @@ def _degrees(argument: str, degrees: Tensor | Sequence[int], size: int, x: Tenso
     if degrees.device != x.device:
         raise _checks.fail(NAME, argument, f"on the device of x, {x.device}", degrees)
     return degrees.to(torch.int64)
-
-
-_OP = Op(NAME, _validate, _reference, _kernels)

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from hvae_kernels import _checks, _dispatch, _library
-from hvae_kernels._op import Op
 from hvae_kernels.ops.planar_flow import autograd, constraint, reference
 
 NAME = "planar_flow"
+_dispatch.register(_dispatch.Op(NAME, ("cpp", "triton", "reference"), half_precision=("reference",)))
 
 #: From cotangents of ``(z_K, log_abs_det)`` to gradients of z, u, w and b.
 Vjp = Callable[[tuple[Tensor, Tensor]], tuple[Tensor, Tensor, Tensor, Tensor]]
@@ -62,7 +62,18 @@ def planar_flow(z: Tensor, u: Tensor, w: Tensor, b: Tensor, *, constrain: bool =
         ...     log_abs_det += torch.log(abs(1 + (1 - t**2) * (u[k] @ w[k])))
         >>> torch.testing.assert_close(fused, (z, log_abs_det))
     """
-    return _OP(z, u, w, b, constrain=constrain)
+    if _library.autocasts(z):
+        return _library.in_float32(functools.partial(planar_flow, constrain=constrain), z, u, w, b)
+    _validate(z, u, w, b)
+    _checks.flag(NAME, "constrain", constrain)
+    implementation = _dispatch.resolve(NAME, z)
+    if implementation == "reference":
+        return reference.planar_flow(z, u, w, b, constrain)
+    if z.dim() == u.dim():
+        return autograd.call(implementation, constrain, z, u, w, b)
+    rows = z.unsqueeze(0) if z.dim() == 1 else z.flatten(0, -2)
+    output, log_abs_det = autograd.call(implementation, constrain, rows, u, w, b)
+    return output.view(z.shape), log_abs_det.view(z.shape[:-1])
 
 
 def planar_flow_with_vjp(
@@ -99,7 +110,8 @@ def planar_flow_with_vjp(
     if autocasts:
         _checks.tensors(NAME, z=z, u=u, w=w, b=b)  # whose dtypes may differ
     else:
-        _validate(z, u, w, b, constrain)
+        _validate(z, u, w, b)
+    _checks.flag(NAME, "constrain", constrain)
     implementation = _dispatch.resolve(NAME, z)
     if implementation == "reference" or autocasts or not _library.nothing_differentiates():
         return torch.func.vjp(functools.partial(planar_flow, constrain=constrain), z, u, w, b)
@@ -155,15 +167,7 @@ def constrain_planar(u: Tensor, w: Tensor) -> Tensor:
     return constraint.constrained(u, w)[0]
 
 
-def _kernels(implementation: str, z: Tensor, u: Tensor, w: Tensor, b: Tensor, constrain: bool) -> tuple[Tensor, Tensor]:
-    if z.dim() == u.dim():
-        return autograd.call(implementation, constrain, z, u, w, b)
-    rows = z.unsqueeze(0) if z.dim() == 1 else z.flatten(0, -2)
-    output, log_abs_det = autograd.call(implementation, constrain, rows, u, w, b)
-    return output.view(z.shape), log_abs_det.view(z.shape[:-1])
-
-
-def _validate(z: Tensor, u: Tensor, w: Tensor, b: Tensor, constrain: bool) -> None:
+def _validate(z: Tensor, u: Tensor, w: Tensor, b: Tensor) -> None:
     _checks.same_kind(NAME, z=z, u=u, w=w, b=b)
     if not z.shape:
         raise _checks.fail(NAME, "z", "of shape (..., d)", z)
@@ -175,7 +179,6 @@ def _validate(z: Tensor, u: Tensor, w: Tensor, b: Tensor, constrain: bool) -> No
         raise _checks.fail(NAME, "w", f"of u's shape {tuple(u.shape)}", w)
     if b.shape != u.shape[:-1]:
         raise _checks.fail(NAME, "b", f"of shape {tuple(u.shape[:-1])}", b)
-    _checks.flag(NAME, "constrain", constrain)
 
 
 def _validate_cotangents(z: Tensor, grad_z: Tensor, grad_log_abs_det: Tensor) -> None:
@@ -184,6 +187,3 @@ def _validate_cotangents(z: Tensor, grad_z: Tensor, grad_log_abs_det: Tensor) ->
     for argument, tensor, shape in (("grad_z", grad_z, z.shape), ("grad_log_abs_det", grad_log_abs_det, z.shape[:-1])):
         if tensor.shape != shape:
             raise _checks.fail(name, argument, f"of shape {tuple(shape)}", tensor)
-
-
-_OP = Op(NAME, _validate, reference.planar_flow, _kernels, half_precision=("reference",))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from hvae_kernels import _checks
-from hvae_kernels._op import Op
+from hvae_kernels import _checks, _dispatch, _library
 from hvae_kernels.ops.radial_flow import autograd, reference
 
 NAME = "radial_flow"
+_dispatch.register(_dispatch.Op(NAME, ("cpp", "triton", "reference"), half_precision=("reference",)))
 
 
 def radial_flow(z: Tensor, center: Tensor, alpha: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
@@ -52,7 +52,13 @@ def radial_flow(z: Tensor, center: Tensor, alpha: Tensor, beta: Tensor) -> tuple
         ...     log_abs_det += 4 * torch.log(1 + b * h) + torch.log(1 + a * b * h**2)
         >>> torch.testing.assert_close(fused, (z, log_abs_det))
     """
-    return _OP(z, center, alpha, beta)
+    if _library.autocasts(z):
+        return _library.in_float32(radial_flow, z, center, alpha, beta)
+    _validate(z, center, alpha, beta)
+    implementation = _dispatch.resolve(NAME, z)
+    if implementation == "reference":
+        return reference.radial_flow(z, center, alpha, beta)
+    return autograd.call(implementation, z, center, alpha, beta)
 
 
 def _validate(z: Tensor, center: Tensor, alpha: Tensor, beta: Tensor) -> None:
@@ -64,6 +70,3 @@ def _validate(z: Tensor, center: Tensor, alpha: Tensor, beta: Tensor) -> None:
     for argument, tensor in (("alpha", alpha), ("beta", beta)):
         if tensor.shape != center.shape[:1]:
             raise _checks.fail(NAME, argument, f"of shape ({center.shape[0]},)", tensor)
-
-
-_OP = Op(NAME, _validate, reference.radial_flow, autograd.call, half_precision=("reference",))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import gc
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -143,6 +144,7 @@ def _work(pipe: Connection, one: Callable[[Job], str], lock: Any, place: int) ->
     torch.set_num_threads(1)
     tqdm.set_lock(lock)
     _PLACE = place
+    gc.freeze()  # what is imported stays: no collection need look at it again
     while True:
         pipe.send(_attempt(one, pipe.recv()))
 
