@@ -72,8 +72,8 @@ def _reference(logits: Tensor, value: Tensor, event_ndims: int) -> Tensor:
 def _kernels(implementation: str, logits: Tensor, value: Tensor, event_ndims: int) -> Tensor:
     first_event = logits.dim() - event_ndims
     leading, event = logits.shape[:first_event], logits.shape[first_event:]
-    shape = value.shape[: value.dim() - event_ndims]
-    shape = (1,) * (len(leading) - len(shape)) + shape
+    own = value.shape[: value.dim() - event_ndims]
+    shape = (1,) * (len(leading) - len(own)) + own
     first, stop = _broadcast_run(leading, shape)
     groups, outer, rows = math.prod(leading[:first]), math.prod(leading[first:stop]), math.prod(leading[stop:])
     size = math.prod(event)

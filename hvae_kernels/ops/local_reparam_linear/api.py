@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from hvae_kernels import _checks
@@ -73,8 +75,8 @@ def _validate(
     bias_log_scale: Tensor | None,
     noise: Tensor,
 ) -> None:
-    biases = {"bias_loc": bias_loc, "bias_log_scale": bias_log_scale}
-    biases = {name: bias for name, bias in biases.items() if bias is not None}
+    every = {"bias_loc": bias_loc, "bias_log_scale": bias_log_scale}
+    biases = {name: bias for name, bias in every.items() if bias is not None}
     _checks.same_kind(NAME, x=x, weight_loc=weight_loc, weight_log_scale=weight_log_scale, noise=noise, **biases)
     if not x.dim():
         raise _checks.fail(NAME, "x", "of shape (..., in)", x)
@@ -92,7 +94,7 @@ def _validate(
         raise _checks.fail(NAME, "noise", f"of shape {(*x.shape[:-1], outputs)}", noise)
 
 
-def _kernels(implementation: str, x: Tensor, *tensors: Tensor | None) -> Tensor:
+def _kernels(implementation: str, x: Tensor, *tensors: Any) -> Tensor:
     if x.dim() == 2:
         return autograd.call(implementation, x, *tensors)
     *parameters, noise = tensors

@@ -13,6 +13,7 @@ from hvae_kernels.ops.masked_linear import autograd, reference
 
 NAME = "masked_linear"
 
+_Degrees = Tensor | Sequence[int]
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
@@ -74,12 +75,20 @@ def masked_linear(
     return _OP(x, weight, bias, in_degrees, out_degrees, strict=strict)
 
 
-def _reference(x: Tensor, weight: Tensor, bias: Tensor | None, in_degrees, out_degrees, strict: bool) -> Tensor:
+def _reference(
+    x: Tensor, weight: Tensor, bias: Tensor | None, in_degrees: _Degrees, out_degrees: _Degrees, strict: bool
+) -> Tensor:
     return reference.masked_linear(x, weight, bias, *_both(x, weight, in_degrees, out_degrees), strict)
 
 
 def _kernels(
-    implementation: str, x: Tensor, weight: Tensor, bias: Tensor | None, in_degrees, out_degrees, strict: bool
+    implementation: str,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    in_degrees: _Degrees,
+    out_degrees: _Degrees,
+    strict: bool,
 ) -> Tensor:
     degrees = _both(x, weight, in_degrees, out_degrees)
     if x.dim() == 2:
@@ -88,7 +97,9 @@ def _kernels(
     return autograd.call(implementation, rows, weight, bias, *degrees, strict).view(*x.shape[:-1], weight.shape[0])
 
 
-def _validate(x: Tensor, weight: Tensor, bias: Tensor | None, in_degrees, out_degrees, strict: bool) -> None:
+def _validate(
+    x: Tensor, weight: Tensor, bias: Tensor | None, in_degrees: _Degrees, out_degrees: _Degrees, strict: bool
+) -> None:
     _checks.same_kind(NAME, x=x, weight=weight, **({} if bias is None else {"bias": bias}))
     if not x.dim():
         raise _checks.fail(NAME, "x", "of shape (..., in)", x)
@@ -99,12 +110,12 @@ def _validate(x: Tensor, weight: Tensor, bias: Tensor | None, in_degrees, out_de
     _checks.flag(NAME, "strict", strict)
 
 
-def _both(x: Tensor, weight: Tensor, in_degrees, out_degrees) -> tuple[Tensor, Tensor]:
+def _both(x: Tensor, weight: Tensor, in_degrees: _Degrees, out_degrees: _Degrees) -> tuple[Tensor, Tensor]:
     n_out, n_in = weight.shape
     return _degrees("in_degrees", in_degrees, n_in, x), _degrees("out_degrees", out_degrees, n_out, x)
 
 
-def _degrees(argument: str, degrees: Tensor | Sequence[int], size: int, x: Tensor) -> Tensor:
+def _degrees(argument: str, degrees: _Degrees, size: int, x: Tensor) -> Tensor:
     """The degrees as an int64 tensor of ``size`` on ``x``'s device."""
     if isinstance(degrees, Tensor):
         if degrees.layout is not torch.strided:
