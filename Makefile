@@ -70,6 +70,7 @@ bench: $(VENV)/bench
 lint: $(VENV)/lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 clean:
 	rm -rf $(VENV) build runs *.egg-info hvae_kernels/*.so

@@ -18,9 +18,10 @@ class Blocks:
         apply: makes a value the present one; a block whose value it refuses is not entered.
     """
 
-    def __init__(self, read: Callable[[], Any], apply: Callable[[Any], object]):
+    def __init__(self, read: Callable[[], Any], apply: Callable[[Any], object]) -> None:
         self._read, self._apply = read, apply
-        self._lock, self._open = threading.Lock(), {}
+        self._lock = threading.Lock()
+        self._open: dict[object, Any] = {}
         self._before: Any = None
 
     @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -110,7 +111,7 @@ def same_kind(function: str, **tensors: Tensor) -> None:
             )
 
 
-def factory(function: str, device: object, dtype: object) -> dict[str, object]:
+def factory(function: str, device: object, dtype: object) -> dict[str, Any]:
     """What a module's new tensors are made with; None stands for torch's default."""
     if device is not None and not isinstance(device, (str, int, torch.device)):
         raise wrong_type(function, "device", "a torch.device or its name", device)

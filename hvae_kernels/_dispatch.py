@@ -49,7 +49,7 @@ def _validate(choice: str, source: str) -> str:
 class _Choice:
     """Not a string, as each is equal to itself alone; nor a frozen dataclass, which Dynamo cannot make again."""
 
-    def __init__(self, implementation: str):
+    def __init__(self, implementation: str) -> None:
         self.implementation = implementation
 
 
@@ -147,7 +147,7 @@ def _lookup_in_graph(name: str, requested: str, device_type: str, dtype: torch.d
 
 
 # What torch._dynamo.assume_constant_result does, without importing Dynamo.
-_lookup_in_graph._dynamo_marked_constant = True
+_lookup_in_graph._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def resolve(name: str, tensor: torch.Tensor) -> str:
@@ -222,7 +222,7 @@ def _cpu() -> dict[str, Any]:
 
 def _choice(op: Op, device: str) -> dict[str, Any]:
     try:
-        chosen = _lookup(op.name, requested(), device, FULL_PRECISION[0])
+        chosen: str | None = _lookup(op.name, requested(), device, FULL_PRECISION[0])
     except RuntimeError:
         chosen = None
     others = {

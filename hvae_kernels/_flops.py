@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -95,7 +96,7 @@ class _WhenImported:
         if name != _COUNTER:
             return None
         sys.meta_path.remove(self)
-        spec = find_spec(name)
+        spec: Any = find_spec(name)
         execute = spec.loader.exec_module
 
         def execute_and_register(module: ModuleType) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -120,7 +121,7 @@ def autocasts(tensor: Tensor) -> bool:
     return device_type != "meta" and torch.is_autocast_enabled(device_type)
 
 
-def in_float32(op: Callable, *arguments):
+def in_float32(op: Callable[..., Any], *arguments: Any) -> Any:
     """Call ``op`` outside autocast, with half-precision tensors as float32: these ops accumulate rounding."""
     half = _checks.HALF_PRECISION
     device_type = next(x.device.type for x in arguments if isinstance(x, Tensor))
@@ -160,9 +161,9 @@ def vjp_of_double_backward(
         Gradients for ``directions``, ``cotangents`` and ``inputs``, in this order.
     """
     outputs = reference(*inputs)
-    directions = tuple(torch.zeros_like(x) if h is None else h for h, x in zip(directions, inputs, strict=True))
-    cotangents = tuple(torch.zeros_like(y) if g is None else g for g, y in zip(cotangents, outputs, strict=True))
-    n_outputs, n_inputs = len(cotangents), len(inputs)
+    vectors = tuple(torch.zeros_like(x) if h is None else h for h, x in zip(directions, inputs, strict=True))
+    covectors = tuple(torch.zeros_like(y) if g is None else g for g, y in zip(cotangents, outputs, strict=True))
+    n_outputs, n_inputs = len(covectors), len(inputs)
 
     def pairing(*variables: Tensor) -> Tensor:
         """``sum_i <direction_i, gradient_i>``; its gradients are the double backward's results."""
@@ -174,7 +175,7 @@ def vjp_of_double_backward(
         wanted = tuple(range(n_inputs, len(variables)))
         return torch.func.grad(pairing, argnums=wanted)(*variables)
 
-    variables = (*directions, *cotangents, *inputs)
-    wanted = (*cotangents, *inputs)
+    variables = (*vectors, *covectors, *inputs)
+    wanted = (*covectors, *inputs)
     upstream = tuple(torch.zeros_like(v) if u is None else u for u, v in zip(upstream, wanted, strict=True))
     return torch.func.vjp(double_backward, *variables)[1](upstream)

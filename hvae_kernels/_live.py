@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ _BEFORE, _AFTER = _torch._global_forward_pre_hooks, _torch._global_forward_hooks
 _BACKWARD_BEFORE, _BACKWARD = _torch._global_backward_pre_hooks, _torch._global_backward_hooks
 
 
-def only_looks(hook: Callable) -> Callable:
+def only_looks(hook: Any) -> Any:
     """Mark a global forward pre-hook that changes nothing and may miss modules that are read."""
     hook.only_looks = True
     return hook
@@ -53,7 +54,7 @@ class Seen:
     What torch does not count cannot be seen: changes in place through ``.data`` or through memory shared with others.
     """
 
-    def __init__(self, tensors: Iterable[Tensor]):
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
         self._tensors = list(tensors)
         self._marks = [_mark(tensor) for tensor in self._tensors]
 
@@ -65,7 +66,7 @@ class Seen:
         for now, then, mark in zip(tensors, self._tensors, self._marks, strict=True):
             if now is not then:
                 return False
-            if type(mark) is not tuple:
+            if not isinstance(mark, tuple):
                 if not torch.equal(now, mark):
                     return False
                 continue

@@ -99,7 +99,8 @@ def first_order_backward(
         return (None,) * len(inputs)
     if not torch.is_grad_enabled():
         return raw(*cotangents, *inputs)
-    outputs, pull_back = torch.func.vjp(reference, *inputs)
+    pulled: Any = torch.func.vjp(reference, *inputs)
+    outputs, pull_back = pulled
     return pull_back(tuple([torch.zeros_like(y) if g is None else g for g, y in zip(cotangents, outputs, strict=True)]))
 
 
@@ -254,7 +255,7 @@ class SmoothBackward(OpFunction):
     def jvp(ctx, _, __, *tangents):
         call, needs, tensors = ctx.call, ctx.needs, ctx.saved_tensors
         n = len(call.scheme.outputs)
-        results: Maybe = (None,) * len(call.scheme.inputs)
+        results = (None,) * len(call.scheme.inputs)
         if any(t is not None for t in tangents[:n]):
             results = SmoothBackward.apply(call, needs, *tangents[:n], *tensors[n:])
         if any(t is not None for t in tangents[n:]):

@@ -12,6 +12,7 @@ import math
 import statistics
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -165,12 +166,16 @@ def poisoned_memory() -> Iterator[None]:
         yield
 
 
+#: Its attribute is a property that torch gives the module, which types do not know.
+_DETERMINISTIC: Any = torch.utils.deterministic
+
+
 def _is_filled() -> tuple[bool, bool]:
-    return torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    return torch.are_deterministic_algorithms_enabled(), _DETERMINISTIC.fill_uninitialized_memory
 
 
 def _fill(choice: tuple[bool, bool]) -> None:
-    deterministic, torch.utils.deterministic.fill_uninitialized_memory = choice
+    deterministic, _DETERMINISTIC.fill_uninitialized_memory = choice
     torch.use_deterministic_algorithms(deterministic)
 
 
@@ -201,5 +206,5 @@ def saved_bytes(function: Callable[[], object], inputs: Sequence[Tensor]) -> int
 class _Saved:
     """A saved tensor: it lives as long as the graph that saved it."""
 
-    def __init__(self, tensor: Tensor):
+    def __init__(self, tensor: Tensor) -> None:
         self.tensor = tensor

@@ -3,6 +3,8 @@
 import ast
 import doctest
 import importlib
+import importlib.resources
+import inspect
 import itertools
 import os
 import pathlib
@@ -11,6 +13,7 @@ import platform
 import re
 import subprocess
 import sys
+import typing
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -48,6 +51,20 @@ def test_public_names():
     assert all(callable(getattr(hk.functional, name)) for name in hk.functional.__all__)
     for name in hk.functional.__all__:
         assert "Equivalent to:" in getattr(hk.functional, name).__doc__
+
+
+def test_types_of_the_public_api_are_complete():
+    """What ``make lint`` asks mypy, where that is not installed."""
+    assert importlib.resources.files(hk).joinpath("py.typed").is_file()
+    functions = {name: getattr(hk.functional, name) for name in hk.functional.__all__}
+    for name in hk.nn.__all__:
+        kind = getattr(hk.nn, name)
+        methods = {method: getattr(kind, method, None) for method in ("__init__", "forward", "inverse")}
+        functions |= {f"{name}.{method}": function for method, function in methods.items() if function is not None}
+    assert {"leapfrog", "RadialFlow.__init__", "MADE.forward", "FlowStack.inverse"} <= functions.keys()
+    for name, function in functions.items():
+        wanted = {*inspect.signature(function).parameters, *(() if isinstance(function, type) else ("return",))}
+        assert wanted - {"self"} <= typing.get_type_hints(function).keys(), name
 
 
 def test_import_touches_no_driver_and_no_triton():

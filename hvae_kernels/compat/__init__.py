@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from dataclasses import dataclass, field
 from types import ModuleType
+from typing import Any
 
 from torch import nn
 
@@ -106,7 +107,8 @@ def accelerate(module: nn.Module) -> tuple[nn.Module, Report]:
     adapters = _adapters(module, report)
     for name, layer in list(module.named_modules()):
         for adapter in adapters:
-            if isinstance(layer, getattr(adapter, "guides", tuple)()) and layer.transform is None:
+            guides: tuple[type[Any], ...] = getattr(adapter, "guides", tuple)()
+            if isinstance(layer, guides) and layer.transform is None:
                 why = f"{type(layer).__name__} makes its flow at its first call: call it once, then accelerate it"
                 report.left.append((name, why))
             if isinstance(layer, adapter.SLOW):

@@ -9,7 +9,7 @@ import torch
 from torch import Size, Tensor, nn
 
 from hvae_kernels.compat import _network
-from hvae_kernels.compat._network import Layout, Part, Unfused
+from hvae_kernels.compat._network import Foreign, Layout, Part, Unfused
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Library:
     preactivates: bool
 
 
-def sizes(layer: nn.Module, library: Library) -> tuple[int, int | None]:
+def sizes(layer: Foreign, library: Library) -> tuple[int, int | None]:
     """Features and context features, None without."""
     net = layer.autoregressive_net
     _network.require(net, library.made)
@@ -42,7 +42,7 @@ def sizes(layer: nn.Module, library: Library) -> tuple[int, int | None]:
     return net.final_layer.out_features // 2, context and context.in_features
 
 
-def lay_out(layer: nn.Module, batch: Size, context: Tensor | None, library: Library, tail: _network.Gate) -> Layout:
+def lay_out(layer: Foreign, batch: Size, context: Tensor | None, library: Library, tail: _network.Gate) -> Layout:
     """The layer's network."""
     _network.require_unchanged(layer, "_elementwise_forward", "_elementwise_inverse", "_unconstrained_scale_and_shift")
     net = layer.autoregressive_net
@@ -70,7 +70,7 @@ def lay_out(layer: nn.Module, batch: Size, context: Tensor | None, library: Libr
     return Layout(net, parts, slice(None), degrees, tail, shift=(1, 2), scale=(0, 2))
 
 
-def _through(layer: nn.Module, context: Tensor | None) -> Tensor | None:
+def _through(layer: Foreign, context: Tensor | None) -> Tensor | None:
     """The context through the ``context_layer`` of ``layer``."""
     if context is None:
         return None
@@ -79,14 +79,14 @@ def _through(layer: nn.Module, context: Tensor | None) -> Tensor | None:
     return layer.context_layer(context)
 
 
-def _entry(net: nn.Module, batch: Size, context: Tensor | None, library: Library) -> Tensor | None:
+def _entry(net: Foreign, batch: Size, context: Tensor | None, library: Library) -> Tensor | None:
     added = _through(net, context)
     if added is not None and library.preactivates:
         added = net.activation(added)
     return _network.spread(added, batch)
 
 
-def _add_feedforward(block: nn.Module, parts: list[Part], context: Tensor | None, library: Library) -> None:
+def _add_feedforward(block: Foreign, parts: list[Part], context: Tensor | None, library: Library) -> None:
     if block.batch_norm is not None:
         raise Unfused("batch norm inside its network")
     if context is not None and not library.preactivates:
@@ -95,7 +95,7 @@ def _add_feedforward(block: nn.Module, parts: list[Part], context: Tensor | None
     parts.append(Part(block.linear, len(parts) - 1, _network.activation(block.activation)))
 
 
-def _add_residual(block: nn.Module, parts: list[Part], batch: Size, context: Tensor | None, library: Library) -> None:
+def _add_residual(block: Foreign, parts: list[Part], batch: Size, context: Tensor | None, library: Library) -> None:
     """The block reads the activated stream and adds to the raw one."""
     if block.use_batch_norm:
         raise Unfused("batch norm inside its network")
@@ -107,13 +107,13 @@ def _add_residual(block: nn.Module, parts: list[Part], batch: Size, context: Ten
     parts[stream] = replace(parts[stream], activation=name)
     first, second = block.linear_layers
     given = _network.spread(_through(block, context), batch)
-    offset: Callable | Tensor | None = None if library.gates else given
+    offset = None if library.gates else given
     gate = torch.sigmoid(given) if library.gates and given is not None else None
     parts.append(Part(first, stream, name, offset=offset))
     parts.append(Part(second, stream + 1, residual=stream, gate=gate))
 
 
-def _require_no_dropout(block: nn.Module) -> None:
+def _require_no_dropout(block: Foreign) -> None:
     dropout = block.dropout
     if type(dropout) is not nn.Dropout or (dropout.p and dropout.training):
         raise Unfused(f"dropout (p = {dropout.p}) is active in training mode: swap after .eval()")

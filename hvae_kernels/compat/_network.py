@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
+from typing import TYPE_CHECKING, Any, SupportsIndex, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,13 @@ from hvae_kernels.ops.autoregressive_network import (
 )
 from hvae_kernels.ops.autoregressive_network.api import INVERSE
 
+#: Of another library, whose types are not looked at: a layer, its network, a part of that.
+Foreign: TypeAlias = Any
+if TYPE_CHECKING:
+    _Library = Any  # the class behind ``Swapped`` in what is swapped
+else:
+    _Library = object
+
 
 class Unfused(Exception):
     """A layer, or a call of it, that the kernels do not serve; the message is the reason."""
@@ -38,11 +46,11 @@ class Unfused(Exception):
 class Part:
     """A stage of the network as its library holds it: see ``Stage``."""
 
-    linear: nn.Module
+    linear: Foreign
     source: int
     activation: str = "identity"
     residual: int = NONE
-    skip: nn.Module | None = None
+    skip: Foreign | None = None
     offset: Tensor | None = None
     gate: Tensor | None = None
 
@@ -70,7 +78,7 @@ class Layout:
     scale: tuple[int, int]
 
 
-class Swapped:
+class Swapped(_Library):
     """Stands before the library's class in what is swapped: copies are swapped too, pickles name the library's class.
 
     So a pickle loads where this package is not, as what it was before the swap.
@@ -79,7 +87,7 @@ class Swapped:
         library_class: the library's.
     """
 
-    library_class: type
+    library_class: type[Any]
 
     def in_library(self) -> dict[str, object]:
         """What the library's class keeps in the instance and the swap took out."""
@@ -90,19 +98,25 @@ class Swapped:
         self.__dict__.update(self.in_library() | self.__dict__)
         self.__class__ = self.library_class
 
-    def __reduce_ex__(self, protocol):
-        return copyreg._reconstructor, (self.library_class, object, None), self.in_library() | self._state()
+    def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[Any, ...]:
+        state = self.in_library() | self._state()
+        return copyreg._reconstructor, (self.library_class, object, None), state  # type: ignore[attr-defined]
 
-    def __copy__(self):
+    def __copy__(self) -> Swapped:
         return self._with(self._state(), {})
 
-    def __deepcopy__(self, memo):
+    def __deepcopy__(self, memo: dict[int, Any]) -> Swapped:
         return self._with(self._state(), memo, copy.deepcopy)
 
     def _state(self) -> dict[str, object]:
         return super().__reduce_ex__(2)[2]
 
-    def _with(self, state, memo, copier=lambda state, memo: state):
+    def _with(
+        self,
+        state: dict[str, object],
+        memo: dict[int, Any],
+        copier: Callable[..., dict[str, object]] = lambda state, memo: state,
+    ) -> Swapped:
         twin = memo[id(self)] = object.__new__(type(self))
         twin.__dict__.update(copier(state, memo))
         return twin
@@ -110,7 +124,7 @@ class Swapped:
 
 # ---- Pieces ----
 
-_FUNCTIONS = {
+_FUNCTIONS: dict[object, str] = {
     torch.relu: "relu",
     torch.tanh: "tanh",
     torch.sigmoid: "sigmoid",
@@ -123,7 +137,7 @@ _FUNCTIONS = {
     functional.silu: "silu",
 }
 #: Modules, and the settings without which they are another function.
-_MODULES = {
+_MODULES: dict[type[nn.Module], tuple[str, dict[str, object]]] = {
     nn.Identity: ("identity", {}),
     nn.ReLU: ("relu", {"inplace": False}),
     nn.ELU: ("elu", {"alpha": 1.0, "inplace": False}),
@@ -185,7 +199,7 @@ def total(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     return b if a is None else a if b is None else a + b
 
 
-def from_context(linear: nn.Module, columns: slice, context: Tensor | None, batch: torch.Size) -> Tensor | None:
+def from_context(linear: Foreign | None, columns: slice, context: Tensor | None, batch: torch.Size) -> Tensor | None:
     """What the context's columns of a weight add to its units."""
     if context is None or linear is None:
         return None
@@ -248,7 +262,7 @@ def network(layout: Layout) -> Network:
     """The network on the live parameters."""
     features, *units = _degrees(layout)
 
-    def weight(linear: nn.Module, source: int) -> Tensor:
+    def weight(linear: Foreign, source: int) -> Tensor:
         return linear.weight[:, layout.columns] if source == FEATURES else linear.weight
 
     stages = tuple(
@@ -360,7 +374,9 @@ def sequential(y: Tensor, network: Network) -> tuple[Tensor, Tensor]:
     return _along(autoregressive_inverse, y, network)
 
 
-def _along(direction, x: Tensor, network: Network) -> tuple[Tensor, Tensor]:
+def _along(
+    direction: Callable[[Tensor, Network], tuple[Tensor, Tensor]], x: Tensor, network: Network
+) -> tuple[Tensor, Tensor]:
     if x.dim() == 2:
         return direction(x, network)
     image, log_abs_det = direction(x.reshape(-1, x.shape[-1]), network)
@@ -379,7 +395,7 @@ def prove(layer: nn.Module, adapter: ModuleType) -> str:
     live = next(layer.parameters())
     features, context_features = adapter.sizes(layer)
 
-    def inputs(like: Tensor, *sizes: int) -> list[Tensor | None]:
+    def inputs(like: Tensor, *sizes: int | None) -> list[Any]:
         return [None if size is None else like.new_zeros(3, size) for size in sizes]
 
     x, context = inputs(live, features, context_features)
@@ -395,7 +411,8 @@ def prove(layer: nn.Module, adapter: ModuleType) -> str:
     with torch.no_grad():
         for parameter in twin.parameters():
             parameter.copy_(normal(*parameter.shape) / max(1, parameter.shape[-1]) ** 0.5)
-        x, context = (None if size is None else normal(3, size) for size in (features, context_features))
+        drawn: list[Any] = [None if size is None else normal(3, size) for size in (features, context_features)]
+        x, context = drawn
         expected = adapter.parallel(twin, x, context)
         results = parallel(x, network(adapter.lay_out(twin, x.shape[:-1], context)))
     for result, value in zip(results, expected, strict=True):

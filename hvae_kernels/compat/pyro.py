@@ -12,10 +12,10 @@ from pyro.distributions import transforms
 from pyro.distributions.transforms import AffineAutoregressive, ConditionalAffineAutoregressive
 from pyro.nn import AutoRegressiveNN, ConditionalAutoRegressiveNN
 from pyro.nn.auto_reg_nn import MaskedLinear
-from torch import Size, Tensor, nn
+from torch import Size, Tensor
 
 from hvae_kernels.compat import _network
-from hvae_kernels.compat._network import Layout, Part, Unfused
+from hvae_kernels.compat._network import Foreign, Layout, Part, Unfused
 
 _OTHERS = ("SplineAutoregressive", "NeuralAutoregressive", "BlockAutoregressive", "ConditionalSplineAutoregressive")
 SLOW = (
@@ -39,7 +39,7 @@ def sizes(layer: AffineAutoregressive | ConditionalAffineAutoregressive) -> tupl
     return _split(layer.arn)[0].input_dim, None
 
 
-def twin(layer: AffineAutoregressive | ConditionalAffineAutoregressive):
+def twin(layer: AffineAutoregressive | ConditionalAffineAutoregressive) -> Foreign:
     """A copy without the tensors of the last call, which a deep copy refuses."""
     if isinstance(layer, ConditionalAffineAutoregressive):
         return copy.deepcopy(layer)
@@ -47,14 +47,14 @@ def twin(layer: AffineAutoregressive | ConditionalAffineAutoregressive):
     return AffineAutoregressive(copy.deepcopy(layer.arn), *clips, layer.sigmoid_bias, layer.stable)
 
 
-def parallel(layer, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+def parallel(layer: Foreign, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
     """The library's own parallel direction."""
     transform = _conditioned(layer, context)
     y = transform(x)
     return y, transform.log_abs_det_jacobian(x, y)
 
 
-def lay_out(layer, batch: Size, context: Tensor | None = None) -> Layout:
+def lay_out(layer: Foreign, batch: Size, context: Tensor | None = None) -> Layout:
     """The network of a transform; of a conditional one, of what it becomes given the context."""
     layer = _conditioned(layer, context)
     own, known = layer.__dict__, _stable(layer)
@@ -87,13 +87,13 @@ def _stable(layer: AffineAutoregressive) -> dict[str, object]:
     return {"_call": layer._call_stable, "_inverse": layer._inverse_stable} if layer.stable else {}
 
 
-def _conditioned(layer, context: Tensor | None) -> AffineAutoregressive:
+def _conditioned(layer: Foreign, context: Tensor | None) -> AffineAutoregressive:
     if isinstance(layer, ConditionalAffineAutoregressive):
         return ConditionalAffineAutoregressive.condition(layer, context)
     return layer
 
 
-def _split(arn) -> tuple[AutoRegressiveNN | ConditionalAutoRegressiveNN, Tensor | None]:
+def _split(arn: Foreign) -> tuple[AutoRegressiveNN | ConditionalAutoRegressiveNN, Tensor | None]:
     """The network of a transform, and the context that it is bound to."""
     if type(arn) is AutoRegressiveNN:
         return arn, None
@@ -103,21 +103,22 @@ def _split(arn) -> tuple[AutoRegressiveNN | ConditionalAutoRegressiveNN, Tensor 
     raise Unfused(f"its network is a {type(arn).__name__}, not an AutoRegressiveNN")
 
 
-def _gains(arn, x: Tensor) -> bool:
+def _gains(arn: Foreign, x: Tensor) -> bool:
     try:
         return _network.gains(_split(arn)[0], x)
     except Unfused:
         return False
 
 
-def _given(linear, net, context: Tensor | None, batch: Size) -> Tensor | None:
+def _given(linear: Foreign, net: Foreign, context: Tensor | None, batch: Size) -> Tensor | None:
     return _network.from_context(linear, slice(net.context_dim), context, batch)
 
 
-def _degrees(net, parts: list[Part], columns: slice) -> tuple[Tensor, list[Tensor]]:
+def _degrees(net: Foreign, parts: list[Part], columns: slice) -> tuple[Tensor, list[Tensor]]:
     """Every unit's degree is the highest that it sees: hidden layers are wide enough to have all of them."""
     features = net.permutation.argsort() + 1
-    below, hidden = features, []
+    below = features
+    hidden: list[Tensor] = []
     for part in parts[:-1]:
         mask = part.linear.mask if hidden else part.linear.mask[:, columns]
         below = torch.where(mask != 0, below, 0).amax(1)
@@ -174,7 +175,7 @@ FUSED = {
 }
 
 
-def swap(layer: nn.Module) -> None:
+def swap(layer: Foreign) -> None:
     """Swap in place."""
     layer.__class__ = FUSED[type(layer)]
     for name in layer.in_library():

@@ -6,6 +6,7 @@ import copy
 import functools
 import math
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Size, Tensor, nn
@@ -65,9 +66,10 @@ def lay_out(layer: MaskedAutoregressiveTransform, batch: Size, context: Tensor |
 
 
 def _tail(layer: MaskedAutoregressiveTransform) -> _network.Gate:
-    univariate, settings = layer.univariate, {}
+    univariate = layer.univariate
+    settings: dict[str, Any] = {}
     if type(univariate) is functools.partial and not univariate.args:
-        univariate, settings = univariate.func, univariate.keywords
+        settings, univariate = univariate.keywords, univariate.func
     if univariate is not MonotonicAffineTransform or not set(settings) <= {"slope"}:
         name = getattr(univariate, "__name__", type(univariate).__name__)
         raise Unfused(f"its univariate map is {name}, not MonotonicAffineTransform")
@@ -110,6 +112,7 @@ class _Inverse(_InverseTransform, _network.Swapped):
     """The inverse, which finds its log-determinant on the way."""
 
     library_class = _InverseTransform
+    _inv: FusedTransform
 
     def call_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """``(x, log_abs_det)`` of the inverse map."""
@@ -120,8 +123,9 @@ class FusedTransform(AutoregressiveTransform, _network.Swapped):
     """The transform that a fused layer builds from its context."""
 
     library_class = AutoregressiveTransform
+    _inv: _Inverse | None
 
-    def __init__(self, layer: FusedMaskedAutoregressiveTransform, context: Tensor | None):
+    def __init__(self, layer: FusedMaskedAutoregressiveTransform, context: Tensor | None) -> None:
         super().__init__(functools.partial(layer.meta, context), layer.passes)
         self.layer, self.context = layer, context
 

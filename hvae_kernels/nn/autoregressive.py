@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -69,7 +70,7 @@ class InverseAutoregressiveFlow(Flow):
         if not isinstance(gate, (str, Gate)):
             raise _checks.wrong_type(type(self).__name__, "gate", "a name or a Gate", gate)
         self.gate = gate if isinstance(gate, Gate) else Gate(gate)
-        options = {"hidden_degrees": hidden_degrees, "device": device, "dtype": dtype}
+        options: dict[str, Any] = {"hidden_degrees": hidden_degrees, "device": device, "dtype": dtype}
         self.made = MADE(features, hidden_features, 2, context_features, order, activation, **options)
 
     @property
@@ -92,7 +93,13 @@ class InverseAutoregressiveFlow(Flow):
         """
         return self._along(autoregressive_network.autoregressive_inverse, self._inverse_by_calls, z, context)
 
-    def _along(self, direction, by_call, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _along(
+        self,
+        direction: Callable[[Tensor, autoregressive_network.Network], tuple[Tensor, Tensor]],
+        by_call: Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]],
+        z: Tensor,
+        context: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
         _checks.features(type(self).__name__, "z", z, self.features)
         if not is_read(self.made):
             return by_call(z, context)

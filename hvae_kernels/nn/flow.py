@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +17,7 @@ class Flow(nn.Module):
     """A flow with ``forward`` and ``inverse``, both ``(z, context) -> (z', log_abs_det)``."""
 
     features: int
+    inverse: Callable[..., tuple[Tensor, Tensor]]
     #: Whether ``forward`` is the cheap direction when both are at hand; else ``inverse``.
     forward_is_parallel = True
 
@@ -82,8 +85,13 @@ class FlowTransform(Transform):
     domain = constraints.real_vector
     codomain = constraints.real_vector
     bijective = True
+    # tensors, or None without a pair
+    _cached_x_y: tuple[Any, Any]
+    _cached_log_abs_det: Any
+    _seen: _live.Seen | None
+    _is_recorded: bool
 
-    def __init__(self, flow: Flow, context: Tensor | None = None, cache_size: int = 0):
+    def __init__(self, flow: Flow, context: Tensor | None = None, cache_size: int = 0) -> None:
         if not isinstance(flow, Flow):
             raise _checks.wrong_type("FlowTransform", "flow", "a flow of hvae_kernels.nn", flow)
         if context is not None:
@@ -96,8 +104,6 @@ class FlowTransform(Transform):
     def __eq__(self, other: object) -> bool:
         return isinstance(other, FlowTransform) and self.flow is other.flow and self.context is other.context
 
-    __hash__ = None
-
     def with_cache(self, cache_size: int = 1) -> FlowTransform:
         """The same transform with another cache."""
         return self if self._cache_size == cache_size else FlowTransform(self.flow, self.context, cache_size)
@@ -106,7 +112,7 @@ class FlowTransform(Transform):
         """Forget the pair of points."""
         self.__dict__.update(_NO_PAIR)
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | _NO_PAIR
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -147,13 +153,14 @@ class FlowTransform(Transform):
         self._is_recorded = torch.is_grad_enabled() or not any(tensor.requires_grad for tensor in read)
         transform, seen = weakref.ref(self), weakref.ref(self._seen)  # a graph must not hold its own results
 
-        def spend(_) -> None:
+        def spend(_: object) -> None:
             kept = transform()
             if kept is not None and kept._seen is seen():
                 kept._is_recorded = False
 
-        for node in {found.grad_fn, log_abs_det.grad_fn} - {None}:
-            node.register_prehook(spend)
+        for node in {found.grad_fn, log_abs_det.grad_fn}:
+            if node is not None:
+                node.register_prehook(spend)
 
     def _read(self) -> list[Tensor]:
         """What the pair depends on, and itself."""

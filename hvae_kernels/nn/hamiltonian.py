@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +35,10 @@ class GaussianPotential(nn.Module):
         >>> torch.testing.assert_close(energies, (precision * (z - loc) ** 2).sum(-1) / 2)
     """
 
-    def __init__(self, precision: Tensor, loc: Tensor):
+    precision: Tensor
+    loc: Tensor
+
+    def __init__(self, precision: Tensor, loc: Tensor) -> None:
         super().__init__()
         name = "GaussianPotential"
         _checks.same_kind(name, precision=precision, loc=loc)
@@ -74,7 +78,7 @@ class GaussianPotential(nn.Module):
         return f"precision={tuple(self.precision.shape)}"
 
 
-def _is_gaussian(potential: Callable[[Tensor], Tensor] | nn.Module) -> bool:
+def _is_gaussian(potential: Callable[[Tensor], Tensor] | nn.Module) -> TypeGuard[GaussianPotential]:
     """Whether the energy is that of its precision and loc alone: no subclass's, no hook's."""
     return (
         isinstance(potential, GaussianPotential)
@@ -132,6 +136,8 @@ class HamiltonianFlow(nn.Module):
         >>> log_abs_det.abs().max().item()
         0.0
     """
+
+    _profile: Tensor
 
     def __init__(
         self,
@@ -196,13 +202,13 @@ class HamiltonianFlow(nn.Module):
         k = torch.arange(self.n_steps + 1, dtype=torch.float64, device="cpu")
         return (1 - (k / max(self.n_steps, 1)) ** 2).to(self.step_size_logit)
 
-    def _apply(self, fn, recurse=True):
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> HamiltonianFlow:
         """``.double()`` and the like: the profile is computed again, a cast would keep the old dtype's rounding."""
         super()._apply(fn, recurse)
         self._profile = self._exact_profile()
         return self
 
-    def _load_from_state_dict(self, *arguments):
+    def _load_from_state_dict(self, *arguments: Any) -> None:
         """Assigned parameters may be of another device or dtype."""
         super()._load_from_state_dict(*arguments)
         self._profile = self._exact_profile()
@@ -260,7 +266,14 @@ class HamiltonianFlow(nn.Module):
         z_final, rho_final = self._transport(z, rho, potential, params, alpha)
         return z_final, rho_final, z.new_zeros(z.shape[:-1])
 
-    def _transport(self, z: Tensor, rho: Tensor, potential, params, alpha: Tensor) -> tuple[Tensor, Tensor]:
+    def _transport(
+        self,
+        z: Tensor,
+        rho: Tensor,
+        potential: Callable[[Tensor], Tensor] | nn.Module,
+        params: Iterable[Tensor] | None,
+        alpha: Tensor,
+    ) -> tuple[Tensor, Tensor]:
         if _is_gaussian(potential):
             op = functional.dense_gaussian_leapfrog if potential.dense else functional.gaussian_leapfrog
             return op(z, rho, potential.precision, potential.loc, self.step_size, alpha)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +47,9 @@ class LocalReparamLinear(nn.Module):
         >>> expected = hk.functional.local_reparam_linear(x, *weights, *biases, noise)
         >>> torch.testing.assert_close(y, expected)
     """
+
+    bias_loc: nn.Parameter | None
+    bias_log_scale: nn.Parameter | None
 
     def __init__(
         self,
@@ -91,7 +95,7 @@ class LocalReparamLinear(nn.Module):
         _checks.generator("LocalReparamLinear", generator)
         if not self.training:
             return nn.functional.linear(x, self.weight_loc, self.bias_loc)
-        kind = {"dtype": self.weight_loc.dtype, "device": x.device}
+        kind: dict[str, Any] = {"dtype": self.weight_loc.dtype, "device": x.device}
         noise = torch.randn(*x.shape[:-1], self.out_features, generator=generator, **kind)
         weights, biases = (self.weight_loc, self.weight_log_scale), (self.bias_loc, self.bias_log_scale)
         return local_reparam_linear(x, *weights, *biases, noise)
@@ -111,7 +115,8 @@ class LocalReparamLinear(nn.Module):
     def _posteriors(self) -> list[tuple[Tensor, Tensor]]:
         """``(loc, log_scale)`` of the weights and, if there are any, of the biases."""
         weights = self.weight_loc, self.weight_log_scale
-        return [weights] if self.bias_loc is None else [weights, (self.bias_loc, self.bias_log_scale)]
+        loc, log_scale = self.bias_loc, self.bias_log_scale
+        return [weights] if loc is None or log_scale is None else [weights, (loc, log_scale)]
 
     def extra_repr(self) -> str:
         """Sizes, and what differs from the defaults."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +38,9 @@ class MaskedLinear(nn.Module):
         >>> expected = torch.nn.functional.linear(x, layer.weight * mask, layer.bias)
         >>> torch.testing.assert_close(layer(x), expected)
     """
+
+    in_degrees: Tensor
+    out_degrees: Tensor
 
     def __init__(
         self,
@@ -72,7 +76,7 @@ class MaskedLinear(nn.Module):
         if self.bias is not None:
             nn.init.uniform_(self.bias, -bound, bound)
 
-    def _load_from_state_dict(self, *arguments):
+    def _load_from_state_dict(self, *arguments: Any) -> None:
         super()._load_from_state_dict(*arguments)
         if not (self.in_degrees.is_meta or self.out_degrees.is_meta):
             self._given = {name: getattr(self, name).tolist() for name in self._given}
@@ -118,6 +122,8 @@ class MADE(nn.Module):
         >>> hk.nn.MADE(5, [32, 32])(torch.randn(8, 5)).shape
         torch.Size([8, 2, 5])
     """
+
+    layers: Any  # an nn.ModuleList of MaskedLinear: torch has no type for what is in one
 
     def __init__(
         self,
@@ -168,17 +174,17 @@ class MADE(nn.Module):
     def _given(self, degrees: Sequence[Sequence[int] | Tensor], widths: list[int]) -> list[list[int]]:
         if not isinstance(degrees, (list, tuple)):
             raise _checks.wrong_type("MADE", "hidden_degrees", "None, or a list or tuple of a layer's degrees", degrees)
-        degrees = [_degrees("MADE", "hidden_degrees", layer) for layer in degrees]
-        if [len(layer) for layer in degrees] != widths:
-            raise _checks.fail("MADE", "hidden_degrees", f"of lengths {widths}", str([len(layer) for layer in degrees]))
+        found = [_degrees("MADE", "hidden_degrees", layer) for layer in degrees]
+        if [len(layer) for layer in found] != widths:
+            raise _checks.fail("MADE", "hidden_degrees", f"of lengths {widths}", str([len(layer) for layer in found]))
         highest = self.features - 2  # that an output can use, then that a unit of the next layer can
-        for layer in reversed(degrees):
+        for layer in reversed(found):
             useless = [degree for degree in layer if not -1 <= degree <= highest]
             if useless:
                 expected = f"between -1 and {highest}, so that some output can use them"
                 raise _checks.fail("MADE", "hidden_degrees", expected, f"{useless[0]}")
             highest = max(layer)
-        return degrees
+        return found
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """``x (..., features)`` and ``context (..., context_features)`` to ``(..., outputs_per_feature, features)``."""
@@ -202,7 +208,7 @@ class MADE(nn.Module):
         _checks.features("MADE", "context", context, self.context_features)
         _checks.same_kind("MADE", weight=self.context.weight, context=context)
         try:
-            shape = torch.broadcast_shapes(batch, context.shape[:-1])
+            shape: torch.Size | None = torch.broadcast_shapes(batch, context.shape[:-1])
         except RuntimeError:
             shape = None
         if shape != batch:
@@ -233,7 +239,7 @@ class MADE(nn.Module):
         return f"features={self.features}{context}, activation={self.activation!r}"
 
 
-def is_read(made: nn.Module) -> bool:
+def is_read(made: MADE) -> bool:
     """Whether the kernels may read the network's tensors: to call it would run the code of these classes alone."""
     return (
         _live.runs_only(made, MADE.forward)

@@ -73,7 +73,8 @@ class PlanarFlow(ForwardFlow):
         self._check(z, context)
         u, w, b = self.u, self.w, self.b
         if self.shared:
-            u, w, b = u.expand(self.n_layers, -1), w.expand(self.n_layers, -1), b.expand(self.n_layers)
+            n = self.n_layers
+            return planar_flow(z, u.expand(n, -1), w.expand(n, -1), b.expand(n), constrain=True)
         return planar_flow(z, u, w, b, constrain=True)
 
     def extra_repr(self) -> str:

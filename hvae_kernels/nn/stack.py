@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +32,9 @@ class FlowStack(Flow):
         [[0, 1, 2, 3, 4], [4, 3, 2, 1, 0], [0, 1, 2, 3, 4]]
     """
 
-    def __init__(self, flows: Sequence[Flow]):
+    flows: Any  # an nn.ModuleList of Flow, for which torch has no type
+
+    def __init__(self, flows: Sequence[Flow]) -> None:
         super().__init__()
         if not isinstance(flows, Iterable) or isinstance(flows, (str, Tensor)):
             raise _checks.wrong_type("FlowStack", "flows", "a sequence of flows", flows)
@@ -39,7 +42,7 @@ class FlowStack(Flow):
         for flow in flows:
             if not isinstance(flow, nn.Module):
                 raise _checks.wrong_type("FlowStack", "flows", "a sequence of flows", flow)
-        sizes = {getattr(flow, "features", None) for flow in flows}
+        sizes: set[Any] = {getattr(flow, "features", None) for flow in flows}
         if len(sizes) != 1 or None in sizes:
             raise _checks.fail("FlowStack", "flows", "at least one flow, all of the same features", f"features {sizes}")
         self.flows = nn.ModuleList(flows)
@@ -51,7 +54,7 @@ class FlowStack(Flow):
         return any(getattr(flow, "is_conditional", True) for flow in self.flows)
 
     @property
-    def forward_is_parallel(self) -> bool:
+    def forward_is_parallel(self) -> bool:  # type: ignore[override]
         """By majority of the flows."""
         return 2 * sum(flow.forward_is_parallel for flow in self.flows) >= len(self.flows)
 
@@ -65,7 +68,7 @@ class FlowStack(Flow):
         *,
         orders: str = "reversed",
         generator: torch.Generator | None = None,
-        **options,
+        **options: Any,
     ) -> FlowStack:
         """``n_layers`` autoregressive flows whose orders of features alternate.
 
@@ -107,7 +110,12 @@ class FlowStack(Flow):
         """All inverses in the opposite order; raises as ``forward``."""
         return self._compose([(flow, flow.inverse) for flow in reversed(self.flows)], z, context)
 
-    def _compose(self, directions, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _compose(
+        self,
+        directions: Iterable[tuple[Flow, Callable[..., tuple[Tensor, Tensor]]]],
+        z: Tensor,
+        context: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
         _checks.tensors("FlowStack", z=z)
         if context is not None and not self.is_conditional:
             raise _checks.fail("FlowStack", "context", "None, as no flow takes one", context)

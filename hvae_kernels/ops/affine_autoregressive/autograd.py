@@ -67,8 +67,8 @@ RAW_DOUBLE_BACKWARD = kernel(
 
 
 def _reference(gate: int, first: float, second: float):
-    gate = Gate(_NAMES[gate], first, second)
-    return lambda z, shift, log_scale: reference.affine_autoregressive(z, shift, log_scale, gate)
+    made = Gate(_NAMES[gate], first, second)
+    return lambda z, shift, log_scale: reference.affine_autoregressive(z, shift, log_scale, made)
 
 
 SCHEME = Smooth(
@@ -122,7 +122,9 @@ class AffineAutoregressive(OpFunction):
 
 
 @_library.in_graph
-def call(implementation: str, gate: int, first: float, second: float, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+def call(
+    implementation: str, gate: int, first: float | None, second: float | None, *inputs: Tensor
+) -> tuple[Tensor, Tensor]:
     """The differentiable op. Dynamo must not look inside: it loses the second order of Functions it traces itself."""
     if _library.nothing_differentiates():
         return RAW_FORWARD[implementation](*inputs, gate, first, second)

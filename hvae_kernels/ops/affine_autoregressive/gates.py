@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,13 +59,13 @@ class Gate:
     first: float | None = None
     second: float | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not isinstance(self.name, str):
             got = _checks.describe(self.name)
             raise TypeError(f"gate must be a Gate or one of {', '.join(NUMBERS)}, got {got}")
         if self.name not in NUMBERS:
             raise ValueError(f"gate must be a Gate or one of {', '.join(NUMBERS)}, got {self.name!r}")
-        defaults = list(NUMBERS[self.name].items())
+        defaults, numbers = list(NUMBERS[self.name].items()), []
         for place, attribute in enumerate(("first", "second")):
             given = getattr(self, attribute)
             if place >= len(defaults):
@@ -75,7 +76,8 @@ class Gate:
                 label, default = defaults[place]
                 number = default if given is None else _finite(self.name, label, given)
             object.__setattr__(self, attribute, number)
-        _check(self.name, self.first, self.second)
+            numbers.append(number)
+        _check(self.name, *numbers)
 
     @classmethod
     def affine(cls) -> Gate:
@@ -140,6 +142,8 @@ DEFAULTS = {name: Gate(name) for name in NUMBERS}
 
 def scale_of(gate: Gate, s: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
     """``(sigma, tau, log sigma)`` in plain PyTorch; tau is None where it is 1."""
+    first: Any  # no gate has None
+    second: Any
     name, first, second = gate.name, gate.first, gate.second
     if name == "sigmoid":
         return _logistic(s + first), _logistic(-s - first), torch.nn.functional.logsigmoid(s + first)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -77,7 +79,9 @@ def autoregressive_inverse(y: Tensor, network: Network) -> tuple[Tensor, Tensor]
     return autograd.inverse(implementation, y, network)
 
 
-def _in_float32(op, x: Tensor, network: Network) -> tuple[Tensor, Tensor]:
+def _in_float32(
+    op: Callable[[Tensor, Network], tuple[Tensor, Tensor]], x: Tensor, network: Network
+) -> tuple[Tensor, Tensor]:
     return _library.in_float32(lambda x, *tensors: op(x, network.with_tensors(tensors)), x, *network.tensors())
 
 

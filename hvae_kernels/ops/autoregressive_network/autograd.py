@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -115,9 +117,9 @@ def _composition_vjp(ctx, inputs: tuple[Tensor, ...], wanted: tuple[bool, ...], 
     By aliases: an input may depend on another one (a shared or tied weight), and that way is not this call's to go.
     """
     with torch.enable_grad():
-        inputs = [x.view_as(x) if want else x for x, want in zip(inputs, wanted, strict=True)]
-        chosen = [x for x, want in zip(inputs, wanted, strict=True) if want]
-        outputs = composition(inputs[0], unflattened(inputs[1:], ctx.counts, ctx.settings))
+        aliases = [x.view_as(x) if want else x for x, want in zip(inputs, wanted, strict=True)]
+        chosen = [x for x, want in zip(aliases, wanted, strict=True) if want]
+        outputs = composition(aliases[0], unflattened(aliases[1:], ctx.counts, ctx.settings))
         given = [(y, g) for y, g in zip(outputs, cotangents, strict=True) if g is not None]
         outputs, cotangents = zip(*given, strict=True)
         gradients = torch.autograd.grad(outputs, chosen, cotangents, create_graph=True, materialize_grads=True)
@@ -245,7 +247,8 @@ def _reference_of(ctx, tensors, tangents=None):
 def _reference_vjp(ctx, y: Tensor, tensors: list[Tensor], cotangents) -> tuple[Tensor | None, ...]:
     """Where second derivatives are recorded: through the reference's steps, differentiable to any order."""
     function, primals, floating = _reference_of(ctx, (y, *tensors))
-    outputs, vjp = torch.func.vjp(function, *primals)
+    pulled: Any = torch.func.vjp(function, *primals)
+    outputs, vjp = pulled
     given = tuple(torch.zeros_like(o) if c is None else c for c, o in zip(cotangents, outputs, strict=True))
     results: list[Tensor | None] = [None] * (1 + len(tensors))
     for i, gradient in zip(floating, vjp(given), strict=True):

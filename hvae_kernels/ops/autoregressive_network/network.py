@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ FEATURES = -1
 NONE = -1
 
 #: Activations by name, in the order of the codes in csrc/kernels/autoregressive_network.h.
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "identity": lambda x: x,
     "relu": torch.relu,
     "elu": torch.nn.functional.elu,
@@ -93,7 +94,7 @@ class Network:
         remaining = iter(tensors)
         stages = []
         for stage in self.stages:
-            given = {name: next(remaining) for name in _TENSORS if getattr(stage, name) is not None}
+            given: dict[str, Any] = {name: next(remaining) for name in _TENSORS if getattr(stage, name) is not None}
             stages.append(replace(stage, **given))
         return replace(self, stages=tuple(stages))
 

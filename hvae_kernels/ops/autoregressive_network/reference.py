@@ -15,7 +15,8 @@ from hvae_kernels.ops.masked_linear.reference import masked_linear
 
 def outputs(x: Tensor, network: Network, linear: Callable[..., Tensor] = masked_linear) -> Tensor:
     """The last stage's values ``(rows, 2 d)`` at features ``x (rows, d)``; ``linear`` is the masked map to use."""
-    raws, values = [], []
+    raws: list[Tensor] = []
+    values: list[Tensor] = []
     for stage in network.stages:
         source = x if stage.source == FEATURES else values[stage.source]
         degrees = network.degrees if stage.source == FEATURES else network.stages[stage.source].degrees

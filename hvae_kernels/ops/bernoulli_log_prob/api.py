@@ -72,8 +72,8 @@ def bernoulli_log_prob(logits: Tensor, value: Tensor, event_ndims: int = 1) -> T
         return reference.bernoulli_log_prob(logits, value, event_ndims)
     first_event = logits.dim() - event_ndims
     leading, event = logits.shape[:first_event], logits.shape[first_event:]
-    shape = value.shape[: value.dim() - event_ndims]
-    shape = (1,) * (len(leading) - len(shape)) + shape
+    own = value.shape[: value.dim() - event_ndims]
+    shape = (1,) * (len(leading) - len(own)) + own
     first, stop = _broadcast_run(leading, shape)
     groups, outer, rows = math.prod(leading[:first]), math.prod(leading[first:stop]), math.prod(leading[stop:])
     size = math.prod(event)

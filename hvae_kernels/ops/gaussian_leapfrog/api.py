@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from hvae_kernels import _checks, _dispatch, _library
 from hvae_kernels.ops.gaussian_leapfrog import autograd, dense, reference
 
 DENSE = "dense_gaussian_leapfrog"
+_Results = TypeVar("_Results")
 
 _dispatch.register(_dispatch.Op("gaussian_leapfrog", ("cpp", "triton", "reference")))
 _dispatch.register(_dispatch.Op(DENSE, ("cpp", "triton", "reference")))
@@ -121,7 +123,7 @@ def gaussian_leapfrog_vjp(
     return _checked(_gaussian_leapfrog_vjp, "gaussian_leapfrog_vjp", *arguments)
 
 
-def _gaussian_leapfrog_vjp(name: str, *arguments: Tensor) -> tuple[Tensor, ...]:
+def _gaussian_leapfrog_vjp(name: str, *arguments: Tensor) -> autograd.Gradients:
     *inputs, grad_z, grad_rho = arguments
     implementation = _dispatch.resolve("gaussian_leapfrog", arguments[0])
     if not _kernel_checks(implementation, arguments):
@@ -197,7 +199,7 @@ def _dense_gaussian_leapfrog(name: str, *arguments: Tensor) -> tuple[Tensor, Ten
     return dense.dense_gaussian_leapfrog(implementation, *arguments)
 
 
-def _checked(op: Callable[..., tuple[Tensor, Tensor]], name: str, *arguments: Tensor) -> tuple[Tensor, Tensor]:
+def _checked(op: Callable[..., _Results], name: str, *arguments: Tensor) -> _Results:
     """Run ``op`` under autocast's rule, and explain its failure where the arguments are at fault."""
     z = arguments[0]
     try:
@@ -212,9 +214,19 @@ def _checked(op: Callable[..., tuple[Tensor, Tensor]], name: str, *arguments: Te
         raise
 
 
-def _validate(name: str, z, rho, precision, loc, step_size, tempering, grad_z=None, grad_rho=None) -> None:
+def _validate(
+    name: str,
+    z: Tensor,
+    rho: Tensor,
+    precision: Tensor,
+    loc: Tensor,
+    step_size: Tensor,
+    tempering: Tensor,
+    grad_z: Tensor | None = None,
+    grad_rho: Tensor | None = None,
+) -> None:
     tensors = {"z": z, "rho": rho, "precision": precision, "loc": loc, "step_size": step_size, "tempering": tempering}
-    cotangents = {"grad_z": grad_z, "grad_rho": grad_rho} if name == "gaussian_leapfrog_vjp" else {}
+    cotangents: dict[str, Any] = {"grad_z": grad_z, "grad_rho": grad_rho} if name == "gaussian_leapfrog_vjp" else {}
     _checks.same_kind(name, **tensors, **cotangents)
     _check_shapes(name, *tensors.values())
     for argument, tensor in cotangents.items():

@@ -18,6 +18,8 @@ NEEDS_STATE, NEEDS_PARAMETERS, NEEDS_OUTPUTS = 1, 2, 4
 _INPUT_BITS = (NEEDS_STATE,) * 2 + (NEEDS_PARAMETERS,) * 4
 _OUTPUT_BITS = (NEEDS_OUTPUTS,) * 2
 _N_INPUTS, _N_COTANGENTS = 6, 2
+#: One an input.
+Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 _INPUTS = "Tensor z, Tensor rho, Tensor precision, Tensor loc, Tensor step_size, Tensor tempering"
 _COTANGENTS = "Tensor? grad_z, Tensor? grad_rho"
@@ -63,7 +65,7 @@ def _batching(apply, size, dims, tensors, written):
 class _Batch:
     """vmap as replicas: the batch dimension becomes (part of) the replica dimension of every argument."""
 
-    def __init__(self, size: int, inputs: tuple[Tensor, ...], dims: tuple[int | None, ...]):
+    def __init__(self, size: int, inputs: tuple[Tensor, ...], dims: tuple[int | None, ...]) -> None:
         self.size = size
         inputs = tuple(self._front(x, dim) for x, dim in zip(inputs, dims, strict=True))
         self.shapes = [x.shape[1:] for x in inputs]
@@ -131,7 +133,7 @@ def call(implementation: str, *inputs: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @_library.in_graph
-def call_vjp(implementation: str, *tensors: Tensor) -> tuple[Tensor, ...]:
+def call_vjp(implementation: str, *tensors: Tensor) -> Gradients:
     """The backward pass, differentiable, on ``(grad_z, grad_rho, *inputs)``."""
     needs = NEEDS_STATE | NEEDS_PARAMETERS
     if _library.nothing_differentiates():

@@ -123,9 +123,9 @@ def _differentiable_gradients(
     implementation: str, inputs: tuple[Tensor, ...], wanted: tuple[bool, ...], *cotangents: Tensor
 ) -> list[Tensor | None]:
     """Of the trajectory once more, recorded; views tell apart what is one tensor."""
-    inputs = [x.view_as(x) for x in inputs]
-    leaves = [x for x, want in zip(inputs, wanted, strict=True) if want]
-    found = iter(torch.autograd.grad(_step(implementation, *inputs), leaves, cotangents, create_graph=True))
+    views = [x.view_as(x) for x in inputs]
+    leaves = [x for x, want in zip(views, wanted, strict=True) if want]
+    found = iter(torch.autograd.grad(_step(implementation, *views), leaves, cotangents, create_graph=True))
     return [next(found) if want else None for want in wanted]
 
 

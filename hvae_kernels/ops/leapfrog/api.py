@@ -168,7 +168,7 @@ def _unrolled(
 
 def _flat(
     batch: torch.Size, z: Tensor, rho: Tensor, grad: Tensor, step_size: Tensor, tempering: Tensor
-) -> tuple[Update, tuple[Tensor, ...], tuple[Tensor, Tensor, Tensor]]:
+) -> tuple[Update, tuple[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]:
     """The fused update, ``(z, rho, grad)`` with one dimension for each position, and the updates' coefficients."""
     event, n_steps = z.shape[len(batch) :], tempering.shape[0]
     if z.shape[: len(batch)] != batch or (not batch and z.dim() > 1):
@@ -180,7 +180,8 @@ def _flat(
     features = math.prod(event)
     if step_size.dim():
         step_size = step_size.reshape(*step_size.shape[: step_size.dim() - len(event)], features)
-    state = tuple(x.reshape(*batch, features) for x in (z, rho, grad))
+    shape = (*batch, features)
+    state = z.reshape(shape), rho.reshape(shape), grad.reshape(shape)
     update = update_of(_dispatch.resolve("leapfrog_update", z))
     return update, state, coefficients(step_size, tempering, features)
 
@@ -188,10 +189,11 @@ def _flat(
 def _parameters(potential: Potential | nn.Module, params: Iterable[Tensor] | None) -> list[Tensor]:
     """Those given, each once, or a module's parameters and buffers; a plain function does not tell."""
     if params is None:
-        modules = list(potential.modules()) if isinstance(potential, nn.Module) else []
+        if not isinstance(potential, nn.Module):
+            return []
         # a copy that torch made for one of several devices has its parameters as attributes
-        copies = (x for m in modules for x in vars(m).get("_former_parameters", {}).values())
-        params = [*potential.parameters(), *potential.buffers(), *copies] if modules else []
+        copies = (x for m in potential.modules() for x in vars(m).get("_former_parameters", {}).values())
+        params = [*potential.parameters(), *potential.buffers(), *copies]
     return list({id(x): x for x in params}.values())
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -75,7 +76,7 @@ def _backward(
 
     At each point the gradient of U takes the trajectory one step back and, by its own backward pass, the cotangents.
     """
-    totals = [torch.zeros_like(x) if ctx.full else None for x in ctx.params]
+    totals: list[Any] = [torch.zeros_like(x) if ctx.full else None for x in ctx.params]
     of_coefficients = []
     arrivals = torch.cat([torch.zeros_like(drift[:1]), drift[:-1]])  # the drift that led to each point
     for k in reversed(range(decay.shape[0])):

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +30,7 @@ class Field:
     trajectory inside :meth:`again`.
     """
 
-    def __init__(self, potential: Potential, compile: bool = False):
+    def __init__(self, potential: Potential, compile: bool = False) -> None:
         self.potential, self.compile = potential, compile
         self.modes: dict[nn.Module, bool] = {}
         self.shape: torch.Size
@@ -139,7 +140,7 @@ def functional_gradient(potential: Potential, z: Tensor) -> tuple[Tensor, Tensor
 
 #: Inductor's C++ kernels over tensors of both memory layouts may write past their end (pytorch/pytorch#196681). A
 #: convolution followed by nn.Upsample made one; without the pass that chooses layouts there is none, 6 % slower.
-INDUCTOR_OPTIONS = {"cpu": {"layout_optimization": False}}
+INDUCTOR_OPTIONS: dict[str, dict[str, str | int | bool | Callable]] = {"cpu": {"layout_optimization": False}}
 
 
 @functools.cache
@@ -159,7 +160,7 @@ def modules_called() -> Iterator[list[nn.Module]]:
     thread, updates = threading.get_ident(), statistics.Updates()
 
     @_live.only_looks
-    def collect(module: nn.Module, _) -> None:
+    def collect(module: nn.Module, _: object) -> None:
         if threading.get_ident() == thread:
             updates.begin(module)
             called.append(module)
@@ -194,7 +195,8 @@ def _refuse_randomness(before: tuple[Tensor, ...], after: tuple[Tensor, ...]) ->
 def _sequence_number() -> int:
     """Of the next node that this thread makes, or a little less: nodes made before have smaller ones."""
     with torch.enable_grad():
-        return torch.empty(0, requires_grad=True).view(0).grad_fn._sequence_nr()
+        node: Any = torch.empty(0, requires_grad=True).view(0).grad_fn
+        return node._sequence_nr()
 
 
 _ONCE = once_differentiable(lambda ctx: None).__code__
@@ -246,7 +248,8 @@ def _nodes_above(
     edges: Iterable[tuple], stops: set[tuple], met: set[tuple] | None = None
 ) -> Iterator[torch.autograd.graph.Node]:
     """The graph's nodes that ``edges`` lead to, as far as the ``stops``, which are collected in ``met``."""
-    waiting, seen = list(edges), set()
+    waiting = list(edges)
+    seen: set[tuple] = set()
     while waiting:
         edge = waiting.pop()
         if edge in stops and met is not None:

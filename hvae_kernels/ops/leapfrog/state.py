@@ -39,7 +39,7 @@ class Snapshot:
     it inside :meth:`restored`. What was written in place is gone, and an error.
     """
 
-    def __init__(self, potential: Callable, called: Iterable[nn.Module]):
+    def __init__(self, potential: Callable, called: Iterable[nn.Module]) -> None:
         self.entries = _entries(potential, set(called))
 
     def settle(self, name: str) -> None:
@@ -130,7 +130,9 @@ def _entries(potential: Callable, called: set[nn.Module]) -> list[_Entry]:
     its tensors come last, and are not watched.
     """
     roots = (potential,) if isinstance(potential, _HOLDERS) else (_attributes(potential), type(potential).__call__)
-    near, far, seen = [*called, *(x for x in roots if isinstance(x, _HOLDERS))], [], set()
+    near: list[Any] = [*called, *(x for x in roots if isinstance(x, _HOLDERS))]
+    far: list[Any] = []
+    seen: set[int] = set()
     entries: list[_Entry] = []
     for waiting in (near, far):
         for holder in waiting:
@@ -186,7 +188,7 @@ def _attributes(value: object) -> dict[str, Any] | None:
     return attributes if isinstance(attributes, dict) else None
 
 
-def _held(holder: object) -> Iterator[tuple[Any, Any, Any]]:
+def _held(holder: Any) -> Iterator[tuple[Any, Any, Any]]:
     """``(place, key, value)`` of what ``holder`` holds itself."""
     if isinstance(holder, types.FunctionType):
         if not holder.__module__ or holder.__module__.partition(".")[0] in ("torch", "hvae_kernels"):
@@ -241,7 +243,7 @@ _SETTINGS: tuple[tuple[Callable[[], Any], Callable[[Any], None]], ...] = (
 class Context:
     """The settings in force where this is made, for evaluations elsewhere on the device type ``device``."""
 
-    def __init__(self, device: str):
+    def __init__(self, device: str) -> None:
         enabled, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
         self.autocast = functools.partial(torch.autocast, device, dtype, enabled)
         self.half = dtype if enabled else None

@@ -7,6 +7,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any, TypeGuard
 from weakref import WeakKeyDictionary
 
 import torch
@@ -14,12 +15,14 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+_Kept = tuple[Tensor | None, Tensor | None] | None
+
 
 @dataclass
 class _Hold:
     """Of one module: what is put back in the end, and how often each thread holds it."""
 
-    kept: tuple[Tensor, Tensor] | None
+    kept: _Kept
     threads: Counter[int] = field(default_factory=Counter)
 
 
@@ -33,7 +36,7 @@ def held(modules: Iterable[nn.Module]) -> Iterator[bool]:
     """Leave running statistics alone, after the updates of other threads; says whether there are any."""
     tracking = [module for module in modules if _tracks(module)]
     enter, leave = (_stop_all, _go_on_with_all) if torch.compiler.is_compiling() else (_hold, _release)
-    kept = enter(tracking) if tracking else None
+    kept: Any = enter(tracking) if tracking else None
     try:
         yield bool(tracking)
     finally:
@@ -47,7 +50,7 @@ class Updates:
     A thread has one module at a time, from its call to the next one's: so none waits for another that waits for it.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._module: nn.Module | None = None
 
     def begin(self, module: nn.Module) -> None:
@@ -73,12 +76,12 @@ class Updates:
             self._module = None
 
 
-def _tracks(module: nn.Module) -> bool:
+def _tracks(module: nn.Module) -> TypeGuard[_NormBase]:
     """Whether a call of it updates statistics, or would if nobody held them."""
     return isinstance(module, _NormBase) and module.training and (module.track_running_stats or module in _HELD)
 
 
-def _hold(modules: list[nn.Module]) -> None:
+def _hold(modules: list[_NormBase]) -> None:
     thread = threading.get_ident()
     with _CHANGED:
         _CHANGED.wait_for(lambda: all(_UPDATING.get(module, thread) == thread for module in modules))
@@ -88,7 +91,7 @@ def _hold(modules: list[nn.Module]) -> None:
             _HELD[module].threads[thread] += 1
 
 
-def _release(modules: list[nn.Module], _: None) -> None:
+def _release(modules: list[_NormBase], _: None) -> None:
     thread = threading.get_ident()
     with _CHANGED:
         for module in modules:
@@ -100,16 +103,16 @@ def _release(modules: list[nn.Module], _: None) -> None:
         _CHANGED.notify_all()
 
 
-def _stop_all(modules: list[nn.Module]) -> list[tuple[Tensor, Tensor] | None]:
+def _stop_all(modules: list[_NormBase]) -> list[_Kept]:
     return [_stop(module) for module in modules]
 
 
-def _go_on_with_all(modules: list[nn.Module], kept: list[tuple[Tensor, Tensor] | None]) -> None:
+def _go_on_with_all(modules: list[_NormBase], kept: list[_Kept]) -> None:
     for module, statistics in zip(modules, kept, strict=True):
         _go_on(module, statistics)
 
 
-def _stop(module: nn.Module) -> tuple[Tensor, Tensor] | None:
+def _stop(module: _NormBase) -> _Kept:
     module.track_running_stats = False
     if not isinstance(module, _InstanceNorm):
         return None
@@ -119,7 +122,7 @@ def _stop(module: nn.Module) -> tuple[Tensor, Tensor] | None:
     return kept
 
 
-def _go_on(module: nn.Module, kept: tuple[Tensor, Tensor] | None) -> None:
+def _go_on(module: _NormBase, kept: _Kept) -> None:
     if kept is not None:
         module._buffers["running_mean"], module._buffers["running_var"] = kept
     module.track_running_stats = True

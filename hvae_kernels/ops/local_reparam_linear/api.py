@@ -83,8 +83,8 @@ def _validate(
     bias_log_scale: Tensor | None,
     noise: Tensor,
 ) -> None:
-    biases = {"bias_loc": bias_loc, "bias_log_scale": bias_log_scale}
-    biases = {name: bias for name, bias in biases.items() if bias is not None}
+    every = {"bias_loc": bias_loc, "bias_log_scale": bias_log_scale}
+    biases = {name: bias for name, bias in every.items() if bias is not None}
     _checks.same_kind(NAME, x=x, weight_loc=weight_loc, weight_log_scale=weight_log_scale, noise=noise, **biases)
     if not x.dim():
         raise _checks.fail(NAME, "x", "of shape (..., in)", x)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -114,7 +115,8 @@ def planar_flow_with_vjp(
     _checks.flag(NAME, "constrain", constrain)
     implementation = _dispatch.resolve(NAME, z)
     if implementation == "reference" or autocasts or not _library.nothing_differentiates():
-        return torch.func.vjp(functools.partial(planar_flow, constrain=constrain), z, u, w, b)
+        pulled: Any = torch.func.vjp(functools.partial(planar_flow, constrain=constrain), z, u, w, b)
+        return pulled
     rows = z if z.dim() == u.dim() else z.reshape(-1, z.shape[-1])
     (output, log_abs_det), gradients = autograd.call_with_vjp(implementation, constrain, rows, u, w, b)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -84,9 +85,8 @@ class _Call:
         In double: rounding K numbers a row at every operation would cost second derivatives a digit.
         """
         dtype = h.dtype
-        grad_h, grad_log_abs_det, h, slope, table, s = (
-            x if x is None else x.double() for x in (grad_h, grad_log_abs_det, h, slope, table, s)
-        )
+        grad_h, grad_log_abs_det = (x if x is None else x.double() for x in (grad_h, grad_log_abs_det))
+        h, slope, table, s = (x.double() for x in (h, slope, table, s))
         cotangent = torch.zeros_like(h) if grad_h is None else grad_h
         d_s = torch.zeros_like(s)
         if grad_log_abs_det is not None:
@@ -210,18 +210,18 @@ def _fold(size: int, tensors: tuple[Tensor, ...], dims: tuple[int | None, ...]) 
 def call(implementation: str, constrain: bool, z: Tensor, u: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """The differentiable op. Dynamo must not look inside: it loses the second order of Functions it traces itself."""
     call, inputs = _Call(implementation, constrain), (z, u, w, b)
-    results = call.forward(inputs, keep=False) if _library.nothing_differentiates() else None
+    results: Any = call.forward(inputs, keep=False) if _library.nothing_differentiates() else None
     return (results or PlanarFlow.apply(call, *inputs))[:2]
 
 
 def call_with_vjp(
     implementation: str, constrain: bool, z: Tensor, u: Tensor, w: Tensor, b: Tensor
-) -> tuple[tuple[Tensor, Tensor], Callable[[Tensor, Tensor], tuple[Tensor, ...]]]:
+) -> tuple[tuple[Tensor, Tensor], Callable[[Tensor, Tensor], tuple[Any, ...]]]:
     """The op, and the gradients of all four tensors from its results', without the autograd engine."""
     call = _Call(implementation, constrain)
     output, log_abs_det, h, slope = call.forward((z, u, w, b))
 
-    def gradients(grad_output: Tensor, grad_log_abs_det: Tensor) -> tuple[Tensor, ...]:
+    def gradients(grad_output: Tensor, grad_log_abs_det: Tensor) -> tuple[Any, ...]:
         return call.gradients((True,) * 4, (grad_output, grad_log_abs_det, None), (z, u, w, h, slope))
 
     return (output, log_abs_det), gradients
