@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from opspecs import autoregressive_inputs
+from ops.affine_autoregressive import autoregressive_inputs
 
 import hvae_kernels as hk
 from hvae_kernels import testing

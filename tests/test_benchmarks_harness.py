@@ -30,7 +30,8 @@ from benchmarks import (  # noqa: E402
     timing,
     training_step,
 )
-from benchmarks.registry import GAUSSIAN_LEAPFROG, Case, Row  # noqa: E402
+from benchmarks.ops.gaussian_leapfrog import GAUSSIAN_LEAPFROG  # noqa: E402
+from benchmarks.registry import Case, Row  # noqa: E402
 from benchmarks.timing import Candidate, Plan, Timing  # noqa: E402
 from hvae_kernels import _extension  # noqa: E402
 

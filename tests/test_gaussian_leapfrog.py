@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from opspecs import gaussian_inputs
+from ops.gaussian_leapfrog import gaussian_inputs
 from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.utils import prune
 

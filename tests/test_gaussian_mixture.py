@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from opspecs import mixture_inputs
+from ops.gaussian_mixture import mixture_inputs
 from torch.distributions import Independent, Normal
 
 import hvae_kernels as hk

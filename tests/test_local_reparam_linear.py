@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from opspecs import local_reparam_inputs
+from ops.local_reparam_linear import local_reparam_inputs
 
 import hvae_kernels as hk
 from hvae_kernels import testing

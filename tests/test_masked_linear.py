@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from opspecs import degrees, masked_inputs
+from ops.masked_linear import degrees, masked_inputs
 from torch.profiler import ProfilerActivity, profile
 
 import hvae_kernels as hk

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from opspecs import planar_inputs
+from ops.planar_flow import planar_inputs
 
 import hvae_kernels as hk
 from hvae_kernels import testing

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from opspecs import radial_inputs
+from ops.radial_flow import radial_inputs
 
 import hvae_kernels as hk
 from hvae_kernels import testing
