@@ -244,9 +244,8 @@ class Context:
     """The settings in force where this is made, for evaluations elsewhere on the device type ``device``."""
 
     def __init__(self, device: str) -> None:
-        enabled, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
-        self.autocast = functools.partial(torch.autocast, device, dtype, enabled)
-        self.half = dtype if enabled else None
+        self.type, self.autocast = device, _autocast(device)
+        self.half = self.autocast[1] if self.autocast[0] else None
         self.settings = [get() for get, _ in _SETTINGS]
         self.device, self.implementation = torch.get_default_device(), _dispatch.requested()
 
@@ -268,5 +267,11 @@ class Context:
                 stack.enter_context(self.device)
             if _dispatch.requested() != self.implementation:
                 stack.enter_context(_dispatch.use_impl(self.implementation))
-            stack.enter_context(self.autocast())
+            if _autocast(self.type) != self.autocast:
+                enabled, dtype = self.autocast
+                stack.enter_context(torch.autocast(self.type, dtype, enabled))
             yield
+
+
+def _autocast(device: str) -> tuple[bool, torch.dtype]:
+    return torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
