@@ -92,14 +92,21 @@ FORMULAS: dict[str, Callable[..., int]] = {
 class _WhenImported:
     """Registers when the counter is first imported: it imports Triton, which takes longer than all of ours."""
 
+    def __init__(self) -> None:
+        self._asks_others = False
+
     def find_spec(self, name: str, path=None, target=None) -> ModuleSpec | None:
-        if name != _COUNTER:
+        if name != _COUNTER or self._asks_others:
             return None
-        sys.meta_path.remove(self)
-        spec: Any = find_spec(name)
+        self._asks_others = True
+        try:
+            spec: Any = find_spec(name)
+        finally:
+            self._asks_others = False
         execute = spec.loader.exec_module
 
         def execute_and_register(module: ModuleType) -> None:
+            sys.meta_path.remove(self)  # not before: some only ask whether there is such a module
             execute(module)
             _register(module)
 

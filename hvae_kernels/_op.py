@@ -88,28 +88,6 @@ def by_loop(
     return _library.vmap_by_loop(apply, size, tuple(dims), tensors)[0]
 
 
-# ---- First order: forward and backward kernels, and all further derivatives the reference's ----
-
-
-def first_order_backward(
-    raw: Callable[..., Tensors], reference: Callable[..., Tensors], cotangents: Maybe, inputs: Tensors
-) -> Maybe:
-    """Gradients of ``inputs``: from the kernel, or differentiable from the reference where that is asked for."""
-    if all(g is None for g in cotangents):
-        return (None,) * len(inputs)
-    if not torch.is_grad_enabled():
-        return raw(*cotangents, *inputs)
-    pulled: Any = torch.func.vjp(reference, *inputs)
-    outputs, pull_back = pulled
-    return pull_back(tuple([torch.zeros_like(y) if g is None else g for g, y in zip(cotangents, outputs, strict=True)]))
-
-
-def first_order_jvp(reference: Callable[..., Tensors], inputs: Tensors, tangents: Maybe) -> Tensors:
-    """Tangents of the results, from the reference."""
-    given = tuple([torch.zeros_like(x) if t is None else t for t, x in zip(tangents, inputs, strict=True)])
-    return torch.func.jvp(reference, inputs, given)[1]
-
-
 # ---- Smooth: forward, backward and double backward kernels ----
 
 

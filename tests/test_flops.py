@@ -81,10 +81,14 @@ def test_planar_flows_project_and_combine():
     assert (forward.get_total_flops(), backward.get_total_flops()) == (4 * ROWS * D * 4, 8 * ROWS * D * 4)
 
 
-@pytest.mark.parametrize("order", ["hvae_kernels, torch.utils.flop_counter", "torch.utils.flop_counter, hvae_kernels"])
-def test_formulas_are_registered_in_either_order(order):
+@pytest.mark.parametrize(
+    "first", ["hvae_kernels", "torch.utils.flop_counter", "hvae_kernels; find_spec('torch.utils.flop_counter')"]
+)
+def test_formulas_are_registered_whatever_comes_first(first):
     code = f"""
-import {order}, sys, torch
+from importlib.util import find_spec
+import {first}
+import hvae_kernels, torch.utils.flop_counter, sys, torch
 from torch.utils.flop_counter import flop_registry
 assert torch.ops.hvae_kernels.masked_linear in flop_registry
 assert not any(type(finder).__name__ == "_WhenImported" for finder in sys.meta_path)

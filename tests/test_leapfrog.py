@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import threading
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -353,17 +352,44 @@ def test_running_statistics_are_updated_once_by_each_of_several_threads(memory, 
     once = copy.deepcopy(module)
     leaves, barrier = inputs(), threading.Barrier(n_threads)
 
-    def work(_):
+    def work():
         barrier.wait()
         for _ in range(n_calls):
             end = leapfrog(*leaves[:2], module, *leaves[2:], memory=memory)
             torch.autograd.grad(end[0].sum(), leaves[:1])
 
-    with ThreadPoolExecutor(n_threads) as pool:
-        list(pool.map(work, range(n_threads)))
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(n_threads)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(100)
+    assert not any(thread.is_alive() for thread in threads)
     for _ in range(n_threads * n_calls):
         once(leaves[0])
     torch.testing.assert_close(dict(module.named_buffers()), dict(once.named_buffers()))
+    assert not statistics._HELD
+    assert not statistics._UPDATING
+
+
+@each_memory
+def test_a_trajectory_inside_an_evaluation_of_another_updates_once(memory):
+    """Both meet the same batch norm; in a thread, as neither may wait for the other."""
+    inner, leaves = batch_norm().double(), inputs()
+    given = [x.detach() for x in leaves[2:]]
+
+    def potential(z):
+        return inner(leapfrog(z, torch.zeros_like(z), inner, *given, memory="store")[0])
+
+    def work():
+        leapfrog(*leaves[:2], potential, *given, params=list(inner.parameters()), memory=memory)
+        done.append(True)
+
+    done, thread = [], threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(60)
+    assert done
+    for module in (m for m in inner.modules() if isinstance(m, nn.BatchNorm1d)):
+        assert module.num_batches_tracked == 2  # at the start of the inner trajectory, and in the call beside it
     assert not statistics._HELD
     assert not statistics._UPDATING
 

@@ -10,8 +10,8 @@ namespace {
 
 using namespace leapfrog;
 
-// The call's sizes; the forms are told in ops/gaussian_leapfrog/_layout.py. A call that fits none is refused here in a few words,
-// and api.py then says which argument is at fault.
+// The call's sizes; the forms are told in ops/gaussian_leapfrog/_layout.py. A call that fits none is refused here in a
+// few words, and api.py then says which argument is at fault.
 struct Problem {
   int64_t replicas, rows = 1;
   Shape shape;

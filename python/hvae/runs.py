@@ -39,7 +39,7 @@ def understood(path: Path) -> Iterator[None]:
     """Around code that only reads what a file held: what it does not know there is the file's fault."""
     try:
         yield
-    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
+    except (AttributeError, LookupError, TypeError, ValueError, ArithmeticError) as error:
         raise unreadable(path) from error
 
 

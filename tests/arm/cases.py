@@ -338,7 +338,7 @@ def update(dtype: torch.dtype, *size: int) -> Iterator[Case]:
     yield Case("update::DoubleBackward", (1, *size, *fields), double_backward, (gz, gr, hr, hg, *h, *inputs))
 
 
-# ---- affine_autoregressive.h, network.h ----
+# ---- affine_autoregressive.h, autoregressive_network.h ----
 
 #: Rows and their width in a block of the batch.
 BLOCKS = [(3, 5), (13, 1), (7, 33), (1, 1001)]

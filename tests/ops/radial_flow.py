@@ -63,6 +63,7 @@ _RADIAL_TRITON = "hvae_kernels/ops/radial_flow/triton.py"
 _RADIAL_TRITON_TESTS = "tests/test_contract.py -k radial_flow/triton"
 
 MUTATIONS = (
+    Mutation("hvae_kernels/ops/radial_flow/autograd.py", "[ctx.implementation](*cotangents, *inputs))", "[ctx.implementation](cotangents[0], None, *inputs))", _RADIAL_CPP),
     Mutation(_RADIAL, "*vectors<Set>(sums + i) -= moved_rows;", "*vectors<Set>(sums + i) = -moved_rows;", _RADIAL_CPP),
     Mutation(_RADIAL, "y, y - R * n, grads, sums, projected);", "y, y, grads, sums, projected);", _RADIAL_CPP),
     Mutation(_RADIAL, "d_alpha[k] += square * (b * along - d_h);", "d_alpha[k] -= square * d_h;", _RADIAL_CPP),

@@ -1,4 +1,4 @@
-"""The gates: how a network's raw output ``s`` becomes a scale. Their plain formulas are the law."""
+"""The gates: how a network's raw output ``s`` becomes a scale. Their plain formulas are the reference."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def bernoulli_log_prob(logits: Tensor, value: Tensor, event_ndims: int = 1) -> T
             ``event_ndims`` not an integer.
         ValueError: shapes or devices do not fit, or a finite value is more than 0.001 outside [0, 1], as raw pixels are
             (on the CPU; a GPU, and what torch.compile or vmap make of the reference, take it as it is). Inside a
-            compiled graph it is a RuntimeError.
+            compiled graph or a ``torch.func`` transform it is a RuntimeError.
 
     Source: Kingma and Welling, Auto-encoding variational Bayes, arXiv 1312.6114, appendix C.1, with the sigmoid and
     the logarithm taken together.

@@ -7,7 +7,6 @@ import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, TypeGuard
 from weakref import WeakKeyDictionary
 
 import torch
@@ -34,14 +33,22 @@ _UPDATING: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()  # by which t
 @contextlib.contextmanager
 def held(modules: Iterable[nn.Module]) -> Iterator[bool]:
     """Leave running statistics alone, after the updates of other threads; says whether there are any."""
-    tracking = [module for module in modules if _tracks(module)]
-    enter, leave = (_stop_all, _go_on_with_all) if torch.compiler.is_compiling() else (_hold, _release)
-    kept: Any = enter(tracking) if tracking else None
+    norms = [module for module in modules if isinstance(module, _NormBase)]
+    if torch.compiler.is_compiling():  # in one thread
+        norms = [module for module in norms if _tracks(module)]
+        kept = [_stop(module) for module in norms]
+        try:
+            yield bool(norms)
+        finally:
+            for module, statistics in zip(norms, kept, strict=True):
+                _go_on(module, statistics)
+        return
+    tracking = _hold(norms) if norms else []
     try:
         yield bool(tracking)
     finally:
         if tracking:
-            leave(tracking, kept)
+            _release(tracking)
 
 
 class Updates:
@@ -56,12 +63,13 @@ class Updates:
     def begin(self, module: nn.Module) -> None:
         """This thread is about to call a module."""
         self.end()
-        if not _tracks(module):
+        if not isinstance(module, _NormBase):
             return
         thread = threading.get_ident()
         with _CHANGED:
             hold = _HELD.get(module)
-            if hold is not None and thread in hold.threads:  # a trajectory within an evaluation of another one
+            within = (hold is not None and thread in hold.threads) or _UPDATING.get(module) == thread
+            if within or not _tracks(module):  # within: a trajectory inside an evaluation of another one
                 return
             _CHANGED.wait_for(lambda: module not in _HELD and module not in _UPDATING)
             _UPDATING[module] = thread
@@ -76,40 +84,33 @@ class Updates:
             self._module = None
 
 
-def _tracks(module: nn.Module) -> TypeGuard[_NormBase]:
-    """Whether a call of it updates statistics, or would if nobody held them."""
-    return isinstance(module, _NormBase) and module.training and (module.track_running_stats or module in _HELD)
+def _tracks(module: _NormBase) -> bool:
+    """Whether a call of it updates statistics, or would if nobody held them; to be asked while nothing changes."""
+    return module.training and (module.track_running_stats or module in _HELD)
 
 
-def _hold(modules: list[_NormBase]) -> None:
+def _hold(norms: list[_NormBase]) -> list[_NormBase]:
     thread = threading.get_ident()
     with _CHANGED:
-        _CHANGED.wait_for(lambda: all(_UPDATING.get(module, thread) == thread for module in modules))
-        for module in modules:
+        _CHANGED.wait_for(lambda: all(_UPDATING.get(module, thread) == thread for module in norms))
+        tracking = [module for module in norms if _tracks(module)]
+        for module in tracking:
             if module not in _HELD:
                 _HELD[module] = _Hold(_stop(module))
             _HELD[module].threads[thread] += 1
+    return tracking
 
 
-def _release(modules: list[_NormBase], _: None) -> None:
+def _release(tracking: list[_NormBase]) -> None:
     thread = threading.get_ident()
     with _CHANGED:
-        for module in modules:
+        for module in tracking:
             hold = _HELD[module]
             hold.threads -= Counter({thread: 1})
             if not hold.threads:
                 _go_on(module, hold.kept)
                 del _HELD[module]
         _CHANGED.notify_all()
-
-
-def _stop_all(modules: list[_NormBase]) -> list[_Kept]:
-    return [_stop(module) for module in modules]
-
-
-def _go_on_with_all(modules: list[_NormBase], kept: list[_Kept]) -> None:
-    for module, statistics in zip(modules, kept, strict=True):
-        _go_on(module, statistics)
 
 
 def _stop(module: _NormBase) -> _Kept:

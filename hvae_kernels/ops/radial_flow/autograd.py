@@ -6,11 +6,12 @@ reference: rarely asked for, so plain PyTorch.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from hvae_kernels import _library
 from hvae_kernels._library import OpFunction
-from hvae_kernels._op import empty, first_order_backward, first_order_jvp, kernel, returns
+from hvae_kernels._op import empty, kernel, returns
 from hvae_kernels.ops.radial_flow import reference
 
 _INPUTS = "Tensor z, Tensor center, Tensor alpha, Tensor beta"
@@ -45,12 +46,20 @@ class RadialFlow(OpFunction):
 
     @staticmethod
     def backward(ctx, *cotangents):
-        raw = RAW_BACKWARD[ctx.implementation]
-        return (None, *first_order_backward(raw, reference.radial_flow, cotangents, ctx.saved_tensors))
+        inputs = ctx.saved_tensors
+        if all(g is None for g in cotangents):
+            return (None,) * (1 + len(inputs))
+        if not torch.is_grad_enabled():
+            return (None, *RAW_BACKWARD[ctx.implementation](*cotangents, *inputs))
+        outputs, pull_back = torch.func.vjp(reference.radial_flow, *inputs)
+        given = [torch.zeros_like(y) if g is None else g for g, y in zip(cotangents, outputs, strict=True)]
+        return (None, *pull_back(tuple(given)))
 
     @staticmethod
     def jvp(ctx, _, *tangents):
-        return first_order_jvp(reference.radial_flow, ctx.saved_tensors, tangents)
+        inputs = ctx.saved_tensors
+        given = tuple(torch.zeros_like(x) if t is None else t for t, x in zip(tangents, inputs, strict=True))
+        return torch.func.jvp(reference.radial_flow, inputs, given)[1]
 
     @staticmethod
     def vmap(info, in_dims, implementation, *inputs):
