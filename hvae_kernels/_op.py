@@ -200,12 +200,8 @@ class SmoothForward(OpFunction):
         return ctx.call.jvp(tangents, ctx.saved_tensors)
 
 
-class SmoothBackward(OpFunction):
-    """``(cotangents, inputs) -> `` gradients of the inputs."""
-
-    @staticmethod
-    def forward(call, needs, *tensors):
-        return call.backward(needs, *tensors)
+class _Derivative(OpFunction):
+    """What the two derivatives keep: all that they are given."""
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -213,6 +209,14 @@ class SmoothBackward(OpFunction):
         ctx.save_for_backward(*tensors)
         ctx.save_for_forward(*tensors)
         ctx.set_materialize_grads(False)
+
+
+class SmoothBackward(_Derivative):
+    """``(cotangents, inputs) -> `` gradients of the inputs."""
+
+    @staticmethod
+    def forward(call, needs, *tensors):
+        return call.backward(needs, *tensors)
 
     @staticmethod
     def backward(ctx, *directions):
@@ -247,19 +251,12 @@ class SmoothBackward(OpFunction):
         return _batched(functools.partial(SmoothBackward.apply, call, needs), info, in_dims, call, tensors, written)
 
 
-class SmoothDoubleBackward(OpFunction):
+class SmoothDoubleBackward(_Derivative):
     """``(directions, cotangents, inputs) -> `` gradients of the cotangents, then of the inputs."""
 
     @staticmethod
     def forward(call, needs, *tensors):
         return call.double(needs, *tensors)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.call, ctx.needs, *tensors = inputs
-        ctx.save_for_backward(*tensors)
-        ctx.save_for_forward(*tensors)
-        ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx, *upstream):

@@ -123,7 +123,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(_FLOWS, "for _ in range(self.features + 1):", "for _ in range(self.features):", _FLOWS_TESTS + " -k more_than"),
     Mutation(_STACK, "[(flow, flow) for flow in self.flows]", "[(flow, flow.forward) for flow in self.flows]", _FLOWS_TESTS + " -k every_level"),
     Mutation(_STACK, 'context if context is not None and getattr(flow, "is_conditional", True) else None', "context", _FLOWS_TESTS + " -k stack_hands"),
-    Mutation(_FLOWS, "return not ours or self.made.context is not None", "return self.made.context is not None", _FLOWS_TESTS + " -k stack_hands"),
+    Mutation(_FLOWS, "return not ours or type(self.made) is not MADE or self.made.context is not None", "return self.made.context is not None", _FLOWS_TESTS + " -k stack_hands"),
     Mutation(_FLOW, "usable = self._is_recorded or not torch.is_grad_enabled()", "usable = True", _FLOWS_TESTS + " -k gradients_that"),
     Mutation(_FLOW, "kept._is_recorded = False", "pass", _FLOWS_TESTS + " -k gradients_that"),
     Mutation(_FLOW, "and self._seen.again(self._read())", "", _FLOWS_TESTS + " -k cached_pair"),

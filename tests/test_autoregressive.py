@@ -266,9 +266,15 @@ def test_stack_hands_its_context_to_code_of_subclasses():
         def forward(self, z, context=None):
             return super().forward(z + context)
 
+    class ShiftedStack(hk.nn.FlowStack):
+        def forward(self, z, context=None):
+            return super().forward(z + context)
+
     z, context = torch.randn(5, 4), torch.randn(5, 4)
-    flow = Shifted(4, [8])
-    torch.testing.assert_close(hk.nn.FlowStack([flow])(z, context), flow(z, context))
+    plain, patched = hk.nn.MaskedAutoregressiveFlow(4, [8]), hk.nn.PlanarFlow(4, 2)
+    patched.forward = lambda z, context=None: (z + context, z.new_zeros(5))
+    for flow in (Shifted(4, [8]), ShiftedStack([plain]), patched):
+        torch.testing.assert_close(hk.nn.FlowStack([plain, flow])(z, context)[0], flow(plain(z)[0], context)[0])
 
 
 @each_flow

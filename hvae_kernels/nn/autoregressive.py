@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hvae_kernels import _checks
+from hvae_kernels import _checks, _live
 from hvae_kernels.nn.flow import Flow
 from hvae_kernels.nn.made import MADE, is_read
 from hvae_kernels.ops import autoregressive_network
@@ -75,9 +75,9 @@ class InverseAutoregressiveFlow(Flow):
 
     @property
     def is_conditional(self) -> bool:
-        """Whether ``made`` takes a context; a subclass may have one of its own."""
-        ours = type(self) in (InverseAutoregressiveFlow, MaskedAutoregressiveFlow) and type(self.made) is MADE
-        return not ours or self.made.context is not None
+        """Whether ``made`` takes a context; code that is not ours may have one of its own."""
+        ours = type(self) in (InverseAutoregressiveFlow, MaskedAutoregressiveFlow) and _live.untouched(self)
+        return not ours or type(self.made) is not MADE or self.made.context is not None
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """``z (..., d)`` and ``context (..., context_features)`` to ``(z', log_abs_det)``; parallel."""

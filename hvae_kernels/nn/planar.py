@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from hvae_kernels import _checks
+from hvae_kernels import _checks, _live
 from hvae_kernels.nn.flow import ForwardFlow
 from hvae_kernels.ops.planar_flow import planar_flow
 
@@ -58,8 +58,8 @@ class PlanarFlow(ForwardFlow):
 
     @property
     def is_conditional(self) -> bool:
-        """False, but for code of a subclass."""
-        return type(self) is not PlanarFlow
+        """False, but for code that is not ours."""
+        return type(self) is not PlanarFlow or not _live.untouched(self)
 
     def reset_parameters(self) -> None:
         """The Gaussian study's initial values."""

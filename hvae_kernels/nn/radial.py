@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from hvae_kernels import _checks
+from hvae_kernels import _checks, _live
 from hvae_kernels.nn.flow import ForwardFlow
 from hvae_kernels.ops.radial_flow import radial_flow
 
@@ -54,8 +54,8 @@ class RadialFlow(ForwardFlow):
 
     @property
     def is_conditional(self) -> bool:
-        """False, but for code of a subclass."""
-        return type(self) is not RadialFlow
+        """False, but for code that is not ours."""
+        return type(self) is not RadialFlow or not _live.untouched(self)
 
     def reset_parameters(self) -> None:
         """Centres from a standard normal, layers the identity."""

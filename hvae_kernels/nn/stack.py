@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hvae_kernels import _checks
+from hvae_kernels import _checks, _live
 from hvae_kernels.nn.autoregressive import InverseAutoregressiveFlow
 from hvae_kernels.nn.flow import Flow
 
@@ -50,8 +50,9 @@ class FlowStack(Flow):
 
     @property
     def is_conditional(self) -> bool:
-        """Whether any flow is."""
-        return any(getattr(flow, "is_conditional", True) for flow in self.flows)
+        """Whether any flow is; code that is not ours may have a context of its own."""
+        ours = type(self) is FlowStack and _live.untouched(self)
+        return not ours or any(getattr(flow, "is_conditional", True) for flow in self.flows)
 
     @property
     def forward_is_parallel(self) -> bool:  # type: ignore[override]
