@@ -10,9 +10,11 @@ from hvae_kernels.ops.local_reparam_linear import local_reparam_linear
 from hvae_kernels.ops.masked_linear import masked_linear
 from hvae_kernels.ops.planar_flow import constrain_planar, planar_flow, planar_flow_with_vjp
 from hvae_kernels.ops.radial_flow import radial_flow
+from hvae_kernels.ops.rational_quadratic_spline import Spline, rational_quadratic_spline
 
 __all__ = [
     "Gate",
+    "Spline",
     "affine_autoregressive",
     "bernoulli_log_prob",
     "constrain_planar",
@@ -29,5 +31,6 @@ __all__ = [
     "planar_flow",
     "planar_flow_with_vjp",
     "radial_flow",
+    "rational_quadratic_spline",
     "stl_surrogate",
 ]

@@ -75,15 +75,19 @@ class Scratch {
 };
 
 // A value and its tangent: running a reverse sweep on these gives Hessian-vector products.
-struct Dual {
-  double value, tangent;
-  Dual() = default;
-  Dual(double v, double t = 0) : value(v), tangent(t) {}
+template <class T>
+struct DualOf {
+  T value, tangent;
+  DualOf() = default;
+  HK_INLINE DualOf(T v, T t = 0) : value(v), tangent(t) {}
+  friend HK_INLINE DualOf operator+(DualOf a, DualOf b) { return {a.value + b.value, a.tangent + b.tangent}; }
+  friend HK_INLINE DualOf operator-(DualOf a, DualOf b) { return {a.value - b.value, a.tangent - b.tangent}; }
+  friend HK_INLINE DualOf operator-(DualOf a) { return {-a.value, -a.tangent}; }
+  friend HK_INLINE DualOf operator*(DualOf a, DualOf b) {
+    return {a.value * b.value, a.value * b.tangent + a.tangent * b.value};
+  }
+  friend HK_INLINE DualOf& operator+=(DualOf& a, DualOf b) { return a = a + b; }
 };
-HK_INLINE Dual operator+(Dual a, Dual b) { return {a.value + b.value, a.tangent + b.tangent}; }
-HK_INLINE Dual operator-(Dual a, Dual b) { return {a.value - b.value, a.tangent - b.tangent}; }
-HK_INLINE Dual operator-(Dual a) { return {-a.value, -a.tangent}; }
-HK_INLINE Dual operator*(Dual a, Dual b) { return {a.value * b.value, a.value * b.tangent + a.tangent * b.value}; }
-HK_INLINE Dual& operator+=(Dual& a, Dual b) { return a = a + b; }
+using Dual = DualOf<double>;
 
 }  // namespace hk

@@ -1,0 +1,139 @@
+"""``rational_quadratic_spline``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from hvae_kernels import functional as F
+from hvae_kernels.ops.rational_quadratic_spline import autograd, reference
+from ops._mutation import Mutation
+from ops._spec import SHAPES, OpSpec, RawOp, in_layout
+
+#: By name: every style, every kind of tails, both directions somewhere, and numbers that are nobody's default.
+SPLINES = {
+    "linear": F.Spline(8),
+    "circular": F.Spline(5, bound=2.0, tails="circular", logit_scale=0.5),
+    "none": F.Spline(4, bound=(-3.0, 3.0, -1.0, 4.0), tails=None, min_width=1e-2, min_height=2e-2),
+    "zuko": F.Spline(6, bound=5.0, style="zuko"),
+    "zuko_circular": F.Spline(3, style="zuko", tails="circular", logit_scale=0.7),
+    "pyro": F.Spline(7, style="pyro", min_derivative=1e-2),
+    "two": F.Spline(2),
+    "many": F.Spline(40, bound=4.0),
+}
+
+
+def spline_inputs(
+    dtype: torch.dtype,
+    device: str,
+    *,
+    shape: tuple[int, ...],
+    layout: str = "contiguous",
+    spline: str = "linear",
+    scale: float = 1.0,
+    spread: float = 1.5,
+) -> tuple[Tensor, ...]:
+    """x, some of it outside where the tails allow that, and raw parameters of size ``scale``."""
+    made = SPLINES[spline]
+    kind = {"dtype": dtype, "device": device}
+    left, right, bottom, top = made.interval
+    low, high = max(left, bottom), min(right, top)  # inside for either direction
+    if made.tails is None:
+        x = low + (high - low) * (0.02 + 0.96 * torch.rand(shape, **kind))
+    else:
+        x = high * spread * (2 * torch.rand(shape, **kind) - 1)
+    parameters = scale * torch.randn(*shape, made.parameters, **kind)
+    if layout == "planes":
+        return x, parameters.mT.contiguous().mT
+    return in_layout(x, layout), in_layout(parameters, layout)
+
+
+def _both(op: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., tuple[Tensor, ...]]:
+    """The op in both directions, each with results of its own."""
+
+    def both(
+        *inputs: Tensor,
+        spline: str = "linear",
+        event_ndims: int = 1,
+        directions: tuple[bool, ...] = (False, True),
+    ) -> tuple[Tensor, ...]:
+        made = SPLINES[spline]
+        return tuple(
+            result for inverse in directions for result in op(*inputs, made, inverse=inverse, event_ndims=event_ndims)
+        )
+
+    return both
+
+
+def _raw(spline: str, inverse: bool) -> tuple[RawOp, ...]:
+    """The raw kernels of one spline, of no more parameters than inputs have, with and without cotangents, directions."""
+    options = autograd.options_of(SPLINES[spline], inverse, 1)
+    forward, backward, double = autograd.RAW_FORWARD, autograd.RAW_BACKWARD, autograd.RAW_DOUBLE_BACKWARD
+
+    def of(x):
+        return x[0], x[1][..., : SPLINES[spline].parameters]
+
+    def cotangents(x):
+        return torch.randn_like(x[0]), torch.randn_like(x[0][..., 0])
+
+    def directions(x):
+        return tuple(map(torch.randn_like, of(x)))
+
+    return (
+        RawOp(forward, lambda x: (*of(x), *options)),
+        RawOp(backward, lambda x: (*cotangents(x), *of(x), *options, 3)),
+        RawOp(backward, lambda x: (None, cotangents(x)[1], x[0], of(x)[1].mT.contiguous().mT, *options, 2)),
+        RawOp(double, lambda x: (*directions(x), *cotangents(x), *of(x), *options, 15)),
+        RawOp(double, lambda x: (None, directions(x)[1], None, cotangents(x)[1], *of(x), *options, 9)),
+    )
+
+
+#: Sizes under one direction alone.
+_LARGE = {"many_rows": {"shape": (1500, 3)}, "several_blocks": {"shape": (5, 300)}, "wide": {"shape": (2, 1031)}}
+CASES = {
+    **SHAPES,
+    **{name: {**case, "directions": (False,)} for name, case in _LARGE.items()},
+    "planes": {"shape": (7, 5), "layout": "planes"},
+    "planes_leading": {"shape": (2, 3, 17), "layout": "planes"},
+    "element_wise": {"shape": (5, 3), "event_ndims": 0},
+    "two_event_dims": {"shape": (4, 3, 5), "event_ndims": 2},
+    **{name: {"shape": (13, 17), "spline": name} for name in SPLINES},
+    "flat": {"shape": (13, 17), "scale": 0.0},
+    "steep": {"shape": (13, 17), "scale": 4.0},
+}
+#: zuko's splines of tiny parameters are the identity, whose log-determinant is all rounding.
+EXTREMES = {
+    f"{spline}_{scale:g}": {"shape": (13, 17), "spline": spline, "scale": scale}
+    for spline, scale in (("linear", 10.0), ("linear", 1e-9), ("circular", 10.0), ("circular", 1e-9), ("zuko", 10.0))
+} | {
+    "huge": {"shape": (13, 17), "scale": 1e9, "spread": 0.9, "directions": (False,)},
+    "far": {"shape": (13, 17), "spread": 1e30},
+}
+
+SPECS = (
+    OpSpec(
+        name="rational_quadratic_spline",
+        rows=(0, 1),
+        row_cases=tuple({"spline": spline, "directions": (d,)} for spline in ("linear", "zuko") for d in (False, True)),
+        op=_both(F.rational_quadratic_spline),
+        reference=_both(reference.rational_quadratic_spline),
+        make=spline_inputs,
+        cases=CASES,
+        small={"shape": (2, 2), "spread": 0.95},
+        extremes=EXTREMES,
+        same=(0, 0),
+        raw=(*_raw("linear", False), *_raw("zuko", True), *_raw("circular", True)),
+        options=("event_ndims", "directions"),
+        shared=("spline",),
+        long_sums={"shape": (33, 1023), "directions": (False,)},
+        interpreted={
+            "many_rows": {"shape": (60, 3), "directions": (False,)},
+            "several_blocks": {"shape": (3, 300), "directions": (False,)},
+            "wide": {"shape": (1, 1031), "directions": (False,)},
+        },
+    ),
+)
+
+MUTATIONS: tuple[Mutation, ...] = ()
