@@ -25,7 +25,7 @@ bool run_tile(Sweep<T>& sweep, bool inverse, int64_t features, int64_t n, const 
 }
 
 template <class T>
-void run_tiles(const Network<T>& net, const NetworkArguments& a, bool inverse, const Tensor& known,
+void run_tiles(const Network<T>& net, bool inverse, const Tensor& known,
                const Tensor& wanted, const Tensor& log_det, T* tape) {
   const int64_t rows = known.size(0), features = known.size(1);
   const int64_t lanes = tile_lanes<T>(rows), tiles = (rows + lanes - 1) / lanes;
@@ -33,7 +33,7 @@ void run_tiles(const Network<T>& net, const NetworkArguments& a, bool inverse, c
   T *to = written<T>(wanted), *det = written<T>(log_det);
   std::atomic<bool> sound{true};
   torch::stable::parallel_for(0, tiles, grain_for(tiles, rows * net.connections), [&](int64_t begin, int64_t end) {
-    Sweep<T> sweep(net, a, lanes);
+    Sweep<T> sweep(net, lanes);
     for (int64_t t = begin; t < end; ++t) {
       const int64_t row = t * lanes, n = std::min(lanes, rows - row);
       sweep.load_context(row, n);
@@ -51,7 +51,7 @@ void map(const NetworkArguments& a, bool inverse, const Tensor& known, const Ten
          Tensor* tape) {
   const Network<T> net(a, known.size(1), known.size(0));
   if (tape && !net.gated) *tape = empty_of({tape_rows<T>(known.size(0)) * net.units}, known);
-  run_tiles<T>(net, a, inverse, known, wanted, log_det, tape && !net.gated ? written<T>(*tape) : nullptr);
+  run_tiles<T>(net, inverse, known, wanted, log_det, tape && !net.gated ? written<T>(*tape) : nullptr);
 }
 
 std::tuple<Tensor, Tensor> mapped(bool inverse, const Tensor& known, const NetworkArguments& a, Tensor* tape) {

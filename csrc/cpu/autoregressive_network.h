@@ -3,6 +3,8 @@
 
 #include <array>
 
+#include "../kernels/autoregressive_network.h"
+#include "../kernels/rational_quadratic_spline.h"
 #include "tile.h"
 
 namespace hk {
@@ -11,17 +13,19 @@ namespace hk {
 struct NetworkArguments {
   std::vector<Tensor> weights, biases, offsets, gates, degrees;
   std::vector<int64_t> program;
-  int64_t gate;
-  double first, second;
+  std::vector<int64_t> tail;    // a gate's code; of a spline kSplineTail, bins, tails, style
+  std::vector<double> numbers;  // of the gate, or of the spline in the order of its op's schema
 };
+
+constexpr int64_t kSplineTail = -1;
 
 // The same as the parameters of an operator.
 #define HK_NETWORK_PARAMETERS                                                                                     \
   std::vector<Tensor> weights, std::vector<Tensor> biases, std::vector<Tensor> offsets, std::vector<Tensor> gates, \
-      std::vector<Tensor> degrees, std::vector<int64_t> program, int64_t gate, double first, double second
+      std::vector<Tensor> degrees, std::vector<int64_t> program, std::vector<int64_t> tail, std::vector<double> numbers
 #define HK_NETWORK                                                                                    \
   {std::move(weights), std::move(biases),  std::move(offsets), std::move(gates), std::move(degrees), \
-   std::move(program), gate,               first,              second}
+   std::move(program), std::move(tail),    std::move(numbers)}
 
 // Connections to one source: unit u (ascending degree) sees the source's first counts[u] units (ascending), and source
 // unit i (descending degree) is seen by the first readers[i] units (descending).
@@ -91,34 +95,53 @@ class Network {
       if (word[3] != kNone) add_term(s, kFeatures, a.weights, word[3]);
       check(word[1] == kNone || stages[word[1]].layer.size() == stages[s].layer.size());
     }
-    const int64_t* at = a.program.data();
-    shift = {at[0], at[1]};
-    scale = {at[2], at[3]};
+    for (size_t i = 0; i < outputs.size(); ++i) outputs[i] = a.program[i];
+    read_tail(a);
     for (const Stage<T>& s : stages) {
       widest = std::max(widest, s.layer.size());
       units += s.layer.size();
       gated |= s.gate != nullptr;
     }
     // The outputs are the last stage's raw values.
-    check(stages.back().layer.size() == 2 * features && stages.back().activation == 0 && !stages.back().gate);
-    for (const auto& place : {shift, scale})
-      check(place[0] >= 0 && place[1] >= 0 && (features == 0 || place[0] + place[1] * (features - 1) < 2 * features));
+    const int64_t P = parameters(), units_of_last = P * features;
+    check(stages.back().layer.size() == units_of_last && stages.back().activation == 0 && !stages.back().gate);
+    for (int64_t p : {int64_t{0}, P - 1})
+      for (int64_t j : {int64_t{0}, features - 1})
+        check(features == 0 || (output_unit(j, p) >= 0 && output_unit(j, p) < units_of_last));
   }
 
   const Layer& layer(int64_t source) const { return source == kFeatures ? inputs[0] : stages[source].layer; }
-  int64_t shift_unit(int64_t feature) const { return shift[0] + shift[1] * feature; }
-  int64_t scale_unit(int64_t feature) const { return scale[0] + scale[1] * feature; }
+  // A feature's parameters: the shift and the raw scale of an affine tail, or those of a spline.
+  int64_t parameters() const { return spline ? spline->parameters() : 2; }
+  int64_t output_unit(int64_t feature, int64_t p) const { return outputs[0] + outputs[1] * feature + outputs[2] * p; }
+  int64_t output_stride() const { return outputs[2]; }
 
   std::vector<Layer> inputs;
   std::vector<Stage<T>> stages;
+  std::optional<spline::Spline> spline;  // the tail, where it is one
+  int64_t gate = 0;                      // otherwise
+  double first = 0, second = 0;
   int64_t steps, widest = 0, units = 0, connections = 0;
   bool gated = false;
 
  private:
-  static constexpr int64_t kLayout = 4, kWords = 4;
-  std::array<int64_t, 2> shift, scale;
+  static constexpr int64_t kLayout = 3, kWords = 4;
+  std::array<int64_t, kLayout> outputs;
 
   static void check(bool fits) { STD_TORCH_CHECK(fits, "autoregressive network: shapes or dtypes do not fit"); }
+
+  void read_tail(const NetworkArguments& a) {
+    const auto &tail = a.tail;
+    const auto &n = a.numbers;
+    check(!tail.empty());
+    if (tail[0] != kSplineTail) {
+      check(tail.size() == 1 && n.size() == 2 && tail[0] >= 0 && tail[0] < autoregressive::kGates);
+      gate = tail[0], first = n[0], second = n[1];
+      return;
+    }
+    check(tail.size() == 4 && n.size() == 8 && tail[1] >= 2);
+    spline = {tail[1], tail[2], tail[3], n[0], n[1], n[2], n[3], n[4], n[5], n[6], n[7], false};
+  }
 
   static std::vector<int64_t> degrees_of(const Tensor& t) {
     check(t.dim() == 1 && t.scalar_type() == ScalarType::Long && t.is_contiguous());

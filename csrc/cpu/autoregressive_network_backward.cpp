@@ -243,7 +243,7 @@ void backward(const NetworkArguments& a, bool inverse, const MaybeTensor& grad, 
   };
   // Cotangents of tiles first to last - 1, and done(sweep, row, n) after each.
   const auto run_tiles = [&](int64_t first, int64_t last, auto* values, const auto& done) {
-    Sweep<T> sweep(net, a, lanes);
+    Sweep<T> sweep(net, lanes);
     for (int64_t t = first; t < last; ++t) {
       const int64_t row = t * lanes, n = std::min(lanes, rows - row);
       sweep.load_context(row, n);

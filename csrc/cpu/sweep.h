@@ -1,7 +1,6 @@
 // One tile of samples on its way through an autoregressive network, in either direction, and back.
 #pragma once
 
-#include "../kernels/autoregressive_network.h"
 #include "autoregressive_network.h"
 
 namespace hk {
@@ -13,11 +12,11 @@ constexpr int64_t kAll = std::numeric_limits<int64_t>::max();
 template <class T>
 class Sweep {
  public:
-  Sweep(const Network<T>& net, const NetworkArguments& a, int64_t lanes)
-      : net_(net), tail_{a.gate, static_cast<T>(a.first), static_cast<T>(a.second)}, lanes_(lanes),
+  Sweep(const Network<T>& net, int64_t lanes)
+      : net_(net), tail_{net.gate, static_cast<T>(net.first), static_cast<T>(net.second)}, lanes_(lanes),
         x_(net.inputs[0].size() * lanes_), y_(net.inputs[0].size() * lanes_),
         log_det_(lanes_), through_(net.inputs[0].size() * lanes_), grad_log_det_(lanes_), least_(lanes_),
-        tape_(net.units * lanes_) {
+        tape_(net.units * lanes_), spline_scratch_(net.spline ? 3 * net.parameters() * spline::kBlock : 0) {
     place(tape_.data());
     for (const Stage<T>& s : net.stages) {
       value_.emplace_back(s.layer.size() * lanes_);
@@ -87,10 +86,12 @@ class Sweep {
   // x and all values known, y wanted.
   void forward() {
     const int64_t features = net_.inputs[0].size();
-    for (int64_t j = 0; j < features; ++j)
-      run(ApplyTail<T>{.tail = tail_, .x = x() + j * lanes_, .shift = output(net_.shift_unit(j)),
-                       .raw = output(net_.scale_unit(j)), .n = lanes_, .y = y() + j * lanes_,
-                       .log_det = log_det_.data()});
+    for (int64_t j = 0; j < features; ++j) {
+      if (net_.spline) apply_spline(j, false, x(), y());
+      else
+        run(ApplyTail<T>{.tail = tail_, .x = x() + j * lanes_, .shift = output(j, 0), .raw = output(j, 1), .n = lanes_,
+                         .y = y() + j * lanes_, .log_det = log_det_.data()});
+    }
   }
 
   // y known, x wanted: features in order of degree, each unit finished once, when its last input is known. What lies in
@@ -112,9 +113,10 @@ class Sweep {
         }
         for (int64_t i = features.start[t]; i < features.start[t + 1]; ++i) {
           const int64_t j = features.up[i];
-          run(InvertTail<T>{.tail = tail_, .y = y() + j * lanes_, .shift = output(net_.shift_unit(j)),
-                            .raw = output(net_.scale_unit(j)), .n = lanes_, .x = x() + j * lanes_,
-                            .log_det = log_det_.data(), .least = least_.data()});
+          if (net_.spline) apply_spline(j, true, y(), x());
+          else
+            run(InvertTail<T>{.tail = tail_, .y = y() + j * lanes_, .shift = output(j, 0), .raw = output(j, 1),
+                              .n = lanes_, .x = x() + j * lanes_, .log_det = log_det_.data(), .least = least_.data()});
         }
       }
     }
@@ -123,10 +125,12 @@ class Sweep {
   // x and all values known, y holds g and grad_log_det h: cotangents of everything that the network computes. y becomes
   // what reaches x past the network; with `to_features` through() what reaches it through the network.
   void backward(bool to_features) {
-    for (int64_t j = 0; j < net_.inputs[0].size(); ++j)
-      run(BackwardTail<T>{.tail = tail_, .x = x() + j * lanes_, .h = grad_log_det_.data(), .n = lanes_,
-                          .g = y() + j * lanes_, .shift = output(net_.shift_unit(j)),
-                          .raw = output(net_.scale_unit(j))});
+    for (int64_t j = 0; j < net_.inputs[0].size(); ++j) {
+      if (net_.spline) pull_spline(j, false);
+      else
+        run(BackwardTail<T>{.tail = tail_, .x = x() + j * lanes_, .h = grad_log_det_.data(), .n = lanes_,
+                            .g = y() + j * lanes_, .shift = output(j, 0), .raw = output(j, 1)});
+    }
     for (int64_t s = last() - 1; s >= 0; --s) {
       const int64_t units = net_.stages[s].layer.size();
       pull(s, 0, units, 0, true);
@@ -157,9 +161,10 @@ class Sweep {
         pull(kFeatures, features.rest[t + 1], features.rest[t], t1, false);
         for (int64_t i = features.rest[t + 1]; i < features.rest[t]; ++i) {
           const int64_t j = features.down[i];
-          run(SolveTail<T>{.tail = tail_, .x = x() + j * lanes_, .through = through(j), .h = grad_log_det_.data(),
-                           .n = lanes_, .g = y() + j * lanes_, .shift = output(net_.shift_unit(j)),
-                           .raw = output(net_.scale_unit(j))});
+          if (net_.spline) pull_spline(j, true);
+          else
+            run(SolveTail<T>{.tail = tail_, .x = x() + j * lanes_, .through = through(j), .h = grad_log_det_.data(),
+                             .n = lanes_, .g = y() + j * lanes_, .shift = output(j, 0), .raw = output(j, 1)});
         }
         for (int64_t s = last() - 1; s >= 0; --s) {
           const Layer& layer = net_.stages[s].layer;
@@ -181,7 +186,34 @@ class Sweep {
     }
   }
 
-  T* output(int64_t unit) { return raw(last(), unit); }
+  T* output(int64_t feature, int64_t p) { return raw(last(), net_.output_unit(feature, p)); }
+
+  // Where a feature's spline finds the parameters of a tile: a row of lanes for each.
+  spline::Layout spline_layout() const { return {lanes_, 0, 1, net_.output_stride() * lanes_}; }
+
+  // Feature j of `known` to that of `wanted`, by the spline or its inverse.
+  void apply_spline(int64_t j, bool inverse, const T* known, T* wanted) {
+    static_assert(kMostGroups * kGroupLanes<T> <= spline::kBlock);
+    spline::Spline spline = *net_.spline;
+    spline.inverse = inverse;
+    const spline::Layout layout = spline_layout();
+    alignas(64) T logs[spline::kBlock];
+    run(spline::Forward<T>{.spline = spline, .first = 0, .n = lanes_, .layout = layout, .parameters = output(j, 0),
+                           .x = known + j * lanes_, .scratch = spline_scratch_.data(), .output = wanted + j * lanes_,
+                           .logs = logs});
+    for (int64_t i = 0; i < lanes_; ++i) log_det_.data()[i] += logs[i];
+  }
+
+  // What BackwardTail and, with `solves`, SolveTail do.
+  void pull_spline(int64_t j, bool solves) {
+    T* g = y() + j * lanes_;
+    for (int64_t i = 0; i < lanes_ && solves; ++i) g[i] -= through(j)[i];
+    const spline::Layout layout = spline_layout();
+    run(spline::Backward<T>{.spline = *net_.spline, .first = 0, .n = lanes_, .layout = layout, .to = layout,
+                            .grad = g, .grad_log = grad_log_det_.data(), .parameters = output(j, 0),
+                            .x = x() + j * lanes_, .scratch = spline_scratch_.data(), .d_x = g,
+                            .d_parameters = output(j, 0), .solves = solves});
+  }
 
   // Wide enough for the large products, narrow enough that little is left to the step by step part.
   int64_t steps_a_block() const {
@@ -284,6 +316,7 @@ class Sweep {
   Scratch<double> log_det_;
   Scratch<T> through_, grad_log_det_, least_;
   Scratch<T> tape_;  // raw values of all stages
+  Scratch<T> spline_scratch_;
   std::vector<T*> raw_;
   std::vector<Scratch<T>> value_, offset_, gates_, ungated_;
 };

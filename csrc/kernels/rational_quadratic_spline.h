@@ -175,8 +175,14 @@ HK_INLINE void gather(const Layout& from, const T* data, int64_t first, int64_t 
   for (int64_t i = 0; i < n;) {
     const int64_t run = std::min(n - i, from.features - (first + i) % from.features);
     const T* base = data + from.at(first + i);
-    for (int64_t p = 0; p < P; ++p)
-      for (int64_t l = 0; l < run; ++l) raw[p * kBlock + i + l] = base[l * from.feature_stride + p * from.stride];
+    for (int64_t p = 0; p < P; ++p) {
+      const T* row = base + p * from.stride;
+      T* column = raw + p * kBlock + i;
+      if (from.feature_stride == 1)
+        for (int64_t l = 0; l < run; ++l) column[l] = row[l];
+      else
+        for (int64_t l = 0; l < run; ++l) column[l] = row[l * from.feature_stride];
+    }
     i += run;
   }
   for (int64_t p = 0; p < P; ++p)
@@ -214,8 +220,14 @@ HK_INLINE void scatter(const Layout& to, T* data, int64_t first, int64_t n, int6
   for (int64_t i = 0; i < n;) {
     const int64_t run = std::min(n - i, to.features - (first + i) % to.features);
     T* base = data + to.at(first + i);
-    for (int64_t p = 0; p < P; ++p)
-      for (int64_t l = 0; l < run; ++l) base[l * to.feature_stride + p * to.stride] = from[p * kBlock + i + l];
+    for (int64_t p = 0; p < P; ++p) {
+      T* row = base + p * to.stride;
+      const T* column = from + p * kBlock + i;
+      if (to.feature_stride == 1)
+        for (int64_t l = 0; l < run; ++l) row[l] = column[l];
+      else
+        for (int64_t l = 0; l < run; ++l) row[l * to.feature_stride] = column[l];
+    }
     i += run;
   }
 }
@@ -467,19 +479,24 @@ struct Partials {
   }
 };
 
+// Whose gradients: of the map, of its inverse x(y), or what a solve with the map's transposed Jacobian takes.
+enum class Of { map, inverse, solve };
+
 // Gradients of what stands in an element's bin. Of the inverse, x(y), they follow from those of y(x) by the implicit
-// function theorem: a = (g - l L_x) / (dy/dx) is the gradient of y, and -a that of the map.
+// function theorem: a = (g - l L_x) / (dy/dx) is the gradient of y, and -a that of the map. A solve wants a, and what
+// the map makes of a and l.
 template <class S>
 struct Pulled {
   S x, x0, w, y0, h, d0, d1;
 
-  HK_INLINE Pulled(bool inverse, const Partials<S>& p, S g, S l) {
-    if (inverse) {
+  HK_INLINE Pulled(Of of, const Partials<S>& p, S g, S l) {
+    if (of != Of::map) {
       x = (g - l * p.l_x) * inverse_of(p.y_x);
-      g = -x, l = -l;
+      g = x;
     }
+    if (of == Of::inverse) g = -g, l = -l;
     const S by_x = g * p.y_x + l * p.l_x;
-    if (!inverse) x = by_x;
+    if (of == Of::map) x = by_x;
     x0 = -by_x, y0 = g;
     w = g * p.y_w + l * p.l_w, h = g * p.y_h + l * p.l_h;
     d0 = g * p.y_d0 + l * p.l_d0, d1 = g * p.y_d1 + l * p.l_d1;
@@ -551,6 +568,7 @@ struct Backward {
   const T *parameters, *x;
   T* scratch;
   T *d_x, *d_parameters;  // null where not wanted
+  bool solves = false;    // of the map at x; d_x is then the solution
 
   HK_INLINE void operator()(auto set) const {
     using Set = decltype(set);
@@ -566,12 +584,12 @@ struct Backward {
     const Axis across = axis_of(spline, 0), along = axis_of(spline, 1);
     const T scale = static_cast<T>(spline.logit_scale);
     const T sx = static_cast<T>(across.span() * across.rest) * scale, sy = static_cast<T>(along.span() * along.rest) * scale;
-    const bool inverse = spline.inverse, passes = spline.tails != kNone;
-    const auto pull = [&](bool inverse) __attribute__((always_inline)) {
+    const bool passes = spline.tails != kNone;
+    const auto pull = [&](Of of) __attribute__((always_inline)) {
       HK_IVDEP
       for (int64_t i = 0; i < m; ++i) {
         const Form<T> form(b.z[i], b.zc[i], widths.length[i], heights.length[i], b.lower[i], b.upper[i]);
-        const Pulled<T> p(inverse, Partials<T>(form, heights.length[i]), g[i], l[i]);
+        const Pulled<T> p(of, Partials<T>(form, heights.length[i]), g[i], l[i]);
         const bool outside = b.outside[i] != T(0);
         dx[i] = outside ? (passes ? g[i] : T(0)) : p.x;
         const T cx = outside ? T(0) : sx * widths.inverse_total[i], cy = outside ? T(0) : sy * heights.inverse_total[i];
@@ -582,7 +600,7 @@ struct Backward {
         d_lower[i] = outside ? T(0) : p.d0, d_upper[i] = outside ? T(0) : p.d1;
       }
     };
-    inverse ? pull(true) : pull(false);
+    solves ? pull(Of::solve) : spline.inverse ? pull(Of::inverse) : pull(Of::map);
     if (d_x) std::copy_n(dx, n, d_x);
     if (!d_parameters) return;
     const bool clips = spline.clips();
@@ -707,7 +725,7 @@ struct DoubleBackward {
       l_tangent[i] = outside ? T(0) : inverse ? -log : log;
       const T tz = (from - b.z[i] * tw) * form.inverse_w;
       const Form<S> dual({b.z[i], tz}, {b.zc[i], -tz}, {w, tw}, {h, th}, {b.lower[i], td0}, {b.upper[i], td1});
-      const Pulled<S> pulled(inverse, Partials<S>(dual, {h, th}), g[i], l[i]);
+      const Pulled<S> pulled(inverse ? Of::inverse : Of::map, Partials<S>(dual, {h, th}), g[i], l[i]);
       dx[i] = outside ? T(0) : pulled.x.tangent;
       const auto side = [&](int a, S at, S size) __attribute__((always_inline)) {
         const Side<T>& s = b.sides[a];
