@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hvae_kernels import _torch
+
 FULL_PRECISION = (torch.float32, torch.float64)
 HALF_PRECISION = (torch.bfloat16, torch.float16)
 
@@ -127,8 +129,8 @@ def values_readable(tensor: Tensor) -> bool:
     return type(tensor) in (Tensor, torch.nn.Parameter) and (
         tensor.device.type == "cpu"
         and not torch.compiler.is_compiling()
-        and not torch._C._are_functorch_transforms_active()
-        and not torch._C._len_torch_dispatch_stack()
+        and not _torch.functorch_is_active()
+        and not _torch.n_dispatch_modes()
     )
 
 

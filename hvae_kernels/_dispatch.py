@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from hvae_kernels import _checks, _extension, _library
+from hvae_kernels import _checks, _extension, _library, _torch
 from hvae_kernels._checks import FULL_PRECISION, HALF_PRECISION
 
 #: In the order in which ``auto`` prefers them.
@@ -140,14 +140,11 @@ def _lookup(name: str, requested: str, device_type: str, dtype: torch.dtype) -> 
     raise RuntimeError(f"{name}: no implementation for {dtype} tensors on {device_type}")
 
 
+@_torch.constant_in_graph
 def _lookup_in_graph(name: str, requested: str, device_type: str, dtype: torch.dtype) -> str:
-    """The same for Dynamo, which runs this function while it traces and takes the result as a constant."""
+    """The same for Dynamo."""
     _library.tell_dynamo()
     return _lookup(name, requested, device_type, dtype)
-
-
-# What torch._dynamo.assume_constant_result does, without importing Dynamo.
-_lookup_in_graph._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def resolve(name: str, tensor: torch.Tensor) -> str:

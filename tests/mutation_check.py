@@ -109,7 +109,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(_MADE, "self._given = {name: getattr(self, name).tolist() for name in self._given}", "pass", _DEFERRED_TESTS),
     Mutation("hvae_kernels/nn/hamiltonian.py", "nn.init.constant_(getattr(self, name), value)", "pass", _DEFERRED_TESTS),
     Mutation("hvae_kernels/compat/pyro.py", "layer.__dict__.pop(name, None)", "pass", _COMPAT_TESTS + " -k no_pass"),
-    Mutation(_COMPAT, "or torch._C._len_torch_dispatch_stack() > 0", "", _COMPAT_TESTS + " -k exported"),
+    Mutation(_COMPAT, "or _torch.n_dispatch_modes() > 0", "", _COMPAT_TESTS + " -k exported"),
     Mutation(_COMPAT, "return copyreg._reconstructor, (self.library_class,", "return copyreg._reconstructor, (type(self),", _COMPAT_TESTS + " -k pickle"),
     Mutation(_COMPAT, "        self.__dict__.update(self.in_library() | self.__dict__)\n", "", _COMPAT_TESTS + " -k restored"),
     Mutation(_LIVE, "kind.forward is forward and kind.__call__ is nn.Module.__call__", "kind.forward is forward", _FLOWS_TESTS + " -k more_than"),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Transform, constraints
 
-from hvae_kernels import _checks, _live
+from hvae_kernels import _checks, _live, _torch
 
 
 class Flow(nn.Module):
@@ -186,4 +186,4 @@ _NO_PAIR = {"_cached_x_y": (None, None), "_cached_log_abs_det": None, "_seen": N
 
 def _is_transformed() -> bool:
     """Whether tensors stand for others, whose changes and graphs cannot be looked at."""
-    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    return torch.compiler.is_compiling() or _torch.functorch_is_active()

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hvae_kernels import _library
+from hvae_kernels import _library, _torch
 from hvae_kernels._library import OpFunction
 from hvae_kernels._op import kernel
 from hvae_kernels.ops.affine_autoregressive import affine_autoregressive
@@ -264,7 +264,7 @@ def forward(implementation: str, x: Tensor, network: Network) -> tuple[Tensor, T
     counts, settings, tensors = flattened(network)
     if nothing_differentiates(x, *tensors) and (trains or _fits_whole(tensors, counts, settings)):
         return RAW_FORWARD[implementation](x, *_lists(tensors, counts, settings))
-    if not trains or torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0:
+    if not trains or not _library.only_reverse_mode():
         return composition(x, network)
     return AutoregressiveForward.apply(implementation, counts, settings, x, *tensors)[:2]
 
@@ -277,7 +277,7 @@ def _fits_whole(tensors, counts, settings) -> bool:
 @_library.in_graph
 def call_inverse(implementation: str, counts, settings, y: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
     """The differentiable inverse."""
-    if torch.autograd.forward_ad._current_level >= 0 and not torch._C._are_functorch_transforms_active():
+    if _torch.forward_mode_is_active() and not _torch.functorch_is_active():
         return reference.autoregressive_inverse(y, unflattened(tensors, counts, settings))
     if nothing_differentiates(y, *tensors):
         return RAW_INVERSE[implementation](y, *_lists(tensors, counts, settings))
@@ -294,5 +294,5 @@ def nothing_differentiates(*tensors: Tensor) -> bool:
     """Whether a raw kernel may be called alone: nothing recorded, or no tensor that asks for it."""
     if _library.nothing_differentiates():
         return True
-    plain = not torch._C._are_functorch_transforms_active() and torch.autograd.forward_ad._current_level < 0
+    plain = not _torch.functorch_is_active() and not _torch.forward_mode_is_active()
     return plain and not any(t.requires_grad for t in tensors)

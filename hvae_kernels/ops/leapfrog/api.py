@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from hvae_kernels import _checks, _dispatch, _library
+from hvae_kernels import _checks, _dispatch, _library, _torch
 from hvae_kernels.ops.leapfrog import statistics
 from hvae_kernels.ops.leapfrog.autograd import ReversibleLeapfrog
 from hvae_kernels.ops.leapfrog.field import NAME, Field, functional_gradient, modules_called
@@ -114,7 +114,7 @@ def leapfrog(
         half = _checks.HALF_PRECISION
         z, rho, step_size, tempering = (x.float() if x.dtype in half else x for x in (z, rho, step_size, tempering))
     full = gradient == "full"
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if torch.compiler.is_compiling() or _torch.functorch_is_active():
         return _unrolled(z, rho, potential, step_size, tempering, full)
     if torch.is_inference_mode_enabled():  # where nothing is recorded, not even for the potential's own gradient
         with torch.inference_mode(False), torch.no_grad():
