@@ -17,8 +17,10 @@ from hvae_kernels import _checks, _extension, _library, _torch
 from hvae_kernels._checks import FULL_PRECISION, HALF_PRECISION
 
 #: In the order in which ``auto`` prefers them.
-IMPLEMENTATIONS = ("cuda", "triton", "cpp", "reference")
+IMPLEMENTATIONS = ("triton", "cpp", "reference")
 CHOICES = ("auto", *IMPLEMENTATIONS)
+#: Names that may be chosen already, for what no op has yet, and what calls say to that.
+RESERVED = {"cuda": "no op has a CUDA C++ implementation in this version; on GPUs it is 'triton' that runs"}
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Op:
 
     name: str
     implementations: tuple[str, ...]
-    half_precision: tuple[str, ...] = field(default=("triton", "cuda", "reference"))
+    half_precision: tuple[str, ...] = field(default=("triton", "reference"))
 
 
 OPS: dict[str, Op] = {}
@@ -41,7 +43,7 @@ def register(op: Op) -> None:
 def _validate(choice: str, source: str) -> str:
     if not isinstance(choice, str):
         raise TypeError(f"{source}: implementation must be one of {', '.join(CHOICES)}, got {_checks.describe(choice)}")
-    if choice not in CHOICES:
+    if choice not in CHOICES and choice not in RESERVED:
         raise ValueError(f"{source}: implementation must be one of {', '.join(CHOICES)}, got {choice!r}")
     return choice
 
@@ -70,10 +72,10 @@ def use_impl(implementation: str) -> Iterator[None]:
     Where blocks of several threads overlap, the one entered last counts for all of them while it is open.
 
     Args:
-        implementation: ``"auto"`` (the fastest there is for the tensors' device), ``"cpp"``, ``"triton"``,
-            ``"cuda"`` or ``"reference"``. Only ``"auto"`` ever falls back; an explicit choice that cannot be met
-            raises ``RuntimeError`` at the call, saying why. The environment variable ``HVAE_KERNELS_IMPL`` sets the
-            initial choice.
+        implementation: ``"auto"`` (the fastest there is for the tensors' device), ``"cpp"``, ``"triton"`` or
+            ``"reference"``; ``"cuda"`` is reserved, no op has it in this version. Only ``"auto"`` ever falls back; an
+            explicit choice that cannot be met raises ``RuntimeError`` at the call, saying why. The environment
+            variable ``HVAE_KERNELS_IMPL`` sets the initial choice.
 
     Raises:
         ValueError: the name is none of these.
@@ -99,6 +101,8 @@ def requested() -> str:
 
 def why_not(op: Op, implementation: str, device_type: str, dtype: torch.dtype) -> str | None:
     """``None`` when ``implementation`` serves ``op`` on such tensors here, otherwise the reason why not."""
+    if implementation in RESERVED:
+        return RESERVED[implementation]
     if implementation not in op.implementations:
         return "not written for this op"
     if dtype in HALF_PRECISION and implementation not in op.half_precision:
@@ -107,8 +111,6 @@ def why_not(op: Op, implementation: str, device_type: str, dtype: torch.dtype) -
         return _extension.why_absent() if device_type == "cpu" else f"runs on the CPU, the tensors are on {device_type}"
     if implementation == "triton":
         return _why_no_triton(device_type)
-    if implementation == "cuda":
-        return None if device_type == "cuda" else f"runs on CUDA devices, the tensors are on {device_type}"
     return None
 
 

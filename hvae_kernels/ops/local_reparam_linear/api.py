@@ -8,7 +8,7 @@ from hvae_kernels import _checks, _dispatch, _library
 from hvae_kernels.ops.local_reparam_linear import autograd, reference
 
 NAME = "local_reparam_linear"
-_dispatch.register(_dispatch.Op(NAME, ("cpp", "triton", "reference"), half_precision=("triton", "reference")))
+_dispatch.register(_dispatch.Op(NAME, ("cpp", "triton", "reference")))
 
 
 def local_reparam_linear(
