@@ -40,7 +40,8 @@ def register(op: Op) -> None:
     OPS[op.name] = op
 
 
-def _validate(choice: str, source: str) -> str:
+def validate(choice: str, source: str) -> str:
+    """Require a name of an implementation, or ``"auto"``; returns it."""
     if not isinstance(choice, str):
         raise TypeError(f"{source}: implementation must be one of {', '.join(CHOICES)}, got {_checks.describe(choice)}")
     if choice not in CHOICES and choice not in RESERVED:
@@ -62,14 +63,15 @@ class _State:
     blocks put themselves on and take themselves off, as those of several threads end in any order.
     """
 
-    choices: ClassVar = [_Choice(_validate(os.environ.get("HVAE_KERNELS_IMPL") or "auto", "HVAE_KERNELS_IMPL"))]
+    choices: ClassVar = [_Choice(validate(os.environ.get("HVAE_KERNELS_IMPL") or "auto", "HVAE_KERNELS_IMPL"))]
 
 
 @contextlib.contextmanager
 def use_impl(implementation: str) -> Iterator[None]:
     """Choose the implementation of every op called inside the ``with`` block, for the whole process.
 
-    Where blocks of several threads overlap, the one entered last counts for all of them while it is open.
+    Where blocks of several threads overlap, the one entered last counts for all of them while it is open. For one call,
+    and whatever other threads do, every function takes ``implementation=``.
 
     Args:
         implementation: ``"auto"`` (the fastest there is for the tensors' device), ``"cpp"``, ``"triton"`` or
@@ -86,7 +88,7 @@ def use_impl(implementation: str) -> Iterator[None]:
         >>> with hk.use_impl("reference"):
         ...     z, rho = hk.functional.gaussian_leapfrog(one, one, one, 0 * one, 0.1 * one, one)
     """
-    choice = _Choice(_validate(implementation, "use_impl"))
+    choice = _Choice(validate(implementation, "use_impl"))
     _State.choices.append(choice)
     try:
         yield
@@ -149,11 +151,12 @@ def _lookup_in_graph(name: str, requested: str, device_type: str, dtype: torch.d
     return _lookup(name, requested, device_type, dtype)
 
 
-def resolve(name: str, tensor: torch.Tensor) -> str:
-    """The implementation that the op ``name`` uses for ``tensor``'s device and dtype under the present choice."""
+def resolve(name: str, tensor: torch.Tensor, implementation: str | None = None) -> str:
+    """What the op ``name`` uses for ``tensor``'s device and dtype: ``implementation``, or else the present choice."""
+    choice = requested() if implementation is None else validate(implementation, name)
     if torch.compiler.is_compiling():
-        return _lookup_in_graph(name, requested(), tensor.device.type, tensor.dtype)
-    return _lookup(name, requested(), tensor.device.type, tensor.dtype)
+        return _lookup_in_graph(name, choice, tensor.device.type, tensor.dtype)
+    return _lookup(name, choice, tensor.device.type, tensor.dtype)
 
 
 def config() -> dict[str, Any]:

@@ -1,4 +1,8 @@
-"""Every public function, flat. All are differentiable, draw no random numbers and return new tensors."""
+"""Every public function, flat. All are differentiable, draw no random numbers and return new tensors.
+
+Those with kernels take ``implementation=``, the choice of :func:`hvae_kernels.use_impl` for one call: forward, backward
+and all further derivatives. What it names is used or raises ``RuntimeError``, saying why not.
+"""
 
 from hvae_kernels.ops.affine_autoregressive import Gate, affine_autoregressive
 from hvae_kernels.ops.bernoulli_log_prob import bernoulli_log_prob

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 
 import numpy as np
@@ -133,6 +134,9 @@ CALLS = {
     "RadialFlow": (hk.nn.RadialFlow, {"features": 3, "n_layers": 2}),
     "RadialFlow.forward": (hk.nn.RadialFlow(3, 2), {"z": ones(4, 3), "context": None}),
 }
+for _name, (_function, _arguments) in CALLS.items():
+    if "implementation" in inspect.signature(_function).parameters and _name != "use_impl":
+        CALLS[_name] = _function, {**_arguments, "implementation": "reference"}
 EACH = [pytest.param(name, argument, id=f"{name}-{argument}") for name in CALLS for argument in CALLS[name][1]]
 STRANGERS = {
     "float": 1.5,
@@ -147,7 +151,7 @@ WELCOME = {
     "float": {"learning_rate", "alpha", "eps", "max_norm", "first", "second", "prior_scale", "init_temperature"}
     | {"max_step_size"},
     "none": {"generator", "bias", "bias_loc", "bias_log_scale", "params", "on_drift", "replicas", "memory", "order"}
-    | {"hidden_degrees", "first", "second", "context"},
+    | {"hidden_degrees", "first", "second", "context", "implementation"},
 }
 
 
@@ -161,6 +165,15 @@ def names(argument, error):
 def test_every_public_name_is_called():
     public = {*F.__all__, *hk.nn.__all__, "accelerate", "use_impl", "use_cpu"}
     assert public <= set(CALLS)
+
+
+def test_every_function_with_kernels_takes_an_implementation():
+    functions = {name for name in F.__all__ if inspect.isfunction(getattr(F, name))}
+    takes = {name for name in functions if "implementation" in CALLS[name][1]}
+    assert functions - takes == {"constrain_planar", "gaussian_leapfrog_vjp"}
+    for name in takes:
+        parameter = inspect.signature(getattr(F, name)).parameters["implementation"]
+        assert (parameter.kind, parameter.default) == (parameter.KEYWORD_ONLY, None), name
 
 
 @pytest.mark.parametrize("name", CALLS)

@@ -373,6 +373,22 @@ def test_explicit_choice_never_falls_back():
     assert all(result.dtype is torch.bfloat16 for result in results)
 
 
+def test_threads_choose_for_their_own_calls():
+    """Each of several at once, while blocks of others come and go."""
+    inputs = torch.randn(3, 64, 33).unbind()
+
+    def calls(implementation):
+        with hk.use_impl("reference" if implementation == "cpp" else "cpp"):
+            return [hk.functional.affine_autoregressive(*inputs, implementation=implementation) for _ in range(50)]
+
+    expected = {name: calls(name)[0] for name in ("cpp", "reference")}
+    assert not torch.equal(expected["cpp"][0], expected["reference"][0])
+    names = ["cpp", "reference"] * 4
+    with ThreadPoolExecutor(4) as pool:
+        for name, results in zip(names, pool.map(calls, names), strict=True):
+            assert all(all(map(torch.equal, result, expected[name])) for result in results)
+
+
 def test_choices_nest_and_are_checked():
     with hk.use_impl("reference"):
         with hk.use_impl("cpp"):

@@ -38,8 +38,8 @@ TYPICAL_GATES = ("clipped", "softplus", "sigmoid")
 def _gated(op: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., tuple[Tensor, ...]]:
     """The op for several gates at once, each with results of its own."""
 
-    def gated(*inputs: Tensor, gates: tuple[str, ...] = TYPICAL_GATES) -> tuple[Tensor, ...]:
-        return tuple(result for gate in gates for result in op(*inputs, DEFAULTS[gate]))
+    def gated(*inputs: Tensor, gates: tuple[str, ...] = TYPICAL_GATES, **options: str) -> tuple[Tensor, ...]:
+        return tuple(result for gate in gates for result in op(*inputs, DEFAULTS[gate], **options))
 
     return gated
 
@@ -86,7 +86,7 @@ SPECS = (
         rows=(0, 1, 2),
         row_cases=tuple({"gates": (gate,)} for gate in NUMBERS),
         defined_at_infinity={2: "the clamp's straight-through formula subtracts infinities"},
-        op=_gated(lambda *x: F.affine_autoregressive(*x[:-1], gate=x[-1])),
+        op=_gated(lambda *x, **options: F.affine_autoregressive(*x[:-1], gate=x[-1], **options)),
         reference=_gated(reference.affine_autoregressive),
         make=autoregressive_inputs,
         cases=CASES,

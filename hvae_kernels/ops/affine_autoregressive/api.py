@@ -15,7 +15,12 @@ _dispatch.register(_dispatch.Op(NAME, ("cpp", "triton", "reference")))
 
 
 def affine_autoregressive(
-    z: Tensor, shift: Tensor, log_scale: Tensor, *, gate: str | Gate = "affine"
+    z: Tensor,
+    shift: Tensor,
+    log_scale: Tensor,
+    *,
+    gate: str | Gate = "affine",
+    implementation: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     r"""The element-wise tail of inverse and masked autoregressive flows, with its log-determinant, in one pass.
 
@@ -32,6 +37,7 @@ def affine_autoregressive(
         log_scale: s, the shape of ``z``: the network's output as it is, before any gate.
         gate: ``"affine"``, ``"clipped"``, ``"soft-clipped"``, ``"softplus"``, ``"shifted-sigmoid"`` or ``"sigmoid"``,
             or a :class:`Gate` with numbers of its own.
+        implementation: for this call, as for :func:`hvae_kernels.use_impl`; None is what that says.
 
     Returns:
         ``(z', log_abs_det)``, new contiguous tensors of shapes ``(..., d)`` and ``(...)``.
@@ -60,9 +66,10 @@ def affine_autoregressive(
     """
     _checks.same_kind(NAME, z=z)  # alone: the others may differ under autocast
     if _library.autocasts(z):
-        return _library.in_float32(functools.partial(affine_autoregressive, gate=gate), z, shift, log_scale)
+        op = functools.partial(affine_autoregressive, gate=gate, implementation=implementation)
+        return _library.in_float32(op, z, shift, log_scale)
     gate = _gate(gate)
-    implementation = _dispatch.resolve(NAME, z)
+    implementation = _dispatch.resolve(NAME, z, implementation)
     _validate(z, shift, log_scale)
     if implementation == "reference":
         return reference.affine_autoregressive(z, shift, log_scale, gate)

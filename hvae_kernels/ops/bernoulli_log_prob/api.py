@@ -21,7 +21,9 @@ BITS = (torch.bool, torch.uint8)
 _ROUNDING = 1e-3
 
 
-def bernoulli_log_prob(logits: Tensor, value: Tensor, event_ndims: int = 1) -> Tensor:
+def bernoulli_log_prob(
+    logits: Tensor, value: Tensor, event_ndims: int = 1, *, implementation: str | None = None
+) -> Tensor:
     r"""Log-probability of independent Bernoulli variables with the given logits, summed over the event, in one pass.
 
     .. math::
@@ -37,6 +39,7 @@ def bernoulli_log_prob(logits: Tensor, value: Tensor, event_ndims: int = 1) -> T
             made (unless broadcast dimensions lie apart, with others between them). Bits (bool, or uint8 holding 0 and
             1) or, for soft targets, floating values in [0, 1] of ``logits``' dtype.
         event_ndims: how many last dimensions the event has; 0 sums nothing.
+        implementation: for this call, as for :func:`hvae_kernels.use_impl`; None is what that says.
 
     Returns:
         A new tensor ``(...)`` of ``logits``' leading dimensions.
@@ -64,8 +67,9 @@ def bernoulli_log_prob(logits: Tensor, value: Tensor, event_ndims: int = 1) -> T
     """
     _checks.same_kind(NAME, logits=logits)  # alone: a value may differ under autocast
     if _library.autocasts(logits):
-        return _library.in_float32(functools.partial(bernoulli_log_prob, event_ndims=event_ndims), logits, value)
-    implementation = _dispatch.resolve(NAME, logits)
+        op = functools.partial(bernoulli_log_prob, event_ndims=event_ndims, implementation=implementation)
+        return _library.in_float32(op, logits, value)
+    implementation = _dispatch.resolve(NAME, logits, implementation)
     _validate(logits, value, event_ndims)
     if implementation == "reference":
         _refuse_outside(value)

@@ -19,7 +19,14 @@ _dispatch.register(_dispatch.Op(DENSE, ("cpp", "triton", "reference")))
 
 
 def gaussian_leapfrog(
-    z: Tensor, rho: Tensor, precision: Tensor, loc: Tensor, step_size: Tensor, tempering: Tensor
+    z: Tensor,
+    rho: Tensor,
+    precision: Tensor,
+    loc: Tensor,
+    step_size: Tensor,
+    tempering: Tensor,
+    *,
+    implementation: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     r"""K tempered leapfrog steps through a diagonal Gaussian potential, at a cost that does not depend on K.
 
@@ -40,6 +47,7 @@ def gaussian_leapfrog(
         loc: mu, the shape of ``precision``.
         step_size: epsilon, ``()`` or ``(d,)`` for all steps, ``(K, d)`` for each; ``(R, 1, d)`` or ``(R, K, d)``.
         tempering: alpha, ``(K,)``, or ``(R, K)``. K = 0 returns copies of the inputs.
+        implementation: for this call, as for :func:`hvae_kernels.use_impl`; None is what that says.
 
     Returns:
         ``(z_K, rho_K)``, new contiguous tensors of ``z``'s shape. The Jacobian determinant of the map is
@@ -69,11 +77,12 @@ def gaussian_leapfrog(
         ...     rho = alpha * (rho - step_size / 2 * precision * (z - loc))
         >>> torch.testing.assert_close(fused, (z, rho))
     """
-    return _checked(_gaussian_leapfrog, "gaussian_leapfrog", z, rho, precision, loc, step_size, tempering)
+    arguments = z, rho, precision, loc, step_size, tempering
+    return _checked(_gaussian_leapfrog, "gaussian_leapfrog", implementation, *arguments)
 
 
-def _gaussian_leapfrog(name: str, *arguments: Tensor) -> tuple[Tensor, Tensor]:
-    implementation = _dispatch.resolve(name, arguments[0])
+def _gaussian_leapfrog(name: str, implementation: str | None, *arguments: Tensor) -> tuple[Tensor, Tensor]:
+    implementation = _dispatch.resolve(name, arguments[0], implementation)
     if not _kernel_checks(implementation, arguments):
         _validate(name, *arguments)
     if implementation == "reference":
@@ -120,12 +129,12 @@ def gaussian_leapfrog_vjp(
         >>> torch.testing.assert_close(gradients, pullback(tuple(cotangents)))
     """
     arguments = (z, rho, precision, loc, step_size, tempering, grad_z, grad_rho)
-    return _checked(_gaussian_leapfrog_vjp, "gaussian_leapfrog_vjp", *arguments)
+    return _checked(_gaussian_leapfrog_vjp, "gaussian_leapfrog_vjp", None, *arguments)
 
 
-def _gaussian_leapfrog_vjp(name: str, *arguments: Tensor) -> autograd.Gradients:
+def _gaussian_leapfrog_vjp(name: str, implementation: str | None, *arguments: Tensor) -> autograd.Gradients:
     *inputs, grad_z, grad_rho = arguments
-    implementation = _dispatch.resolve("gaussian_leapfrog", arguments[0])
+    implementation = _dispatch.resolve("gaussian_leapfrog", arguments[0], implementation)
     if not _kernel_checks(implementation, arguments):
         _validate(name, *arguments)
     if implementation == "reference":
@@ -139,7 +148,14 @@ def _kernel_checks(implementation: str, arguments: tuple[Tensor, ...]) -> bool:
 
 
 def dense_gaussian_leapfrog(
-    z: Tensor, rho: Tensor, precision: Tensor, loc: Tensor, step_size: Tensor, tempering: Tensor
+    z: Tensor,
+    rho: Tensor,
+    precision: Tensor,
+    loc: Tensor,
+    step_size: Tensor,
+    tempering: Tensor,
+    *,
+    implementation: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     r"""K tempered leapfrog steps through a Gaussian potential with a dense precision matrix.
 
@@ -156,6 +172,7 @@ def dense_gaussian_leapfrog(
         loc: mu, ``(d,)``.
         step_size: epsilon, ``()`` or ``(d,)`` for all steps, ``(K, d)`` for each.
         tempering: alpha, ``(K,)``. K = 0 returns copies of the inputs.
+        implementation: for this call, as for :func:`hvae_kernels.use_impl`; None is what that says.
 
     Returns:
         ``(z_K, rho_K)``, new contiguous tensors of ``z``'s shape. The Jacobian determinant of the map is
@@ -188,24 +205,25 @@ def dense_gaussian_leapfrog(
         ...     rho = alpha * (rho - step_size / 2 * ((z - loc) @ symmetric))
         >>> torch.testing.assert_close(fused, (z, rho))
     """
-    return _checked(_dense_gaussian_leapfrog, DENSE, z, rho, precision, loc, step_size, tempering)
+    arguments = z, rho, precision, loc, step_size, tempering
+    return _checked(_dense_gaussian_leapfrog, DENSE, implementation, *arguments)
 
 
-def _dense_gaussian_leapfrog(name: str, *arguments: Tensor) -> tuple[Tensor, Tensor]:
-    implementation = _dispatch.resolve(name, arguments[0])
+def _dense_gaussian_leapfrog(name: str, implementation: str | None, *arguments: Tensor) -> tuple[Tensor, Tensor]:
+    implementation = _dispatch.resolve(name, arguments[0], implementation)
     _validate(name, *arguments)
     if implementation == "reference":
         return reference.dense_gaussian_leapfrog(*arguments)
     return dense.dense_gaussian_leapfrog(implementation, *arguments)
 
 
-def _checked(op: Callable[..., _Results], name: str, *arguments: Tensor) -> _Results:
+def _checked(op: Callable[..., _Results], name: str, implementation: str | None, *arguments: Tensor) -> _Results:
     """Run ``op`` under autocast's rule, and explain its failure where the arguments are at fault."""
     z = arguments[0]
     try:
         if _library.autocasts(z):
-            return _library.in_float32(op, name, *arguments)
-        return op(name, *arguments)
+            return _library.in_float32(op, name, implementation, *arguments)
+        return op(name, implementation, *arguments)
     except (AttributeError, IndexError, RuntimeError, TypeError):
         try:
             _validate(name, *arguments)

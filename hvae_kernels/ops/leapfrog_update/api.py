@@ -61,7 +61,15 @@ def leapfrog_update(
 
 
 def leapfrog_update_vjp(
-    grad_z: Tensor, grad_rho: Tensor, rho: Tensor, grad: Tensor, decay: Tensor, kick: Tensor, drift: Tensor
+    grad_z: Tensor,
+    grad_rho: Tensor,
+    rho: Tensor,
+    grad: Tensor,
+    decay: Tensor,
+    kick: Tensor,
+    drift: Tensor,
+    *,
+    implementation: str | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of ``rho, grad, decay, kick, drift`` in one pass, from cotangents of both results; that of z is grad_z.
 
@@ -76,7 +84,7 @@ def leapfrog_update_vjp(
         >>> outputs, pullback = torch.func.vjp(leapfrog_update, z, rho, grad, a, c, e)
         >>> torch.testing.assert_close((grad_z, *gradients), pullback((grad_z, grad_rho)))
     """
-    implementation, inputs = _dispatch.resolve(NAME, rho), (rho, grad, decay, kick, drift)
+    implementation, inputs = _dispatch.resolve(NAME, rho, implementation), (rho, grad, decay, kick, drift)
     if implementation == "reference":
         return torch.func.vjp(reference.increment, *inputs)[1]((grad_z, grad_rho))
     needs = autograd.NEEDS_STATE | autograd.NEEDS_PARAMETERS

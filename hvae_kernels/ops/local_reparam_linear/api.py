@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 from torch import Tensor
 
 from hvae_kernels import _checks, _dispatch, _library
@@ -18,6 +20,8 @@ def local_reparam_linear(
     bias_loc: Tensor | None,
     bias_log_scale: Tensor | None,
     noise: Tensor,
+    *,
+    implementation: str | None = None,
 ) -> Tensor:
     r"""A linear layer with independent Gaussian weights, sampled in its activations.
 
@@ -35,6 +39,7 @@ def local_reparam_linear(
         bias_loc: b, ``(out,)``, or None.
         bias_log_scale: :math:`\lambda_b`, ``(out,)``, or None: a bias that does not vary.
         noise: :math:`\zeta`, ``(..., out)``: standard normal draws for a sample.
+        implementation: for this call, as for :func:`hvae_kernels.use_impl`; None is what that says.
 
     Returns:
         y, ``(..., out)``, a new contiguous tensor.
@@ -64,9 +69,9 @@ def local_reparam_linear(
     """
     tensors = (x, weight_loc, weight_log_scale, bias_loc, bias_log_scale, noise)
     if _library.autocasts(x):
-        return _library.in_float32(local_reparam_linear, *tensors)
+        return _library.in_float32(functools.partial(local_reparam_linear, implementation=implementation), *tensors)
     _validate(*tensors)
-    implementation = _dispatch.resolve(NAME, x)
+    implementation = _dispatch.resolve(NAME, x, implementation)
     if implementation == "reference":
         return reference.local_reparam_linear(*tensors)
     if x.dim() == 2:

@@ -24,6 +24,7 @@ def masked_linear(
     out_degrees: Tensor | Sequence[int],
     *,
     strict: bool = False,
+    implementation: str | None = None,
 ) -> Tensor:
     r"""A linear layer that connects input i to output o only where their degrees allow it.
 
@@ -44,6 +45,7 @@ def masked_linear(
             every call.
         out_degrees: ``(out,)``, likewise.
         strict: connect only where the output's degree exceeds the input's.
+        implementation: for this call, as for :func:`hvae_kernels.use_impl`; None is what that says.
 
     Returns:
         y, ``(..., out)``, a new contiguous tensor. Where ``x`` is not finite, outputs that are not connected to it may
@@ -72,8 +74,8 @@ def masked_linear(
         >>> torch.testing.assert_close(y, torch.nn.functional.linear(x, weight * mask, bias))
     """
     if _library.autocasts(x):
-        return _library.in_float32(_masked_linear, x, weight, bias, in_degrees, out_degrees, strict)
-    return _masked_linear(x, weight, bias, in_degrees, out_degrees, strict)
+        return _library.in_float32(_masked_linear, x, weight, bias, in_degrees, out_degrees, strict, implementation)
+    return _masked_linear(x, weight, bias, in_degrees, out_degrees, strict, implementation)
 
 
 def _masked_linear(
@@ -83,12 +85,13 @@ def _masked_linear(
     in_degrees: Tensor | Sequence[int],
     out_degrees: Tensor | Sequence[int],
     strict: bool,
+    implementation: str | None,
 ) -> Tensor:
     _validate(x, weight, bias)
     _checks.flag(NAME, "strict", strict)
     in_degrees = _degrees("in_degrees", in_degrees, weight.shape[1], x)
     out_degrees = _degrees("out_degrees", out_degrees, weight.shape[0], x)
-    implementation = _dispatch.resolve(NAME, x)
+    implementation = _dispatch.resolve(NAME, x, implementation)
     if implementation == "reference":
         return reference.masked_linear(x, weight, bias, in_degrees, out_degrees, strict)
     if x.dim() == 2:
