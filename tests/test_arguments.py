@@ -85,7 +85,7 @@ CALLS = {
         },
     ),
     "stl_surrogate": (F.stl_surrogate, {"log_weights": ones(4, 3), "dim": 0}),
-    "Gate": (F.Gate, {"name": "clipped", "first": -1.0, "second": 1.0}),
+    "Gate": (F.Gate, {"name": "clipped", "parameters": (-1.0, 1.0)}),
     "accelerate": (hk.accelerate, {"module": torch.nn.Linear(2, 2)}),
     "use_impl": (lambda implementation: hk.use_impl(implementation).__enter__(), {"implementation": "auto"}),
     "use_cpu": (lambda instruction_set: hk.use_cpu(instruction_set).__enter__(), {"instruction_set": "auto"}),
@@ -148,16 +148,15 @@ STRANGERS = {
 }
 #: Where these are not strangers: a float is a number, None is the default, a list holds degrees.
 WELCOME = {
-    "float": {"learning_rate", "alpha", "eps", "max_norm", "first", "second", "prior_scale", "init_temperature"}
-    | {"max_step_size"},
+    "float": {"learning_rate", "alpha", "eps", "max_norm", "prior_scale", "init_temperature"} | {"max_step_size"},
     "none": {"generator", "bias", "bias_loc", "bias_log_scale", "params", "on_drift", "replicas", "memory", "order"}
-    | {"hidden_degrees", "first", "second", "context", "implementation"},
+    | {"hidden_degrees", "context", "implementation"},
 }
 
 
 def names(argument, error):
     """Whether the error says of this argument, under its own name, what it must be."""
-    named = {"first": "low", "second": "high", "name": "gate", "instruction_set": "instruction set"}
+    named = {"name": "gate", "instruction_set": "instruction set"}
     named = named.get(argument, argument)
     return re.search(rf"\b({named})\b.* must be ", str(error)) is not None
 

@@ -166,7 +166,7 @@ def activation(function: Callable[[Tensor], Tensor]) -> str:
 def gate(name: str, *numbers: float) -> Gate:
     """The tail with these settings of a library."""
     try:
-        return Gate(name, *numbers)
+        return Gate(name, numbers)
     except (TypeError, ValueError) as error:
         raise Unfused(str(error)) from error
 

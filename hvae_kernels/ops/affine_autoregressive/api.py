@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hvae_kernels import _checks, _dispatch, _library
 from hvae_kernels.ops.affine_autoregressive import autograd, reference
-from hvae_kernels.ops.affine_autoregressive.gates import CODES, DEFAULTS, NUMBERS, Gate
+from hvae_kernels.ops.affine_autoregressive.gates import CODES, DEFAULTS, Gate
 
 NAME = "affine_autoregressive"
 _dispatch.register(_dispatch.Op(NAME, ("cpp", "triton", "reference")))
@@ -36,7 +36,7 @@ def affine_autoregressive(
         shift: m, the shape of ``z``.
         log_scale: s, the shape of ``z``: the network's output as it is, before any gate.
         gate: ``"affine"``, ``"clipped"``, ``"soft-clipped"``, ``"softplus"``, ``"shifted-sigmoid"`` or ``"sigmoid"``,
-            or a :class:`Gate` with numbers of its own.
+            or a :class:`Gate` with parameters of its own.
         implementation: for this call, as for :func:`hvae_kernels.use_impl`; None is what that says.
 
     Returns:
@@ -73,7 +73,7 @@ def affine_autoregressive(
     _validate(z, shift, log_scale)
     if implementation == "reference":
         return reference.affine_autoregressive(z, shift, log_scale, gate)
-    return autograd.call(implementation, CODES[gate.name], gate.first, gate.second, z, shift, log_scale)
+    return autograd.call(implementation, *gate.encoded, z, shift, log_scale)
 
 
 def _gate(gate: str | Gate) -> Gate:
@@ -82,7 +82,7 @@ def _gate(gate: str | Gate) -> Gate:
     if not isinstance(gate, str):
         raise TypeError(f"{NAME}: gate must be a name or a Gate, got {_checks.describe(gate)}")
     if gate not in DEFAULTS:
-        raise ValueError(f"{NAME}: gate must be a Gate or one of {', '.join(NUMBERS)}, got {gate!r}")
+        raise ValueError(f"{NAME}: gate must be a Gate or one of {', '.join(CODES)}, got {gate!r}")
     return DEFAULTS[gate]
 
 
