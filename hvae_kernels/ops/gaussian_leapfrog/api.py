@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -11,7 +12,9 @@ from torch import Tensor
 from hvae_kernels import _checks, _dispatch, _library
 from hvae_kernels.ops.gaussian_leapfrog import autograd, dense, reference
 
-DENSE = "dense_gaussian_leapfrog"
+DENSE, WITH_VJP = "dense_gaussian_leapfrog", "gaussian_leapfrog_with_vjp"
+#: From cotangents of ``(z_K, rho_K)`` to gradients of the six arguments.
+Vjp = Callable[[tuple[Tensor, Tensor]], autograd.Gradients]
 _Results = TypeVar("_Results")
 
 _dispatch.register(_dispatch.Op("gaussian_leapfrog", ("cpp", "triton", "reference")))
@@ -90,51 +93,64 @@ def _gaussian_leapfrog(name: str, implementation: str | None, *arguments: Tensor
     return autograd.call(implementation, *arguments)
 
 
-def gaussian_leapfrog_vjp(
-    grad_z: Tensor,
-    grad_rho: Tensor,
+def gaussian_leapfrog_with_vjp(
     z: Tensor,
     rho: Tensor,
     precision: Tensor,
     loc: Tensor,
     step_size: Tensor,
     tempering: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The backward pass of :func:`gaussian_leapfrog` as a function, for loops that chain their gradients by hand.
+    *,
+    implementation: str | None = None,
+) -> tuple[tuple[Tensor, Tensor], Vjp]:
+    """:func:`gaussian_leapfrog` and its backward pass as a function, for loops that chain their gradients by hand.
 
     One kernel and no autograd engine, which for a small batch costs more than forward and backward together.
 
     Args:
-        grad_z: cotangent of ``z_K``, of ``z``'s shape.
-        grad_rho: cotangent of ``rho_K``, of ``z``'s shape.
         z: as in :func:`gaussian_leapfrog`, like all that follow.
         rho: momenta.
         precision: of the potential.
         loc: of the potential.
         step_size: for all steps, or for each.
         tempering: one factor a step.
+        implementation: for this call, as for :func:`hvae_kernels.use_impl`; None is what that says.
 
     Returns:
-        Gradients of the six arguments, in their order and shapes. Differentiable themselves.
+        ``((z_K, rho_K), vjp)`` where ``vjp((grad_z, grad_rho))`` are the gradients of the six arguments, in their order
+        and shapes; differentiable themselves.
 
     Raises:
-        TypeError, ValueError: as :func:`gaussian_leapfrog`.
+        TypeError, ValueError: as :func:`gaussian_leapfrog`; ``vjp`` too, for cotangents that do not fit.
 
     Equivalent to:
         >>> import torch, hvae_kernels as hk
         >>> arguments = (*torch.randn(2, 8, 3), *torch.rand(3, 3), torch.tensor([0.9, 0.8]))
-        >>> cotangents = torch.randn(2, 8, 3)
-        >>> gradients = hk.functional.gaussian_leapfrog_vjp(*cotangents, *arguments)
-        >>> outputs, pullback = torch.func.vjp(hk.functional.gaussian_leapfrog, *arguments)
-        >>> torch.testing.assert_close(gradients, pullback(tuple(cotangents)))
+        >>> cotangents = tuple(torch.randn(2, 8, 3))
+        >>> outputs, vjp = hk.functional.gaussian_leapfrog_with_vjp(*arguments)
+        >>> expected, expected_vjp = torch.func.vjp(hk.functional.gaussian_leapfrog, *arguments)
+        >>> torch.testing.assert_close(outputs, expected)
+        >>> torch.testing.assert_close(vjp(cotangents), expected_vjp(cotangents))
     """
-    arguments = (z, rho, precision, loc, step_size, tempering, grad_z, grad_rho)
-    return _checked(_gaussian_leapfrog_vjp, "gaussian_leapfrog_vjp", None, *arguments)
+    inputs = z, rho, precision, loc, step_size, tempering
+    if _library.autocasts(z):
+        names = ("z", "rho", "precision", "loc", "step_size", "tempering")
+        _checks.tensors(WITH_VJP, **dict(zip(names, inputs, strict=True)))  # whose dtypes may differ
+        op = functools.partial(gaussian_leapfrog, implementation=implementation)
+        pulled: Any = torch.func.vjp(op, *inputs)
+        return pulled
+    outputs = gaussian_leapfrog(*inputs, implementation=implementation)
+    chosen = _dispatch.resolve("gaussian_leapfrog", z, implementation)
+
+    def vjp(cotangents: tuple[Tensor, Tensor]) -> autograd.Gradients:
+        grad_z, grad_rho = cotangents
+        return _checked(_pull_back, WITH_VJP, chosen, *inputs, grad_z, grad_rho)
+
+    return outputs, vjp
 
 
-def _gaussian_leapfrog_vjp(name: str, implementation: str | None, *arguments: Tensor) -> autograd.Gradients:
+def _pull_back(name: str, implementation: str, *arguments: Tensor) -> autograd.Gradients:
     *inputs, grad_z, grad_rho = arguments
-    implementation = _dispatch.resolve("gaussian_leapfrog", arguments[0], implementation)
     if not _kernel_checks(implementation, arguments):
         _validate(name, *arguments)
     if implementation == "reference":
@@ -244,7 +260,7 @@ def _validate(
     grad_rho: Tensor | None = None,
 ) -> None:
     tensors = {"z": z, "rho": rho, "precision": precision, "loc": loc, "step_size": step_size, "tempering": tempering}
-    cotangents: dict[str, Any] = {"grad_z": grad_z, "grad_rho": grad_rho} if name == "gaussian_leapfrog_vjp" else {}
+    cotangents: dict[str, Any] = {"grad_z": grad_z, "grad_rho": grad_rho} if name == WITH_VJP else {}
     _checks.same_kind(name, **tensors, **cotangents)
     _check_shapes(name, *tensors.values())
     for argument, tensor in cotangents.items():
