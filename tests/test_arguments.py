@@ -175,6 +175,28 @@ def test_every_function_with_kernels_takes_an_implementation():
         assert (parameter.kind, parameter.default) == (parameter.KEYWORD_ONLY, None), name
 
 
+#: Options that may be given by place, as users write them, beside contexts, which are data.
+BY_PLACE = {
+    "Gate": {"parameters"},
+    "HamiltonianFlow": {"tempering", "max_step_size", "init_step_size", "init_temperature"},
+    "InverseAutoregressiveFlow": {"context_features", "gate", "order"},
+    "MADE": {"outputs_per_feature", "context_features", "order", "activation"},
+    "MaskedAutoregressiveFlow": {"context_features", "gate", "order"},
+    "PlanarFlow": {"shared"},
+    "bernoulli_log_prob": {"event_ndims"},
+    "dreg_surrogate": {"dim"},
+    "iwae_bound": {"dim"},
+    "stl_surrogate": {"dim"},
+}
+
+
+@pytest.mark.parametrize("name", [name for name in CALLS if name.split(".")[0] in {*F.__all__, *hk.nn.__all__}])
+def test_options_are_given_by_name(name):
+    parameters = inspect.signature(CALLS[name][0]).parameters.values()
+    by_place = {x.name for x in parameters if x.default is not x.empty and x.kind is not x.KEYWORD_ONLY}
+    assert by_place - {"context"} == BY_PLACE.get(name, set())
+
+
 @pytest.mark.parametrize("name", CALLS)
 def test_calls_are_fine_as_they_are(name):
     function, arguments = CALLS[name]

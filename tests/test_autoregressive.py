@@ -282,7 +282,7 @@ def test_stack_hands_its_context_to_code_of_subclasses():
 def test_transform_obeys_torch_distributions(flow, cache_size):
     model = flow(4, [8], context_features=2, activation="tanh")
     context = torch.randn(2)
-    transform = model.as_transform(context, cache_size)
+    transform = model.as_transform(context, cache_size=cache_size)
     base = torch.distributions.Independent(torch.distributions.Normal(torch.zeros(4), torch.ones(4)), 1)
     distribution = torch.distributions.TransformedDistribution(base, [transform])
     assert distribution.event_shape == (4,)
@@ -368,7 +368,7 @@ CHANGES = {
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_cached_pair_is_forgotten_when_anything_changes(flow, mode, change):
     model, context, y = flow(4, [8], context_features=2), torch.randn(2), torch.randn(3, 4)
-    cached, plain = model.as_transform(context, 1), model.as_transform(context)
+    cached, plain = model.as_transform(context, cache_size=1), model.as_transform(context)
     with mode():
         if mode is torch.inference_mode:  # whose tensors have no version
             cached.context = plain.context = context = context.clone()

@@ -26,9 +26,9 @@ class Flow(nn.Module):
         """Whether a stack hands its context on to this flow."""
         return True
 
-    def as_transform(self, context: Tensor | None = None, cache_size: int = 0) -> FlowTransform:
+    def as_transform(self, context: Tensor | None = None, *, cache_size: int = 0) -> FlowTransform:
         """The flow as a ``torch.distributions`` transform from z to z', given the context."""
-        return FlowTransform(self, context, cache_size)
+        return FlowTransform(self, context, cache_size=cache_size)
 
 
 class ForwardFlow(Flow):
@@ -91,7 +91,7 @@ class FlowTransform(Transform):
     _seen: _live.Seen | None
     _is_recorded: bool
 
-    def __init__(self, flow: Flow, context: Tensor | None = None, cache_size: int = 0) -> None:
+    def __init__(self, flow: Flow, context: Tensor | None = None, *, cache_size: int = 0) -> None:
         if not isinstance(flow, Flow):
             raise _checks.wrong_type("FlowTransform", "flow", "a flow of hvae_kernels.nn", flow)
         if context is not None:
@@ -106,7 +106,7 @@ class FlowTransform(Transform):
 
     def with_cache(self, cache_size: int = 1) -> FlowTransform:
         """The same transform with another cache."""
-        return self if self._cache_size == cache_size else FlowTransform(self.flow, self.context, cache_size)
+        return self if self._cache_size == cache_size else FlowTransform(self.flow, self.context, cache_size=cache_size)
 
     def clear_cache(self) -> None:
         """Forget the pair of points."""

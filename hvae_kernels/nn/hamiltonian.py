@@ -238,6 +238,7 @@ class HamiltonianFlow(nn.Module):
         z: Tensor,
         gamma: Tensor,
         potential: Callable[[Tensor], Tensor] | nn.Module,
+        *,
         params: Iterable[Tensor] | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Transport ``(z, gamma)`` along the dynamics of ``potential``.

@@ -55,9 +55,9 @@ class LocalReparamLinear(nn.Module):
         self,
         in_features: int,
         out_features: int,
+        *,
         bias: bool = True,
         prior_scale: float = 1.0,
-        *,
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -84,7 +84,7 @@ class LocalReparamLinear(nn.Module):
             nn.init.uniform_(loc, -bound, bound)
             nn.init.constant_(log_scale, _INITIAL_LOG_SCALE)
 
-    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def forward(self, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """``x (..., in_features)`` to a sample ``(..., out_features)``; in ``eval`` mode to its mean.
 
         Args:

@@ -46,9 +46,9 @@ class MaskedLinear(nn.Module):
         self,
         in_degrees: Sequence[int] | Tensor,
         out_degrees: Sequence[int] | Tensor,
+        *,
         bias: bool = True,
         strict: bool = False,
-        *,
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
