@@ -147,7 +147,7 @@ def _lookup(name: str, requested: str, device_type: str, dtype: torch.dtype) -> 
 @_torch.constant_in_graph
 def _lookup_in_graph(name: str, requested: str, device_type: str, dtype: torch.dtype) -> str:
     """The same for Dynamo."""
-    _library.tell_dynamo()
+    _library.register_opaque()
     return _lookup(name, requested, device_type, dtype)
 
 

@@ -71,23 +71,23 @@ class OpFunction(torch.autograd.Function):
         return super(torch.autograd.Function, cls).apply(*args)
 
 
-_UNOPENED: list[Callable] = []
+_OPAQUE: list[Callable] = []
 
 
-def in_graph(function: Callable) -> Callable:
-    """Mark an op's helper that Dynamo writes into its graph unopened: it loses the second order of what it traces.
+def opaque_to_dynamo(function: Callable) -> Callable:
+    """Mark an op's helper that Dynamo writes into its graph as it is: it loses the second order of what it traces.
 
     ``torch.compiler.allow_in_graph`` for everybody who compiles, at no price for those who do not: it imports Dynamo,
     which takes longer than importing torch, so it is called when Dynamo first meets one of our ops.
     """
-    _UNOPENED.append(function)
+    _OPAQUE.append(function)
     return function
 
 
-def tell_dynamo() -> None:
-    """Hand the functions marked by :func:`in_graph` to Dynamo, once."""
-    while _UNOPENED:
-        torch.compiler.allow_in_graph(_UNOPENED.pop())
+def register_opaque() -> None:
+    """Hand the functions marked by :func:`opaque_to_dynamo` to Dynamo, once."""
+    while _OPAQUE:
+        torch.compiler.allow_in_graph(_OPAQUE.pop())
 
 
 def nothing_differentiates() -> bool:

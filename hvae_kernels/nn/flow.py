@@ -58,7 +58,7 @@ class ForwardFlow(Flow):
         name = type(self).__name__
         _checks.features(name, "z", z, self.features)
         if context is not None:
-            raise _checks.fail(name, "context", "None, as the layers take none", context)
+            raise _checks.value_error(name, "context", "None, as the layers take none", context)
 
     def extra_repr(self) -> str:
         """Sizes."""
@@ -93,7 +93,7 @@ class FlowTransform(Transform):
 
     def __init__(self, flow: Flow, context: Tensor | None = None, *, cache_size: int = 0) -> None:
         if not isinstance(flow, Flow):
-            raise _checks.wrong_type("FlowTransform", "flow", "a flow of hvae_kernels.nn", flow)
+            raise _checks.type_error("FlowTransform", "flow", "a flow of hvae_kernels.nn", flow)
         if context is not None:
             _checks.tensors("FlowTransform", context=context)
         _checks.integer("FlowTransform", "cache_size", cache_size, 0)

@@ -94,7 +94,7 @@ def _validate(z: Tensor, shift: Tensor, log_scale: Tensor) -> None:
             return  # the usual case, checked quickly
     _checks.same_kind(NAME, z=z, shift=shift, log_scale=log_scale)
     if not z.shape:
-        raise _checks.fail(NAME, "z", "of shape (..., d)", z)
+        raise _checks.value_error(NAME, "z", "of shape (..., d)", z)
     for argument, tensor in (("shift", shift), ("log_scale", log_scale)):
         if tensor.shape != z.shape:
-            raise _checks.fail(NAME, argument, f"of z's shape {tuple(z.shape)}", tensor)
+            raise _checks.value_error(NAME, argument, f"of z's shape {tuple(z.shape)}", tensor)

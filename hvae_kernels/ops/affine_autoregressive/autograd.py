@@ -120,7 +120,7 @@ class AffineAutoregressive(OpFunction):
         return AffineAutoregressive.apply(call, *folded(info.batch_size, inputs, in_dims[1:])), (0, 0)
 
 
-@_library.in_graph
+@_library.opaque_to_dynamo
 def call(implementation: str, gate: int, first: float, second: float, *inputs: Tensor) -> tuple[Tensor, Tensor]:
     """The differentiable op. Dynamo must not look inside: it loses the second order of Functions it traces itself."""
     if _library.nothing_differentiates():

@@ -96,7 +96,7 @@ def _refuse_outside(value: Tensor) -> None:
         return
     outside = value[((value < -_ROUNDING) | (value > 1 + _ROUNDING)) & value.isfinite()]
     if outside.numel():
-        raise _checks.fail(NAME, "value", "in [0, 1] (divide pixels by 255)", f"{outside[0].item()}")
+        raise _checks.value_error(NAME, "value", "in [0, 1] (divide pixels by 255)", f"{outside[0].item()}")
 
 
 def _broadcast_run(leading: Sequence[int], shape: Sequence[int]) -> tuple[int, int]:
@@ -112,11 +112,11 @@ def _validate(logits: Tensor, value: Tensor, event_ndims: int) -> None:
     if not (isinstance(value, Tensor) and value.dtype in BITS):
         _checks.same_kind(NAME, logits=logits, value=value)
     if value.device != logits.device:
-        raise _checks.fail(NAME, "value", f"on the device of logits, {logits.device}", value)
+        raise _checks.value_error(NAME, "value", f"on the device of logits, {logits.device}", value)
     if not isinstance(event_ndims, int) or isinstance(event_ndims, bool):
         raise TypeError(f"{NAME}: event_ndims must be an integer, got {_checks.describe(event_ndims)}")
     if not 0 <= event_ndims <= logits.dim():
-        raise _checks.fail(NAME, "event_ndims", f"between 0 and logits' {logits.dim()} dimensions", event_ndims)
+        raise _checks.value_error(NAME, "event_ndims", f"between 0 and logits' {logits.dim()} dimensions", event_ndims)
     first, own_first = logits.dim() - event_ndims, value.dim() - event_ndims
     leading, own = logits.shape[:first], value.shape[: max(0, own_first)]
     fits = 0 <= own_first <= first and value.shape[own_first:] == logits.shape[first:]
@@ -124,4 +124,4 @@ def _validate(logits: Tensor, value: Tensor, event_ndims: int) -> None:
         expected = (
             f"of a shape that broadcasts to logits' {tuple(logits.shape)} and ends in {tuple(logits.shape[first:])}"
         )
-        raise _checks.fail(NAME, "value", expected, value)
+        raise _checks.value_error(NAME, "value", expected, value)

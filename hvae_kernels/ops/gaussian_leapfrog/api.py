@@ -265,7 +265,7 @@ def _validate(
     _check_shapes(name, *tensors.values())
     for argument, tensor in cotangents.items():
         if tensor.shape != z.shape:
-            raise _checks.fail(name, argument, f"of z's shape {tuple(z.shape)}", tensor)
+            raise _checks.value_error(name, argument, f"of z's shape {tuple(z.shape)}", tensor)
     _checks.finite(name, "step_size", step_size)
     _checks.finite(name, "tempering", tempering)
 
@@ -275,37 +275,37 @@ def _check_shapes(
 ) -> None:
     shape = z.shape
     if not shape:
-        raise _checks.fail(name, "z", "of shape (..., d)", z)
+        raise _checks.value_error(name, "z", "of shape (..., d)", z)
     if rho.shape != shape:
-        raise _checks.fail(name, "rho", f"of z's shape {tuple(shape)}", rho)
+        raise _checks.value_error(name, "rho", f"of z's shape {tuple(shape)}", rho)
     if tempering.dim() == 2 and name != DENSE:
         return _check_replica_shapes(name, z, precision, loc, step_size, tempering)
     features = shape[-1]
     if tempering.dim() != 1:
         replicas = "" if name == DENSE else ", or (R, K) for replicas"
-        raise _checks.fail(name, "tempering", f"of shape (K,){replicas}", tempering)
+        raise _checks.value_error(name, "tempering", f"of shape (K,){replicas}", tempering)
     precision_shape = (features, features) if name == DENSE else (features,)
     if precision.shape != precision_shape:
-        raise _checks.fail(name, "precision", f"of shape {precision_shape}", precision)
+        raise _checks.value_error(name, "precision", f"of shape {precision_shape}", precision)
     if loc.shape != (features,):
-        raise _checks.fail(name, "loc", f"of shape ({features},)", loc)
+        raise _checks.value_error(name, "loc", f"of shape ({features},)", loc)
     if step_size.dim() and step_size.shape not in ((features,), (tempering.shape[0], features)):
         expected = f"of shape (), ({features},) or (K, d) = ({tempering.shape[0]}, {features})"
-        raise _checks.fail(name, "step_size", expected, step_size)
+        raise _checks.value_error(name, "step_size", expected, step_size)
 
 
 def _check_replica_shapes(
     name: str, z: Tensor, precision: Tensor, loc: Tensor, step_size: Tensor, tempering: Tensor
 ) -> None:
     if z.dim() != 3:
-        raise _checks.fail(name, "z", "of shape (R, B, d), as tempering (R, K) asks for replicas", z)
+        raise _checks.value_error(name, "z", "of shape (R, B, d), as tempering (R, K) asks for replicas", z)
     replicas, _, features = z.shape
     n_steps = tempering.shape[1]
     if tempering.shape[0] != replicas:
-        raise _checks.fail(name, "tempering", f"of shape (R, K) with R = {replicas}", tempering)
+        raise _checks.value_error(name, "tempering", f"of shape (R, K) with R = {replicas}", tempering)
     for argument, tensor in (("precision", precision), ("loc", loc)):
         if tensor.shape != (replicas, 1, features):
-            raise _checks.fail(name, argument, f"of shape (R, 1, d) = ({replicas}, 1, {features})", tensor)
+            raise _checks.value_error(name, argument, f"of shape (R, 1, d) = ({replicas}, 1, {features})", tensor)
     if step_size.shape not in ((replicas, 1, features), (replicas, n_steps, features)):
         expected = f"of shape (R, 1, d) or (R, K, d) with R, K, d = {replicas}, {n_steps}, {features}"
-        raise _checks.fail(name, "step_size", expected, step_size)
+        raise _checks.value_error(name, "step_size", expected, step_size)

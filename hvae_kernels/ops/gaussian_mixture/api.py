@@ -115,10 +115,10 @@ def gaussian_mixture_responsibilities(
 def _validate(name: str, value: Tensor, mixture_logits: Tensor, loc: Tensor, log_scale: Tensor) -> None:
     _checks.same_kind(name, value=value, mixture_logits=mixture_logits, loc=loc, log_scale=log_scale)
     if not value.shape:
-        raise _checks.fail(name, "value", "of shape (..., d)", value)
+        raise _checks.value_error(name, "value", "of shape (..., d)", value)
     if mixture_logits.dim() != 1 or not len(mixture_logits):
-        raise _checks.fail(name, "mixture_logits", "of shape (C,) with C at least 1", mixture_logits)
+        raise _checks.value_error(name, "mixture_logits", "of shape (C,) with C at least 1", mixture_logits)
     shape = (len(mixture_logits), value.shape[-1])
     for argument, tensor in (("loc", loc), ("log_scale", log_scale)):
         if tensor.shape != shape:
-            raise _checks.fail(name, argument, f"of shape {shape}", tensor)
+            raise _checks.value_error(name, argument, f"of shape {shape}", tensor)

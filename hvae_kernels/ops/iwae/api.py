@@ -130,6 +130,6 @@ def _validate(name: str, log_weights: Tensor, dim: int) -> None:
     if not isinstance(dim, int) or isinstance(dim, bool):
         raise TypeError(f"{name}: dim must be an integer, got {_checks.describe(dim)}")
     if not -log_weights.dim() <= dim < log_weights.dim():
-        raise _checks.fail(name, "dim", f"one of log_weights' {log_weights.dim()} dimensions", dim)
+        raise _checks.value_error(name, "dim", f"one of log_weights' {log_weights.dim()} dimensions", dim)
     if log_weights.shape[dim] == 0:
-        raise _checks.fail(name, "log_weights", f"of at least one sample along dim {dim}", log_weights)
+        raise _checks.value_error(name, "log_weights", f"of at least one sample along dim {dim}", log_weights)

@@ -14,7 +14,7 @@ from hvae_kernels.ops.leapfrog import statistics
 from hvae_kernels.ops.leapfrog.autograd import ReversibleLeapfrog
 from hvae_kernels.ops.leapfrog.field import NAME, Field, functional_gradient, modules_called
 from hvae_kernels.ops.leapfrog.reference import Potential
-from hvae_kernels.ops.leapfrog_update.trajectory import coefficients, transport, update_of
+from hvae_kernels.ops.leapfrog_update.trajectory import coefficients, leapfrog_trajectory, update_of
 
 MEMORY = ("reversible", "store")
 GRADIENT = ("full", "detached")
@@ -149,7 +149,7 @@ def _stored(
     grad, batch = field.first(z, record)
     chosen, state, steps = _flat(implementation, batch, z, rho, grad, step_size, tempering)
     with field.held():
-        end = transport(update_of(chosen), *state, lambda position: field(position, record), *steps)
+        end = leapfrog_trajectory(update_of(chosen), *state, lambda position: field(position, record), *steps)
     return end[0].reshape(z.shape), end[1].reshape(z.shape)
 
 
@@ -176,7 +176,9 @@ def _unrolled(
         grad, energy = gradient(z)
         chosen, state, steps = _flat(implementation, energy.shape, z, rho, grad, step_size, tempering)
         flat = state[0].shape
-        end = transport(update_of(chosen), *state, lambda position: gradient(position)[0].reshape(flat), *steps)
+        end = leapfrog_trajectory(
+            update_of(chosen), *state, lambda position: gradient(position)[0].reshape(flat), *steps
+        )
     if tracking:
         alone = contextlib.nullcontext() if torch.compiler.is_compiling() else modules_called()
         with torch.no_grad(), alone:
@@ -197,10 +199,10 @@ def _flat(
     event, n_steps = z.shape[len(batch) :], tempering.shape[0]
     if z.shape[: len(batch)] != batch or (not batch and z.dim() > 1):
         expected = f"a function with energies (B,), one for each position in z {tuple(z.shape)}"
-        raise _checks.fail(NAME, "potential", expected, f"energies of shape {tuple(batch)}")
+        raise _checks.value_error(NAME, "potential", expected, f"energies of shape {tuple(batch)}")
     if step_size.dim() and step_size.shape not in (event, (n_steps, *event)):
         expected = f"of shape (), {tuple(event)} or {(n_steps, *event)}"
-        raise _checks.fail(NAME, "step_size", expected, step_size)
+        raise _checks.value_error(NAME, "step_size", expected, step_size)
     features = math.prod(event)
     if step_size.dim():
         step_size = step_size.reshape(*step_size.shape[: step_size.dim() - len(event)], features)
@@ -224,14 +226,14 @@ def _parameters(potential: Potential | nn.Module, params: Iterable[Tensor] | Non
 def _check_tempering(tempering: Tensor) -> None:
     if _checks.values_readable(tempering) and not bool(tempering.all()):
         expected = "nowhere zero with memory='reversible', as rebuilding divides by it"
-        raise _checks.fail(NAME, "tempering", expected, tempering)
+        raise _checks.value_error(NAME, "tempering", expected, tempering)
 
 
 def _validate_callables(potential: object, on_drift: object) -> None:
     for argument, function in (("potential", potential), ("on_drift", on_drift)):
         if not callable(function) and (argument == "potential" or function is not None):
             expected = "a function or a torch.nn.Module" if argument == "potential" else "a function or None"
-            raise _checks.wrong_type(NAME, argument, expected, function)
+            raise _checks.type_error(NAME, argument, expected, function)
 
 
 def _tensors_among(params: Iterable[Tensor]) -> tuple[Tensor, ...]:
@@ -239,11 +241,11 @@ def _tensors_among(params: Iterable[Tensor]) -> tuple[Tensor, ...]:
     if isinstance(params, Tensor):  # it would be taken row by row
         raise TypeError(f"{NAME}: params must be {expected}, got one tensor alone")
     if not isinstance(params, Iterable):
-        raise _checks.wrong_type(NAME, "params", expected, params)
+        raise _checks.type_error(NAME, "params", expected, params)
     params = tuple(params)
     for tensor in params:
         if not isinstance(tensor, Tensor):
-            raise _checks.wrong_type(NAME, "params", expected, tensor)
+            raise _checks.type_error(NAME, "params", expected, tensor)
     return params
 
 
@@ -252,10 +254,10 @@ def _validate(z: Tensor, rho: Tensor, step_size: Tensor, tempering: Tensor, memo
     _checks.one_of(NAME, "gradient", gradient, GRADIENT)
     _checks.same_kind(NAME, z=z, rho=rho, step_size=step_size, tempering=tempering)
     if not z.dim():
-        raise _checks.fail(NAME, "z", "of shape (B, ...)", z)
+        raise _checks.value_error(NAME, "z", "of shape (B, ...)", z)
     if rho.shape != z.shape:
-        raise _checks.fail(NAME, "rho", f"of z's shape {tuple(z.shape)}", rho)
+        raise _checks.value_error(NAME, "rho", f"of z's shape {tuple(z.shape)}", rho)
     if tempering.dim() != 1:
-        raise _checks.fail(NAME, "tempering", "of shape (K,)", tempering)
+        raise _checks.value_error(NAME, "tempering", "of shape (K,)", tempering)
     _checks.finite(NAME, "step_size", step_size)
     _checks.finite(NAME, "tempering", tempering)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hvae_kernels.ops.leapfrog.field import Field
 from hvae_kernels.ops.leapfrog_update import leapfrog_update_vjp
-from hvae_kernels.ops.leapfrog_update.trajectory import transport, update_of
+from hvae_kernels.ops.leapfrog_update.trajectory import leapfrog_trajectory, update_of
 
 
 class ReversibleLeapfrog(torch.autograd.Function):
@@ -34,7 +34,7 @@ class ReversibleLeapfrog(torch.autograd.Function):
             return latest[0]
 
         with field.held():
-            end = transport(update, z, rho, grad, gradient, decay, kick, drift)
+            end = leapfrog_trajectory(update, z, rho, grad, gradient, decay, kick, drift)
         field.settle(latest[0], end[1])
         ctx.field, ctx.implementation, ctx.full, ctx.on_drift = field, implementation, full, on_drift
         ctx.params = params  # the potential's own tensors; those saved only watch for changes in place

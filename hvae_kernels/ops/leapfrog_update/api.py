@@ -94,12 +94,12 @@ def leapfrog_update_vjp(
 def _validate(z: Tensor, rho: Tensor, grad: Tensor, decay: Tensor, kick: Tensor, drift: Tensor) -> None:
     _checks.same_kind(NAME, z=z, rho=rho, grad=grad, decay=decay, kick=kick, drift=drift)
     if not z.shape:
-        raise _checks.fail(NAME, "z", "of shape (..., d)", z)
+        raise _checks.value_error(NAME, "z", "of shape (..., d)", z)
     if decay.shape:
-        raise _checks.fail(NAME, "decay", "of shape ()", decay)
+        raise _checks.value_error(NAME, "decay", "of shape ()", decay)
     for argument, tensor in (("rho", rho), ("grad", grad)):
         if tensor.shape != z.shape:
-            raise _checks.fail(NAME, argument, f"of z's shape {tuple(z.shape)}", tensor)
+            raise _checks.value_error(NAME, argument, f"of z's shape {tuple(z.shape)}", tensor)
     for argument, tensor in (("kick", kick), ("drift", drift)):
         if tensor.shape != z.shape[-1:]:
-            raise _checks.fail(NAME, argument, f"of shape ({z.shape[-1]},)", tensor)
+            raise _checks.value_error(NAME, argument, f"of shape ({z.shape[-1]},)", tensor)

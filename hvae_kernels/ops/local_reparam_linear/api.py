@@ -92,16 +92,16 @@ def _validate(
     biases = {name: bias for name, bias in every.items() if bias is not None}
     _checks.same_kind(NAME, x=x, weight_loc=weight_loc, weight_log_scale=weight_log_scale, noise=noise, **biases)
     if not x.dim():
-        raise _checks.fail(NAME, "x", "of shape (..., in)", x)
+        raise _checks.value_error(NAME, "x", "of shape (..., in)", x)
     if weight_loc.dim() != 2 or weight_loc.shape[1] != x.shape[-1]:
-        raise _checks.fail(NAME, "weight_loc", f"of shape (out, in) with in = {x.shape[-1]}", weight_loc)
+        raise _checks.value_error(NAME, "weight_loc", f"of shape (out, in) with in = {x.shape[-1]}", weight_loc)
     if weight_log_scale.shape != weight_loc.shape:
-        raise _checks.fail(
+        raise _checks.value_error(
             NAME, "weight_log_scale", f"of weight_loc's shape {tuple(weight_loc.shape)}", weight_log_scale
         )
     outputs = weight_loc.shape[0]
     for name, bias in biases.items():
         if bias.shape != (outputs,):
-            raise _checks.fail(NAME, name, f"of shape ({outputs},) or None", bias)
+            raise _checks.value_error(NAME, name, f"of shape ({outputs},) or None", bias)
     if noise.shape != (*x.shape[:-1], outputs):
-        raise _checks.fail(NAME, "noise", f"of shape {(*x.shape[:-1], outputs)}", noise)
+        raise _checks.value_error(NAME, "noise", f"of shape {(*x.shape[:-1], outputs)}", noise)

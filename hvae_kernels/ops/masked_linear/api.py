@@ -104,18 +104,18 @@ def _masked_linear(
 def _validate(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     _checks.same_kind(NAME, x=x, weight=weight, **({} if bias is None else {"bias": bias}))
     if not x.dim():
-        raise _checks.fail(NAME, "x", "of shape (..., in)", x)
+        raise _checks.value_error(NAME, "x", "of shape (..., in)", x)
     if weight.dim() != 2 or weight.shape[1] != x.shape[-1]:
-        raise _checks.fail(NAME, "weight", f"of shape (out, in) with in = {x.shape[-1]}", weight)
+        raise _checks.value_error(NAME, "weight", f"of shape (out, in) with in = {x.shape[-1]}", weight)
     if bias is not None and bias.shape != weight.shape[:1]:
-        raise _checks.fail(NAME, "bias", f"of shape ({weight.shape[0]},) or None", bias)
+        raise _checks.value_error(NAME, "bias", f"of shape ({weight.shape[0]},) or None", bias)
 
 
 def _degrees(argument: str, degrees: Tensor | Sequence[int], size: int, x: Tensor) -> Tensor:
     """The degrees as an int64 tensor of ``size`` on ``x``'s device."""
     if isinstance(degrees, Tensor):
         if degrees.layout is not torch.strided:
-            raise _checks.wrong_type(NAME, argument, "a dense tensor", degrees)
+            raise _checks.type_error(NAME, argument, "a dense tensor", degrees)
         if degrees.dtype is torch.int64 and degrees.shape == (size,) and degrees.device == x.device:
             return degrees  # the usual case, checked quickly
     else:
@@ -126,7 +126,7 @@ def _degrees(argument: str, degrees: Tensor | Sequence[int], size: int, x: Tenso
     if degrees.dtype not in _INTEGERS:
         raise TypeError(f"{NAME}: {argument} must be an integer tensor, got {_checks.describe(degrees)}")
     if degrees.shape != (size,):
-        raise _checks.fail(NAME, argument, f"of shape ({size},)", degrees)
+        raise _checks.value_error(NAME, argument, f"of shape ({size},)", degrees)
     if degrees.device != x.device:
-        raise _checks.fail(NAME, argument, f"on the device of x, {x.device}", degrees)
+        raise _checks.value_error(NAME, argument, f"on the device of x, {x.device}", degrees)
     return degrees.to(torch.int64)

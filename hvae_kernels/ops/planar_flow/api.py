@@ -181,24 +181,24 @@ def constrain_planar(u: Tensor, w: Tensor) -> Tensor:
     """
     _checks.same_kind("constrain_planar", u=u, w=w)
     if not u.shape:
-        raise _checks.fail("constrain_planar", "u", "of shape (..., d)", u)
+        raise _checks.value_error("constrain_planar", "u", "of shape (..., d)", u)
     if w.shape != u.shape:
-        raise _checks.fail("constrain_planar", "w", f"of u's shape {tuple(u.shape)}", w)
+        raise _checks.value_error("constrain_planar", "w", f"of u's shape {tuple(u.shape)}", w)
     return constraint.constrained(u, w)[0]
 
 
 def _validate(z: Tensor, u: Tensor, w: Tensor, b: Tensor) -> None:
     _checks.same_kind(NAME, z=z, u=u, w=w, b=b)
     if not z.shape:
-        raise _checks.fail(NAME, "z", "of shape (..., d)", z)
+        raise _checks.value_error(NAME, "z", "of shape (..., d)", z)
     replicas = z.shape[:1] if u.dim() == 3 and z.dim() == 3 else ()
     if u.dim() != 2 + len(replicas) or u.shape[-1] != z.shape[-1] or u.shape[:-2] != replicas:
         expected = f"(K, {z.shape[-1]})" + (f", or ({z.shape[0]}, K, {z.shape[-1]})" if z.dim() == 3 else "")
-        raise _checks.fail(NAME, "u", f"of shape {expected}", u)
+        raise _checks.value_error(NAME, "u", f"of shape {expected}", u)
     if w.shape != u.shape:
-        raise _checks.fail(NAME, "w", f"of u's shape {tuple(u.shape)}", w)
+        raise _checks.value_error(NAME, "w", f"of u's shape {tuple(u.shape)}", w)
     if b.shape != u.shape[:-1]:
-        raise _checks.fail(NAME, "b", f"of shape {tuple(u.shape[:-1])}", b)
+        raise _checks.value_error(NAME, "b", f"of shape {tuple(u.shape[:-1])}", b)
 
 
 def _validate_cotangents(z: Tensor, grad_z: Tensor, grad_log_abs_det: Tensor) -> None:
@@ -206,4 +206,4 @@ def _validate_cotangents(z: Tensor, grad_z: Tensor, grad_log_abs_det: Tensor) ->
     _checks.same_kind(name, z=z, grad_z=grad_z, grad_log_abs_det=grad_log_abs_det)
     for argument, tensor, shape in (("grad_z", grad_z, z.shape), ("grad_log_abs_det", grad_log_abs_det, z.shape[:-1])):
         if tensor.shape != shape:
-            raise _checks.fail(name, argument, f"of shape {tuple(shape)}", tensor)
+            raise _checks.value_error(name, argument, f"of shape {tuple(shape)}", tensor)

@@ -71,9 +71,9 @@ def radial_flow(
 def _validate(z: Tensor, center: Tensor, alpha: Tensor, beta: Tensor) -> None:
     _checks.same_kind(NAME, z=z, center=center, alpha=alpha, beta=beta)
     if not z.shape:
-        raise _checks.fail(NAME, "z", "of shape (..., d)", z)
+        raise _checks.value_error(NAME, "z", "of shape (..., d)", z)
     if center.dim() != 2 or center.shape[1] != z.shape[-1]:
-        raise _checks.fail(NAME, "center", f"of shape (K, {z.shape[-1]})", center)
+        raise _checks.value_error(NAME, "center", f"of shape (K, {z.shape[-1]})", center)
     for argument, tensor in (("alpha", alpha), ("beta", beta)):
         if tensor.shape != center.shape[:1]:
-            raise _checks.fail(NAME, argument, f"of shape ({center.shape[0]},)", tensor)
+            raise _checks.value_error(NAME, argument, f"of shape ({center.shape[0]},)", tensor)
