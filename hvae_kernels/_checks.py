@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hvae_kernels import _torch
+
 FULL_PRECISION = (torch.float32, torch.float64)
 HALF_PRECISION = (torch.bfloat16, torch.float16)
 
@@ -22,14 +24,14 @@ def describe(value: object) -> str:
     return f"{type(value).__name__} {text if len(text) <= 100 else text[:97] + '...'}"
 
 
-def fail(function: str, argument: str, expected: str, got: object) -> ValueError:
+def value_error(function: str, argument: str, expected: str, got: object) -> ValueError:
     """Build (not raise) the ValueError for an argument with a wrong shape or value."""
     return ValueError(
         f"{function}: {argument} must be {expected}, got {got if isinstance(got, str) else describe(got)}"
     )
 
 
-def wrong_type(function: str, argument: str, expected: str, got: object) -> TypeError:
+def type_error(function: str, argument: str, expected: str, got: object) -> TypeError:
     """Build (not raise) the TypeError for an argument that is nothing of the kind."""
     return TypeError(f"{function}: {argument} must be {expected}, got {describe(got)}")
 
@@ -38,52 +40,52 @@ def tensors(function: str, **arguments: Tensor) -> None:
     """Require tensors, of any kind."""
     for name, value in arguments.items():
         if not isinstance(value, Tensor):
-            raise wrong_type(function, name, "a tensor", value)
+            raise type_error(function, name, "a tensor", value)
 
 
 def features(function: str, argument: str, x: Tensor, size: int) -> None:
     """Require a floating-point tensor with this many features, its last dimension."""
     if not isinstance(x, Tensor):
-        raise wrong_type(function, argument, f"a tensor of shape (..., {size})", x)
+        raise type_error(function, argument, f"a tensor of shape (..., {size})", x)
     if not x.is_floating_point() or x.layout is not torch.strided:
-        raise wrong_type(function, argument, "a dense floating-point tensor", x)
+        raise type_error(function, argument, "a dense floating-point tensor", x)
     if x.shape[-1:] != (size,):
-        raise fail(function, argument, f"a tensor of shape (..., {size})", x)
+        raise value_error(function, argument, f"a tensor of shape (..., {size})", x)
 
 
 def flag(function: str, argument: str, value: bool) -> None:
     """Require True or False: any other object would count as one of them, silently."""
     if not isinstance(value, bool):
-        raise wrong_type(function, argument, "True or False", value)
+        raise type_error(function, argument, "True or False", value)
 
 
 def generator(function: str, value: torch.Generator | None) -> None:
     """Require a generator of random numbers, or None."""
     if not (value is None or isinstance(value, torch.Generator)):
-        raise wrong_type(function, "generator", "a torch.Generator or None", value)
+        raise type_error(function, "generator", "a torch.Generator or None", value)
 
 
 def integer(function: str, argument: str, value: int, least: int) -> None:
     """Require an integer of at least ``least``."""
     if not isinstance(value, numbers.Integral) or isinstance(value, bool):
-        raise wrong_type(function, argument, f"an integer of at least {least}", value)
+        raise type_error(function, argument, f"an integer of at least {least}", value)
     if value < least:
-        raise fail(function, argument, f"an integer of at least {least}", value)
+        raise value_error(function, argument, f"an integer of at least {least}", value)
 
 
 def real(function: str, argument: str, value: float) -> None:
     """Require a number, not a tensor or a string."""
     if not isinstance(value, numbers.Real) or isinstance(value, bool):
-        raise wrong_type(function, argument, "a number", value)
+        raise type_error(function, argument, "a number", value)
 
 
 def one_of(function: str, argument: str, value: str, options: Sequence[str]) -> None:
     """Require one of these names."""
     expected = f"one of {', '.join(options)}"
     if not isinstance(value, str):
-        raise wrong_type(function, argument, expected, value)
+        raise type_error(function, argument, expected, value)
     if value not in options:
-        raise fail(function, argument, expected, value)
+        raise value_error(function, argument, expected, value)
 
 
 def same_kind(function: str, **tensors: Tensor) -> None:
@@ -91,20 +93,20 @@ def same_kind(function: str, **tensors: Tensor) -> None:
     items = iter(tensors.items())
     first_name, first = next(items)
     if not isinstance(first, Tensor):
-        raise wrong_type(function, first_name, "a tensor", first)
+        raise type_error(function, first_name, "a tensor", first)
     dtype, device = first.dtype, first.device
     if dtype not in FULL_PRECISION and dtype not in HALF_PRECISION:
         expected = "a float32 or float64 tensor (bfloat16 and float16 where a GPU kernel exists)"
-        raise wrong_type(function, first_name, expected, first)
+        raise type_error(function, first_name, expected, first)
     if first.layout is not torch.strided:
-        raise wrong_type(function, first_name, "a dense tensor", first)
+        raise type_error(function, first_name, "a dense tensor", first)
     for name, tensor in items:
         if not isinstance(tensor, Tensor):
-            raise wrong_type(function, name, "a tensor", tensor)
+            raise type_error(function, name, "a tensor", tensor)
         if tensor.dtype != dtype:
             raise TypeError(f"{function}: {name} must have the dtype of {first_name}, {dtype}, got {describe(tensor)}")
         if tensor.layout is not torch.strided:
-            raise wrong_type(function, name, "a dense tensor", tensor)
+            raise type_error(function, name, "a dense tensor", tensor)
         if tensor.device != device:
             raise ValueError(
                 f"{function}: {name} must be on the device of {first_name}, {device}, got {describe(tensor)}"
@@ -114,11 +116,11 @@ def same_kind(function: str, **tensors: Tensor) -> None:
 def factory(function: str, device: object, dtype: object) -> dict[str, Any]:
     """What a module's new tensors are made with; None stands for torch's default."""
     if device is not None and not isinstance(device, (str, int, torch.device)):
-        raise wrong_type(function, "device", "a torch.device or its name", device)
+        raise type_error(function, "device", "a torch.device or its name", device)
     if dtype is not None and not isinstance(dtype, torch.dtype):
-        raise wrong_type(function, "dtype", "a torch.dtype", dtype)
+        raise type_error(function, "dtype", "a torch.dtype", dtype)
     if dtype is not None and not dtype.is_floating_point:
-        raise fail(function, "dtype", "a floating-point one", str(dtype))
+        raise value_error(function, "dtype", "a floating-point one", str(dtype))
     return {"device": device, "dtype": dtype}
 
 
@@ -127,8 +129,8 @@ def values_readable(tensor: Tensor) -> bool:
     return type(tensor) in (Tensor, torch.nn.Parameter) and (
         tensor.device.type == "cpu"
         and not torch.compiler.is_compiling()
-        and not torch._C._are_functorch_transforms_active()
-        and not torch._C._len_torch_dispatch_stack()
+        and not _torch.functorch_is_active()
+        and not _torch.n_dispatch_modes()
     )
 
 
@@ -139,4 +141,4 @@ def finite(function: str, argument: str, tensor: Tensor) -> None:
     values = tensor.detach().flatten()
     wrong = values[~torch.isfinite(values)]
     if wrong.numel():
-        raise fail(function, argument, "finite", f"{wrong[0].item()} among its {values.numel()} values")
+        raise value_error(function, argument, "finite", f"{wrong[0].item()} among its {values.numel()} values")

@@ -13,12 +13,14 @@ from typing import Any, ClassVar
 
 import torch
 
-from hvae_kernels import _checks, _extension, _library
+from hvae_kernels import _checks, _extension, _library, _torch
 from hvae_kernels._checks import FULL_PRECISION, HALF_PRECISION
 
 #: In the order in which ``auto`` prefers them.
-IMPLEMENTATIONS = ("cuda", "triton", "cpp", "reference")
+IMPLEMENTATIONS = ("triton", "cpp", "reference")
 CHOICES = ("auto", *IMPLEMENTATIONS)
+#: Names that may be chosen already, for what no op has yet, and what calls say to that.
+RESERVED = {"cuda": "no op has a CUDA C++ implementation in this version; on GPUs it is 'triton' that runs"}
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Op:
 
     name: str
     implementations: tuple[str, ...]
-    half_precision: tuple[str, ...] = field(default=("triton", "cuda", "reference"))
+    half_precision: tuple[str, ...] = field(default=("triton", "reference"))
 
 
 OPS: dict[str, Op] = {}
@@ -38,10 +40,11 @@ def register(op: Op) -> None:
     OPS[op.name] = op
 
 
-def _validate(choice: str, source: str) -> str:
+def validate(choice: str, source: str) -> str:
+    """Require a name of an implementation, or ``"auto"``; returns it."""
     if not isinstance(choice, str):
         raise TypeError(f"{source}: implementation must be one of {', '.join(CHOICES)}, got {_checks.describe(choice)}")
-    if choice not in CHOICES:
+    if choice not in CHOICES and choice not in RESERVED:
         raise ValueError(f"{source}: implementation must be one of {', '.join(CHOICES)}, got {choice!r}")
     return choice
 
@@ -60,20 +63,21 @@ class _State:
     blocks put themselves on and take themselves off, as those of several threads end in any order.
     """
 
-    choices: ClassVar = [_Choice(_validate(os.environ.get("HVAE_KERNELS_IMPL") or "auto", "HVAE_KERNELS_IMPL"))]
+    choices: ClassVar = [_Choice(validate(os.environ.get("HVAE_KERNELS_IMPL") or "auto", "HVAE_KERNELS_IMPL"))]
 
 
 @contextlib.contextmanager
 def use_impl(implementation: str) -> Iterator[None]:
     """Choose the implementation of every op called inside the ``with`` block, for the whole process.
 
-    Where blocks of several threads overlap, the one entered last counts for all of them while it is open.
+    Where blocks of several threads overlap, the one entered last counts for all of them while it is open. For one call,
+    and whatever other threads do, every function takes ``implementation=``.
 
     Args:
-        implementation: ``"auto"`` (the fastest there is for the tensors' device), ``"cpp"``, ``"triton"``,
-            ``"cuda"`` or ``"reference"``. Only ``"auto"`` ever falls back; an explicit choice that cannot be met
-            raises ``RuntimeError`` at the call, saying why. The environment variable ``HVAE_KERNELS_IMPL`` sets the
-            initial choice.
+        implementation: ``"auto"`` (the fastest there is for the tensors' device), ``"cpp"``, ``"triton"`` or
+            ``"reference"``; ``"cuda"`` is reserved, no op has it in this version. Only ``"auto"`` ever falls back; an
+            explicit choice that cannot be met raises ``RuntimeError`` at the call, saying why. The environment
+            variable ``HVAE_KERNELS_IMPL`` sets the initial choice.
 
     Raises:
         ValueError: the name is none of these.
@@ -84,7 +88,7 @@ def use_impl(implementation: str) -> Iterator[None]:
         >>> with hk.use_impl("reference"):
         ...     z, rho = hk.functional.gaussian_leapfrog(one, one, one, 0 * one, 0.1 * one, one)
     """
-    choice = _Choice(_validate(implementation, "use_impl"))
+    choice = _Choice(validate(implementation, "use_impl"))
     _State.choices.append(choice)
     try:
         yield
@@ -99,6 +103,8 @@ def requested() -> str:
 
 def why_not(op: Op, implementation: str, device_type: str, dtype: torch.dtype) -> str | None:
     """``None`` when ``implementation`` serves ``op`` on such tensors here, otherwise the reason why not."""
+    if implementation in RESERVED:
+        return RESERVED[implementation]
     if implementation not in op.implementations:
         return "not written for this op"
     if dtype in HALF_PRECISION and implementation not in op.half_precision:
@@ -107,8 +113,6 @@ def why_not(op: Op, implementation: str, device_type: str, dtype: torch.dtype) -
         return _extension.why_absent() if device_type == "cpu" else f"runs on the CPU, the tensors are on {device_type}"
     if implementation == "triton":
         return _why_no_triton(device_type)
-    if implementation == "cuda":
-        return None if device_type == "cuda" else f"runs on CUDA devices, the tensors are on {device_type}"
     return None
 
 
@@ -140,21 +144,19 @@ def _lookup(name: str, requested: str, device_type: str, dtype: torch.dtype) -> 
     raise RuntimeError(f"{name}: no implementation for {dtype} tensors on {device_type}")
 
 
+@_torch.constant_in_graph
 def _lookup_in_graph(name: str, requested: str, device_type: str, dtype: torch.dtype) -> str:
-    """The same for Dynamo, which runs this function while it traces and takes the result as a constant."""
-    _library.tell_dynamo()
+    """The same for Dynamo."""
+    _library.register_opaque()
     return _lookup(name, requested, device_type, dtype)
 
 
-# What torch._dynamo.assume_constant_result does, without importing Dynamo.
-_lookup_in_graph._dynamo_marked_constant = True  # type: ignore[attr-defined]
-
-
-def resolve(name: str, tensor: torch.Tensor) -> str:
-    """The implementation that the op ``name`` uses for ``tensor``'s device and dtype under the present choice."""
+def resolve(name: str, tensor: torch.Tensor, implementation: str | None = None) -> str:
+    """What the op ``name`` uses for ``tensor``'s device and dtype: ``implementation``, or else the present choice."""
+    choice = requested() if implementation is None else validate(implementation, name)
     if torch.compiler.is_compiling():
-        return _lookup_in_graph(name, requested(), tensor.device.type, tensor.dtype)
-    return _lookup(name, requested(), tensor.device.type, tensor.dtype)
+        return _lookup_in_graph(name, choice, tensor.device.type, tensor.dtype)
+    return _lookup(name, choice, tensor.device.type, tensor.dtype)
 
 
 def config() -> dict[str, Any]:

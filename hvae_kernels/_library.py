@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hvae_kernels import _checks
+from hvae_kernels import _checks, _torch
 
 NAMESPACE = "hvae_kernels"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
@@ -66,51 +66,45 @@ class OpFunction(torch.autograd.Function):
 
     @classmethod
     def apply(cls, *args):
-        if torch._C._are_functorch_transforms_active():
+        if _torch.functorch_is_active():
             return super().apply(*args)
         return super(torch.autograd.Function, cls).apply(*args)
 
 
-_UNOPENED: list[Callable] = []
+_OPAQUE: list[Callable] = []
 
 
-def in_graph(function: Callable) -> Callable:
-    """Mark an op's helper that Dynamo writes into its graph unopened: it loses the second order of what it traces.
+def opaque_to_dynamo(function: Callable) -> Callable:
+    """Mark an op's helper that Dynamo writes into its graph as it is: it loses the second order of what it traces.
 
     ``torch.compiler.allow_in_graph`` for everybody who compiles, at no price for those who do not: it imports Dynamo,
     which takes longer than importing torch, so it is called when Dynamo first meets one of our ops.
     """
-    _UNOPENED.append(function)
+    _OPAQUE.append(function)
     return function
 
 
-def tell_dynamo() -> None:
-    """Hand the functions marked by :func:`in_graph` to Dynamo, once."""
-    while _UNOPENED:
-        torch.compiler.allow_in_graph(_UNOPENED.pop())
+def register_opaque() -> None:
+    """Hand the functions marked by :func:`opaque_to_dynamo` to Dynamo, once."""
+    while _OPAQUE:
+        torch.compiler.allow_in_graph(_OPAQUE.pop())
 
 
 def nothing_differentiates() -> bool:
     """Whether an op may skip its Function: no gradients are recorded, no functorch transform, no forward mode."""
-    return (
-        not torch.is_grad_enabled()
-        and not torch._C._are_functorch_transforms_active()
-        and torch.autograd.forward_ad._current_level < 0
-    )
+    return not torch.is_grad_enabled() and not _torch.functorch_is_active() and not _torch.forward_mode_is_active()
 
 
 def only_reverse_mode() -> bool:
     """Whether a Function needs neither ``vmap`` nor ``jvp`` nor to be traced."""
     return (
-        not torch.compiler.is_compiling()
-        and not torch._C._are_functorch_transforms_active()
-        and torch.autograd.forward_ad._current_level < 0
+        not torch.compiler.is_compiling() and not _torch.functorch_is_active() and not _torch.forward_mode_is_active()
     )
 
 
 def is_batched_gradient(grad: Tensor | None) -> bool:
     """Whether ``torch.autograd.grad(is_grads_batched=True)`` made it: raw ops that take lists have no rule for it."""
-    return grad is not None and torch._C._functorch.is_legacy_batchedtensor(grad)
+    return grad is not None and _torch.is_legacy_batched(grad)
 
 
 def autocasts(tensor: Tensor) -> bool:

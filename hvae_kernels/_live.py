@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import module as _torch
 
-#: Torch's own dictionaries of the hooks that every module of the process has.
-_BEFORE, _AFTER = _torch._global_forward_pre_hooks, _torch._global_forward_hooks
-_BACKWARD_BEFORE, _BACKWARD = _torch._global_backward_pre_hooks, _torch._global_backward_hooks
+from hvae_kernels import _torch
+
+_BEFORE, _AFTER = _torch.FORWARD_HOOKS
+_BACKWARD_BEFORE, _BACKWARD = _torch.BACKWARD_HOOKS
 
 
 def only_looks(hook: Any) -> Any:

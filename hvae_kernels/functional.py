@@ -1,8 +1,12 @@
-"""Every public function, flat. All are differentiable, draw no random numbers and return new tensors."""
+"""Every public function, flat. All are differentiable, draw no random numbers and return new tensors.
+
+Those with kernels take ``implementation=``, the choice of :func:`hvae_kernels.use_impl` for one call: forward, backward
+and all further derivatives. What it names is used or raises ``RuntimeError``, saying why not.
+"""
 
 from hvae_kernels.ops.affine_autoregressive import Gate, affine_autoregressive
 from hvae_kernels.ops.bernoulli_log_prob import bernoulli_log_prob
-from hvae_kernels.ops.gaussian_leapfrog import dense_gaussian_leapfrog, gaussian_leapfrog, gaussian_leapfrog_vjp
+from hvae_kernels.ops.gaussian_leapfrog import dense_gaussian_leapfrog, gaussian_leapfrog, gaussian_leapfrog_with_vjp
 from hvae_kernels.ops.gaussian_mixture import gaussian_mixture_log_prob, gaussian_mixture_responsibilities
 from hvae_kernels.ops.iwae import dreg_surrogate, iwae_bound, stl_surrogate
 from hvae_kernels.ops.leapfrog import leapfrog
@@ -21,7 +25,7 @@ __all__ = [
     "dense_gaussian_leapfrog",
     "dreg_surrogate",
     "gaussian_leapfrog",
-    "gaussian_leapfrog_vjp",
+    "gaussian_leapfrog_with_vjp",
     "gaussian_mixture_log_prob",
     "gaussian_mixture_responsibilities",
     "iwae_bound",

@@ -1,7 +1,12 @@
 """Properties of the affine tail of autoregressive flows that no implementation can fake, and errors for bad input."""
 
+import copy
+import dataclasses
 import math
 import os
+import pathlib
+import pickle
+import re
 
 import pytest
 import torch
@@ -12,7 +17,8 @@ from ops.affine_autoregressive import autoregressive_inputs
 import hvae_kernels as hk
 from hvae_kernels import testing
 from hvae_kernels.ops.affine_autoregressive import reference
-from hvae_kernels.ops.affine_autoregressive.gates import DEFAULTS
+from hvae_kernels.ops.affine_autoregressive.gates import CODES, DEFAULTS, PARAMETERS, decoded
+from hvae_kernels.ops.autoregressive_network.network import ACTIVATION_CODES, ACTIVATIONS
 
 F = hk.functional
 #: Where there is a GPU, Triton compiles for it and has no business with these CPU tensors.
@@ -35,7 +41,7 @@ def inputs(*shape, dtype=torch.float64, **options):
 
 def log_scale_of(gate, s):
     """The gates as their sources write them."""
-    first, second = gate.first, gate.second
+    first, second = (*gate.parameters, None, None)[:2]
     return {
         "affine": lambda: s,
         "clipped": lambda: s.clamp(first, second),
@@ -232,7 +238,9 @@ def test_bad_input(implementation, argument, value, error, message):
         (lambda: F.Gate.shifted_sigmoid(2.0, 0.0), ValueError, "'shifted-sigmoid': epsilon must be positive"),
         (lambda: F.Gate.sigmoid("2"), TypeError, "'sigmoid': offset must be a number, got str '2'"),
         (lambda: F.Gate.sigmoid(math.inf), ValueError, "'sigmoid': offset must be finite, got inf"),
-        (lambda: F.Gate("affine", 2.0), ValueError, "gate 'affine' takes 0 numbers, got first = 2.0"),
+        (lambda: F.Gate("affine", (2.0,)), ValueError, r"'affine': parameters must be a tuple \(\), got \(2.0,\)"),
+        (lambda: F.Gate("clipped", (2.0,)), ValueError, r"'clipped': parameters must be a tuple \(low, high\), got"),
+        (lambda: F.Gate("clipped", [-1.0, 1.0]), TypeError, "parameters must be a tuple .* got list"),
     ],
 )
 def test_bad_gate(make, error, message):
@@ -241,8 +249,49 @@ def test_bad_gate(make, error, message):
 
 
 def test_gate_defaults_are_the_sources():
-    assert F.Gate("clipped") == F.Gate.clipped() == F.Gate("clipped", -5.0, 3.0)
-    assert F.Gate("soft-clipped").first == pytest.approx(-math.log(1e-3))
-    assert F.Gate("softplus").first == F.Gate("shifted-sigmoid").second == 1e-3
-    assert (F.Gate("shifted-sigmoid").first, F.Gate("sigmoid").first) == (2.0, 0.0)
-    assert hash(F.Gate.sigmoid(1)) == hash(F.Gate("sigmoid", 1.0))
+    assert F.Gate("clipped") == F.Gate.clipped() == F.Gate("clipped", (-5.0, 3.0))
+    assert F.Gate("soft-clipped").parameters == pytest.approx((-math.log(1e-3),))
+    assert F.Gate("softplus").parameters == (1e-3,)
+    assert F.Gate("shifted-sigmoid").parameters == (2.0, 1e-3)
+    assert F.Gate("sigmoid").parameters == (0.0,)
+
+
+@pytest.mark.parametrize("gate", GATES.values(), ids=GATES)
+def test_gates_are_values(gate):
+    """Written as they are made, frozen, and the same when copied, pickled or encoded for the kernels."""
+    copies = [copy.deepcopy(gate), pickle.loads(pickle.dumps(gate)), decoded(*gate.encoded)]
+    for same in [*copies, eval(repr(gate), {"Gate": F.Gate}), F.Gate(gate.name, gate.parameters)]:
+        assert (same, same.encoded) == (gate, gate.encoded)
+        assert hash(same) == hash(gate)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        gate.parameters = ()
+    assert F.Gate.sigmoid(1) == F.Gate.sigmoid(1.0) != F.Gate.sigmoid(2.0)
+    assert repr(F.Gate("clipped")) == "Gate.clipped(low=-5.0, high=3.0)"
+
+
+def in_kebab_case(name):
+    return re.sub("(?<!^)(?=[A-Z])", "-", name).lower()
+
+
+@pytest.mark.parametrize(
+    ("codes", "file", "switch"),
+    [
+        (CODES, "affine_autoregressive.h", "with_gate"),
+        (ACTIVATION_CODES, "autoregressive_network.h", "with_activation"),
+    ],
+)
+def test_codes_are_those_of_the_kernels(codes, file, switch):
+    """In C++ one has no number of its own: the default."""
+    text = (pathlib.Path(__file__).parents[1] / "csrc" / "kernels" / file).read_text()
+    body = text.partition(f"{switch}(int64_t")[2].partition("\n}\n")[0]
+    cases = re.findall(r"(?:case (\d+)|default): return \w+\((?:activation::)?(\w+)", body)
+    found = {in_kebab_case(name): int(code) for code, name in cases if code}
+    (other,) = (in_kebab_case(name) for code, name in cases if not code)
+    assert codes.keys() == {*found, other}
+    assert codes == {**found, other: codes[other]}
+    assert sorted(codes.values()) == list(range(len(codes)))
+
+
+def test_every_gate_and_activation_is_complete():
+    assert CODES.keys() == PARAMETERS.keys()
+    assert ACTIVATION_CODES.keys() == ACTIVATIONS.keys()

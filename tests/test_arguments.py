@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 
 import numpy as np
@@ -44,7 +45,7 @@ CALLS = {
     "dense_gaussian_leapfrog": (F.dense_gaussian_leapfrog, {**_GAUSSIAN, "precision": ones(3, 3)}),
     "dreg_surrogate": (F.dreg_surrogate, {"log_weights": ones(4, 3), "dim": 0}),
     "gaussian_leapfrog": (F.gaussian_leapfrog, _GAUSSIAN),
-    "gaussian_leapfrog_vjp": (F.gaussian_leapfrog_vjp, {"grad_z": ones(4, 3), "grad_rho": ones(4, 3), **_GAUSSIAN}),
+    "gaussian_leapfrog_with_vjp": (F.gaussian_leapfrog_with_vjp, _GAUSSIAN),
     "gaussian_mixture_log_prob": (F.gaussian_mixture_log_prob, _MIXTURE),
     "gaussian_mixture_responsibilities": (F.gaussian_mixture_responsibilities, _MIXTURE),
     "iwae_bound": (F.iwae_bound, {"log_weights": ones(4, 3), "dim": 0}),
@@ -84,7 +85,7 @@ CALLS = {
         },
     ),
     "stl_surrogate": (F.stl_surrogate, {"log_weights": ones(4, 3), "dim": 0}),
-    "Gate": (F.Gate, {"name": "clipped", "first": -1.0, "second": 1.0}),
+    "Gate": (F.Gate, {"name": "clipped", "parameters": (-1.0, 1.0)}),
     "accelerate": (hk.accelerate, {"module": torch.nn.Linear(2, 2)}),
     "use_impl": (lambda implementation: hk.use_impl(implementation).__enter__(), {"implementation": "auto"}),
     "use_cpu": (lambda instruction_set: hk.use_cpu(instruction_set).__enter__(), {"instruction_set": "auto"}),
@@ -133,6 +134,9 @@ CALLS = {
     "RadialFlow": (hk.nn.RadialFlow, {"features": 3, "n_layers": 2}),
     "RadialFlow.forward": (hk.nn.RadialFlow(3, 2), {"z": ones(4, 3), "context": None}),
 }
+for _name, (_function, _arguments) in CALLS.items():
+    if "implementation" in inspect.signature(_function).parameters and _name != "use_impl":
+        CALLS[_name] = _function, {**_arguments, "implementation": "reference"}
 EACH = [pytest.param(name, argument, id=f"{name}-{argument}") for name in CALLS for argument in CALLS[name][1]]
 STRANGERS = {
     "float": 1.5,
@@ -144,16 +148,15 @@ STRANGERS = {
 }
 #: Where these are not strangers: a float is a number, None is the default, a list holds degrees.
 WELCOME = {
-    "float": {"learning_rate", "alpha", "eps", "max_norm", "first", "second", "prior_scale", "init_temperature"}
-    | {"max_step_size"},
+    "float": {"learning_rate", "alpha", "eps", "max_norm", "prior_scale", "init_temperature"} | {"max_step_size"},
     "none": {"generator", "bias", "bias_loc", "bias_log_scale", "params", "on_drift", "replicas", "memory", "order"}
-    | {"hidden_degrees", "first", "second", "context"},
+    | {"hidden_degrees", "context", "implementation"},
 }
 
 
 def names(argument, error):
     """Whether the error says of this argument, under its own name, what it must be."""
-    named = {"first": "low", "second": "high", "name": "gate", "instruction_set": "instruction set"}
+    named = {"name": "gate", "instruction_set": "instruction set"}
     named = named.get(argument, argument)
     return re.search(rf"\b({named})\b.* must be ", str(error)) is not None
 
@@ -161,6 +164,37 @@ def names(argument, error):
 def test_every_public_name_is_called():
     public = {*F.__all__, *hk.nn.__all__, "accelerate", "use_impl", "use_cpu"}
     assert public <= set(CALLS)
+
+
+def test_every_function_with_kernels_takes_an_implementation():
+    functions = {name for name in F.__all__ if inspect.isfunction(getattr(F, name))}
+    takes = {name for name in functions if "implementation" in CALLS[name][1]}
+    assert functions - takes == {"constrain_planar"}
+    for name in takes:
+        parameter = inspect.signature(getattr(F, name)).parameters["implementation"]
+        assert (parameter.kind, parameter.default) == (parameter.KEYWORD_ONLY, None), name
+
+
+#: Options that may be given by place, as users write them, beside contexts, which are data.
+BY_PLACE = {
+    "Gate": {"parameters"},
+    "HamiltonianFlow": {"tempering", "max_step_size", "init_step_size", "init_temperature"},
+    "InverseAutoregressiveFlow": {"context_features", "gate", "order"},
+    "MADE": {"outputs_per_feature", "context_features", "order", "activation"},
+    "MaskedAutoregressiveFlow": {"context_features", "gate", "order"},
+    "PlanarFlow": {"shared"},
+    "bernoulli_log_prob": {"event_ndims"},
+    "dreg_surrogate": {"dim"},
+    "iwae_bound": {"dim"},
+    "stl_surrogate": {"dim"},
+}
+
+
+@pytest.mark.parametrize("name", [name for name in CALLS if name.split(".")[0] in {*F.__all__, *hk.nn.__all__}])
+def test_options_are_given_by_name(name):
+    parameters = inspect.signature(CALLS[name][0]).parameters.values()
+    by_place = {x.name for x in parameters if x.default is not x.empty and x.kind is not x.KEYWORD_ONLY}
+    assert by_place - {"context"} == BY_PLACE.get(name, set())
 
 
 @pytest.mark.parametrize("name", CALLS)

@@ -19,7 +19,7 @@ from hvae_kernels import testing
 from hvae_kernels.functional import Gate
 from hvae_kernels.nn import made
 from hvae_kernels.ops import autoregressive_network
-from hvae_kernels.ops.affine_autoregressive.gates import NUMBERS
+from hvae_kernels.ops.affine_autoregressive.gates import PARAMETERS
 from hvae_kernels.ops.autoregressive_network import ACTIVATIONS, reference
 from hvae_kernels.ops.autoregressive_network import autograd as network_autograd
 
@@ -72,7 +72,7 @@ def test_wide_networks_use_every_connection():
 
 
 @each_flow
-@pytest.mark.parametrize("gate", list(NUMBERS))
+@pytest.mark.parametrize("gate", list(PARAMETERS))
 def test_log_determinant_and_round_trip(flow, gate):
     model = flow(5, [20, 20], context_features=2, gate=gate, order=[3, 1, 0, 2, 4], activation="tanh")
     z, context = torch.randn(4, 5), torch.randn(4, 2)
@@ -223,7 +223,7 @@ def test_state_dict_copies_and_repr():
     other.load_state_dict(model.state_dict())
     for same in (other, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         torch.testing.assert_close(same(z), model(z))
-    assert "gate=Gate(name='affine'" in repr(model)
+    assert "gate=Gate.affine()" in repr(model)
     assert "in_features=4, out_features=8" in repr(model)
 
 
@@ -282,7 +282,7 @@ def test_stack_hands_its_context_to_code_of_subclasses():
 def test_transform_obeys_torch_distributions(flow, cache_size):
     model = flow(4, [8], context_features=2, activation="tanh")
     context = torch.randn(2)
-    transform = model.as_transform(context, cache_size)
+    transform = model.as_transform(context, cache_size=cache_size)
     base = torch.distributions.Independent(torch.distributions.Normal(torch.zeros(4), torch.ones(4)), 1)
     distribution = torch.distributions.TransformedDistribution(base, [transform])
     assert distribution.event_shape == (4,)
@@ -368,7 +368,7 @@ CHANGES = {
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_cached_pair_is_forgotten_when_anything_changes(flow, mode, change):
     model, context, y = flow(4, [8], context_features=2), torch.randn(2), torch.randn(3, 4)
-    cached, plain = model.as_transform(context, 1), model.as_transform(context)
+    cached, plain = model.as_transform(context, cache_size=1), model.as_transform(context)
     with mode():
         if mode is torch.inference_mode:  # whose tensors have no version
             cached.context = plain.context = context = context.clone()
@@ -684,7 +684,7 @@ def test_bad_flow_input():
 
 
 @each_implementation
-@pytest.mark.parametrize("gate", list(NUMBERS))
+@pytest.mark.parametrize("gate", list(PARAMETERS))
 def test_a_scale_that_underflows_is_no_silent_nan(gate, implementation):
     flow = hk.nn.InverseAutoregressiveFlow(3, [8], gate=Gate(gate)).float()
     with torch.no_grad(), hk.use_impl(implementation):

@@ -76,6 +76,9 @@ each_row_of_each_set = pytest.mark.parametrize(("spec", "implementation", "devic
 each_kernel_of_each_set = pytest.mark.parametrize(
     ("spec", "implementation", "device"), [row for row in ROWS_OF_EACH_SET if row.values[1] != "reference"]
 )
+each_public_row = pytest.mark.parametrize(
+    ("spec", "implementation", "device"), [row for row in ROWS if row.values[0].name in hk.functional.__all__]
+)
 each_case = pytest.mark.parametrize(("spec", "implementation", "device", "case"), CASES)
 
 
@@ -363,6 +366,68 @@ def test_bitwise_repeat(spec, implementation, device, case):
     for name, result in first.items():
         other = again if by_torch[name] else one
         assert torch.equal(result, other[name]), name
+
+
+# ---- The implementation of one call ----
+
+
+@each_public_row
+def test_implementation_of_a_call(spec, implementation, device):
+    """What ``implementation=`` names gives the bits of ``use_impl``, in derivatives too.
+
+    All runs where ``use_impl`` names one that no op has: whatever asked it would raise.
+    """
+    inputs = leaves(spec.make(torch.float32, device, **spec.cases["plain"]))
+    upstream, directions = random_like(spec.reference(*inputs)), random_like(inputs)
+    op = functools.partial(spec.op, implementation=implementation)
+
+    def run(function):
+        first = first_order(function, inputs, upstream)
+        return [*function(*inputs), *first, *second_order(function, inputs, upstream, directions)]
+
+    with hk.use_impl(implementation):
+        expected = run(spec.op)
+    values = expected[: len(upstream)]
+    stacked = [torch.stack([x, x]) for x in inputs]
+    half = (inputs[0].bfloat16(), *inputs[1:])
+    torch._dynamo.reset()
+    with hk.use_impl("cuda"):
+        assert all(map(torch.equal, run(op), expected))
+        compiled = torch.compile(lambda *x: op(*x), backend="aot_eager", fullgraph=True)
+        for _ in range(2):
+            assert_equal(compiled(*inputs), values, 1e-5)
+        assert_equal(first_order(compiled, inputs, upstream), expected[len(upstream) :][: len(inputs)], 1e-5)
+        assert_equal([x[1] for x in torch.func.vmap(op)(*stacked)], values, 1e-5)
+        assert_equal(torch.func.vjp(op, *inputs)[1](upstream), first_order(op, inputs, upstream), 1e-5)
+        with torch.autocast(device, torch.bfloat16):
+            results = op(*half)
+        assert all(result.dtype is torch.float32 for result in results)
+
+
+@each_public_row
+def test_implementation_of_a_call_never_falls_back(spec, implementation, device):
+    """Chosen is what cannot be, under a choice that can."""
+    inputs = small(spec, device)
+    half = [x.bfloat16() for x in inputs]
+
+    def op(*arguments):
+        return spec.op(*arguments, implementation="cuda")
+
+    torch._dynamo.reset()
+    with hk.use_impl(implementation):
+        spec.op(*inputs)
+        batched = torch.func.vmap(lambda x: op(x, *inputs[1:]))
+        for function in (op, functools.partial(torch.func.vjp, op), lambda x, *_: batched(x[None])):
+            with pytest.raises(RuntimeError, match="'cuda' was asked for but cannot be used: no op has"):
+                function(*inputs)
+        with pytest.raises(Exception, match="'cuda' was asked for but cannot be used: no op has"):
+            torch.compile(op, backend="eager", fullgraph=True)(*inputs)
+        with pytest.raises(RuntimeError, match="cannot be used: no op has"), torch.autocast(device, torch.bfloat16):
+            op(*half)
+        with pytest.raises(
+            ValueError, match=": implementation must be one of auto, triton, cpp, reference, got 'fast'"
+        ):
+            spec.op(*inputs, implementation="fast")
 
 
 # ---- torch.compile, torch.func, autocast ----

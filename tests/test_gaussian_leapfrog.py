@@ -154,22 +154,38 @@ def test_vjp_is_the_backward_pass(implementation):
     expected = torch.autograd.grad(reference.gaussian_leapfrog(*inputs), inputs, upstream, create_graph=True)
     curvature = torch.autograd.grad(sum(g.sin().sum() for g in expected), inputs)
     with hk.use_impl(implementation):
-        gradients = F.gaussian_leapfrog_vjp(*upstream, *inputs)
+        outputs, vjp = F.gaussian_leapfrog_with_vjp(*inputs)
+        torch.testing.assert_close(outputs, reference.gaussian_leapfrog(*inputs))
+        gradients = vjp(upstream)
         torch.testing.assert_close(gradients, expected)
         torch.testing.assert_close(torch.autograd.grad(sum(g.sin().sum() for g in gradients), inputs), curvature)
         with torch.no_grad():
-            torch.testing.assert_close(F.gaussian_leapfrog_vjp(*upstream, *inputs), expected)
-        with pytest.raises(ValueError, match="grad_rho must be of z's shape"):
-            F.gaussian_leapfrog_vjp(upstream[0], upstream[1][:2], *inputs)
-        with pytest.raises(ValueError, match=r"gaussian_leapfrog_vjp: loc must be of shape \(3,\)"):
-            F.gaussian_leapfrog_vjp(*upstream, *inputs[:3], double(4), *inputs[4:])
+            torch.testing.assert_close(F.gaussian_leapfrog_with_vjp(*inputs)[1](upstream), expected)
+        with pytest.raises(ValueError, match="gaussian_leapfrog_with_vjp: grad_rho must be of z's shape"):
+            vjp((upstream[0], upstream[1][:2]))
+        with pytest.raises(TypeError, match="gaussian_leapfrog_with_vjp: grad_z must be a tensor"):
+            vjp((None, upstream[1]))
+        with pytest.raises(ValueError, match=r"gaussian_leapfrog: loc must be of shape \(3,\)"):
+            F.gaussian_leapfrog_with_vjp(*inputs[:3], double(4), *inputs[4:])
         with pytest.raises(ValueError, match="step_size must be finite, got nan"):
-            F.gaussian_leapfrog_vjp(*upstream, *inputs[:4], torch.tensor(math.nan), inputs[5])
-        with pytest.raises(TypeError, match="grad_z must be a tensor"):
-            F.gaussian_leapfrog_vjp(None, upstream[1], *inputs)
-        half = [x.detach().bfloat16() for x in (*upstream, *inputs)]
+            F.gaussian_leapfrog_with_vjp(*inputs[:4], torch.tensor(math.nan), inputs[5])
         with torch.autocast("cpu", torch.bfloat16):
-            assert {g.dtype for g in F.gaussian_leapfrog_vjp(*half)} == {torch.float32}
+            torch.testing.assert_close(vjp(upstream), expected)
+            half = [x.detach().bfloat16() for x in inputs]
+            outputs, vjp = F.gaussian_leapfrog_with_vjp(*half)
+            gradients = vjp(tuple(x.float() for x in upstream))
+        assert {x.dtype for x in outputs} == {torch.float32}
+        assert {x.dtype for x in gradients} == {torch.bfloat16}
+
+
+@each_implementation
+def test_vjp_keeps_the_implementation_of_its_call(implementation):
+    inputs, upstream = gaussian_inputs(torch.float64, "cpu", shape=(9, 5)), (double(9, 5), double(9, 5))
+    with hk.use_impl(implementation):
+        _, expected = F.gaussian_leapfrog_with_vjp(*inputs)
+    with hk.use_impl("cuda"):
+        _, vjp = F.gaussian_leapfrog_with_vjp(*inputs, implementation=implementation)
+        assert all(map(torch.equal, vjp(upstream), expected(upstream)))
 
 
 def test_dense_with_diagonal_precision_is_the_diagonal_op():

@@ -1,17 +1,20 @@
 """What may import what, and one name for an op wherever it is met."""
 
 import ast
+import functools
 import graphlib
 import importlib
 import pathlib
+import re
 import sys
 
 import mutation_check
 import ops
 import opspecs
 import pytest
+import torch
 
-from hvae_kernels import _dispatch, functional
+from hvae_kernels import _dispatch, _torch, functional
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
@@ -65,13 +68,18 @@ def kind_of(module):
     return path[0] if path[0] in ALLOWED else "base"
 
 
-def modules():
-    """``{module: names of the modules that it imports}`` of both packages, type checkers' imports among them."""
+def files_of_modules():
+    """``{module: its file}`` of both packages."""
     files = {}
     for package in (ROOT / "hvae_kernels", ROOT / "python" / "hvae"):
         for path in package.rglob("*.py"):
             parts = path.relative_to(package.parent).with_suffix("").parts
             files[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return files
+
+
+def imports(files):
+    """``{module: names of the modules that it imports}``, type checkers' imports among them."""
     graph = {}
     for module, path in files.items():
         names = set()
@@ -85,7 +93,8 @@ def modules():
     return graph
 
 
-GRAPH = modules()
+FILES = files_of_modules()
+GRAPH = imports(FILES)
 
 
 @pytest.mark.parametrize("module", sorted(GRAPH))
@@ -111,6 +120,52 @@ def test_there_is_no_cycle():
     graph = {module: {name for name in names if name != module.rpartition(".")[0]} for module, names in GRAPH.items()}
     del graph["hvae_kernels._dispatch"]
     list(graphlib.TopologicalSorter(graph).static_order())
+
+
+# ---- Torch's private parts ----
+
+
+def private_parts_of_torch(path):
+    """The dotted names of what a file uses of torch, or imports from it, that begins with an underscore."""
+    tree, names, found = ast.parse(path.read_text(encoding="utf-8")), {}, set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            of_torch = [alias for alias in node.names if alias.name.split(".")[0] == "torch"]
+            names |= {alias.asname or "torch": alias.name if alias.asname else "torch" for alias in of_torch}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "torch":
+            names |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    for node in ast.walk(tree):
+        parts = []
+        while isinstance(node, ast.Attribute):
+            parts.append(node.attr)
+            node = node.value
+        if isinstance(node, ast.Name) and node.id in names:
+            found.add(".".join((names[node.id], *reversed(parts))))
+    return {name for name in found if re.search(r"\._(?!_)", name)}
+
+
+@pytest.mark.parametrize("module", sorted(GRAPH))
+def test_private_parts_of_torch_are_in_one_file(module):
+    found = private_parts_of_torch(FILES[module])
+    if module == "hvae_kernels._torch":
+        shorter = {name.rpartition(".")[0] for name in found}
+        assert found - shorter == set(_torch.SEEN)
+    else:
+        assert found == set()
+
+
+@pytest.mark.parametrize("symbol", _torch.SEEN)
+def test_torch_has_its_private_part(symbol):
+    """Red on a torch that has dropped or renamed it."""
+    functools.reduce(getattr, symbol.split(".")[1:], torch)
+
+
+def test_dynamo_knows_its_mark():
+    def function():
+        pass
+
+    assert vars(_torch.constant_in_graph(function)) == vars(torch._dynamo.assume_constant_result(lambda: None))
 
 
 # ---- Names ----

@@ -286,6 +286,27 @@ def test_stored_trajectory_differentiates_again():
     torch.testing.assert_close(*curvatures)
 
 
+@each_memory
+@pytest.mark.parametrize("implementation", ["cpp", "reference"])
+def test_implementation_of_a_call(implementation, memory):
+    """That of the updates, in the backward pass too; ``use_impl`` names one that no op has."""
+    potential, leaves = mlp(), inputs(torch.float32)
+    options = {"memory": memory, "implementation": implementation}
+    with hk.use_impl(implementation):
+        expected = results_and_gradients(leapfrog, potential, leaves, memory=memory)
+    with hk.use_impl("cuda"):
+        assert all(map(torch.equal, results_and_gradients(leapfrog, potential, leaves, **options), expected))
+        z, rho, *steps = (x.detach() for x in leaves)
+        with torch.inference_mode():
+            results = leapfrog(z, rho, potential, *steps, **options)
+        gradient = torch.func.grad(lambda z: leapfrog(z, rho, potential, *steps, **options)[0].sum())(z)
+    torch.testing.assert_close(results, tuple(expected[:2]))
+    assert gradient.shape == z.shape
+    for name, error in (("cuda", RuntimeError), ("fast", ValueError)):
+        with pytest.raises(error, match=f"implementation .*{name}"):
+            leapfrog(z, rho, potential, *steps, implementation=name)
+
+
 @pytest.mark.parametrize("index", range(4))
 def test_partial_gradients(index):
     """Each input alone, and a module whose parameters are partly frozen."""

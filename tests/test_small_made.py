@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 import hvae_kernels as hk
 from hvae_kernels import testing
-from hvae_kernels.ops.affine_autoregressive.gates import NUMBERS
+from hvae_kernels.ops.affine_autoregressive.gates import PARAMETERS
 from hvae_kernels.ops.autoregressive_network import ACTIVATIONS, autoregressive_forward, reference
 from hvae_kernels.ops.autoregressive_network import autograd as network_autograd
 from hvae_kernels.ops.autoregressive_network.network import fits_whole, flattened
@@ -49,12 +49,12 @@ def assert_values(x, net, exact=None):
         testing.assert_as_exact(op, formula, lambda: [torch.randn_like(x)])
 
 
-@pytest.mark.parametrize("gate", list(NUMBERS))
+@pytest.mark.parametrize("gate", list(PARAMETERS))
 @pytest.mark.parametrize("activation", list(ACTIVATIONS))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_activations_and_gates(dtype, activation, gate):
     """One of few structures and sizes for each pair, so that all meet."""
-    place = list(ACTIVATIONS).index(activation) + list(NUMBERS).index(gate)
+    place = list(ACTIVATIONS).index(activation) + list(PARAMETERS).index(gate)
     kind = ("linear", "one_hidden", "two_hidden", "context")[place % 4]
     rows, features, hidden = ((5, 3, 7), (33, 17, 20), (15, 16, 33))[place % 3]
     order = ("natural", "shuffled", "levels")[place % 3]

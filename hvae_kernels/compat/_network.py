@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hvae_kernels import _checks, _dispatch, _extension, _library, _live
+from hvae_kernels import _checks, _dispatch, _extension, _library, _live, _torch
 from hvae_kernels.ops.affine_autoregressive import Gate
 from hvae_kernels.ops.autoregressive_network import (
     FEATURES,
@@ -166,7 +166,7 @@ def activation(function: Callable[[Tensor], Tensor]) -> str:
 def gate(name: str, *numbers: float) -> Gate:
     """The tail with these settings of a library."""
     try:
-        return Gate(name, *numbers)
+        return Gate(name, numbers)
     except (TypeError, ValueError) as error:
         raise Unfused(str(error)) from error
 
@@ -312,7 +312,7 @@ def _is_recorded() -> bool:
     return (
         torch.compiler.is_compiling()  # first: Dynamo must meet neither the others nor the weak dictionaries
         or torch.jit.is_tracing()
-        or torch._C._len_torch_dispatch_stack() > 0
+        or _torch.n_dispatch_modes() > 0
     )
 
 
@@ -335,7 +335,7 @@ def served(
     adapter_lay_out: Callable[..., Layout], layer: nn.Module, x: Tensor, *context: Tensor | None
 ) -> Network | None:
     """The network for one call of a swapped layer, or None where the library's own code has to run."""
-    if _is_recorded() or torch._C._are_functorch_transforms_active():
+    if _is_recorded() or _torch.functorch_is_active():
         return None
     try:
         layout = adapter_lay_out(layer, x.shape[:-1], *context)

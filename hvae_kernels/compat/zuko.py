@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 from torch import Size, Tensor, nn
-from torch.distributions.transforms import _InverseTransform
 from zuko.flows.autoregressive import MaskedAutoregressiveTransform
 from zuko.nn import MaskedLinear, MaskedMLP, Residual
 from zuko.transforms import AutoregressiveTransform, MonotonicAffineTransform
 
+from hvae_kernels._torch import InverseTransform
 from hvae_kernels.compat import _network
 from hvae_kernels.compat._network import Layout, Part, Unfused
 
@@ -108,10 +108,10 @@ def _degrees(
     return place + 1, hidden
 
 
-class _Inverse(_InverseTransform, _network.Swapped):
+class _Inverse(InverseTransform, _network.Swapped):
     """The inverse, which finds its log-determinant on the way."""
 
-    library_class = _InverseTransform
+    library_class = InverseTransform
     _inv: FusedTransform
 
     def call_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -59,8 +59,8 @@ class InverseAutoregressiveFlow(Flow):
         context_features: int = 0,
         gate: str | Gate = "affine",
         order: Sequence[int] | Tensor | None = None,
-        activation: str = "relu",
         *,
+        activation: str = "relu",
         hidden_degrees: Sequence[Sequence[int] | Tensor] | None = None,
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
@@ -68,7 +68,7 @@ class InverseAutoregressiveFlow(Flow):
         super().__init__()
         self.features = features
         if not isinstance(gate, (str, Gate)):
-            raise _checks.wrong_type(type(self).__name__, "gate", "a name or a Gate", gate)
+            raise _checks.type_error(type(self).__name__, "gate", "a name or a Gate", gate)
         self.gate = gate if isinstance(gate, Gate) else Gate(gate)
         options: dict[str, Any] = {"hidden_degrees": hidden_degrees, "device": device, "dtype": dtype}
         self.made = MADE(features, hidden_features, 2, context_features, order, activation, **options)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Transform, constraints
 
-from hvae_kernels import _checks, _live
+from hvae_kernels import _checks, _live, _torch
 
 
 class Flow(nn.Module):
@@ -26,9 +26,9 @@ class Flow(nn.Module):
         """Whether a stack hands its context on to this flow."""
         return True
 
-    def as_transform(self, context: Tensor | None = None, cache_size: int = 0) -> FlowTransform:
+    def as_transform(self, context: Tensor | None = None, *, cache_size: int = 0) -> FlowTransform:
         """The flow as a ``torch.distributions`` transform from z to z', given the context."""
-        return FlowTransform(self, context, cache_size)
+        return FlowTransform(self, context, cache_size=cache_size)
 
 
 class ForwardFlow(Flow):
@@ -58,7 +58,7 @@ class ForwardFlow(Flow):
         name = type(self).__name__
         _checks.features(name, "z", z, self.features)
         if context is not None:
-            raise _checks.fail(name, "context", "None, as the layers take none", context)
+            raise _checks.value_error(name, "context", "None, as the layers take none", context)
 
     def extra_repr(self) -> str:
         """Sizes."""
@@ -91,9 +91,9 @@ class FlowTransform(Transform):
     _seen: _live.Seen | None
     _is_recorded: bool
 
-    def __init__(self, flow: Flow, context: Tensor | None = None, cache_size: int = 0) -> None:
+    def __init__(self, flow: Flow, context: Tensor | None = None, *, cache_size: int = 0) -> None:
         if not isinstance(flow, Flow):
-            raise _checks.wrong_type("FlowTransform", "flow", "a flow of hvae_kernels.nn", flow)
+            raise _checks.type_error("FlowTransform", "flow", "a flow of hvae_kernels.nn", flow)
         if context is not None:
             _checks.tensors("FlowTransform", context=context)
         _checks.integer("FlowTransform", "cache_size", cache_size, 0)
@@ -106,7 +106,7 @@ class FlowTransform(Transform):
 
     def with_cache(self, cache_size: int = 1) -> FlowTransform:
         """The same transform with another cache."""
-        return self if self._cache_size == cache_size else FlowTransform(self.flow, self.context, cache_size)
+        return self if self._cache_size == cache_size else FlowTransform(self.flow, self.context, cache_size=cache_size)
 
     def clear_cache(self) -> None:
         """Forget the pair of points."""
@@ -186,4 +186,4 @@ _NO_PAIR = {"_cached_x_y": (None, None), "_cached_log_abs_det": None, "_seen": N
 
 def _is_transformed() -> bool:
     """Whether tensors stand for others, whose changes and graphs cannot be looked at."""
-    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    return torch.compiler.is_compiling() or _torch.functorch_is_active()

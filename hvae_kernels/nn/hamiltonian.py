@@ -43,13 +43,15 @@ class GaussianPotential(nn.Module):
         name = "GaussianPotential"
         _checks.same_kind(name, precision=precision, loc=loc)
         if loc.dim() != 1 and not (loc.dim() == 3 and loc.shape[1] == 1):
-            raise _checks.fail(name, "loc", "of shape (d,), or (R, 1, d) for replicas", loc)
+            raise _checks.value_error(name, "loc", "of shape (d,), or (R, 1, d) for replicas", loc)
         dense = loc.dim() == 1 and precision.dim() == 2
         if precision.shape != (loc.shape * 2 if dense else loc.shape):
             expected = "(d,) or (d, d)" if loc.dim() == 1 else "(R, 1, d)"
-            raise _checks.fail(name, "precision", f"of shape {expected} to go with loc {tuple(loc.shape)}", precision)
+            raise _checks.value_error(
+                name, "precision", f"of shape {expected} to go with loc {tuple(loc.shape)}", precision
+            )
         if not dense and _checks.values_readable(precision) and not bool((precision > 0).all()):
-            raise _checks.fail(name, "precision", "positive", f"a smallest value of {precision.min().item()}")
+            raise _checks.value_error(name, "precision", "positive", f"a smallest value of {precision.min().item()}")
         self._own("precision", precision)
         self._own("loc", loc)
 
@@ -68,7 +70,7 @@ class GaussianPotential(nn.Module):
         """Energies ``(...)`` of positions ``z (..., d)``."""
         _checks.features("GaussianPotential", "z", z, self.loc.shape[-1])
         if z.device != self.loc.device:
-            raise _checks.fail("GaussianPotential", "z", f"on the device of loc, {self.loc.device}", z)
+            raise _checks.value_error("GaussianPotential", "z", f"on the device of loc, {self.loc.device}", z)
         centred = z - self.loc
         gradient = centred @ self.precision if self.dense else self.precision * centred
         return (gradient * centred).sum(-1) / 2
@@ -171,9 +173,11 @@ class HamiltonianFlow(nn.Module):
         _checks.real(name, "init_step_size", init_step_size)
         _checks.real(name, "init_temperature", init_temperature)
         if not 0 < init_step_size < max_step_size:
-            raise _checks.fail(name, "init_step_size", f"between 0 and max_step_size = {max_step_size}", init_step_size)
+            raise _checks.value_error(
+                name, "init_step_size", f"between 0 and max_step_size = {max_step_size}", init_step_size
+            )
         if tempering != "none" and not init_temperature > 1:
-            raise _checks.fail(name, "init_temperature", "above 1", init_temperature)
+            raise _checks.value_error(name, "init_temperature", "above 1", init_temperature)
         self.features, self.n_steps, self.tempering, self.replicas = features, n_steps, tempering, replicas
         self.max_step_size = max_step_size
         self.memory, self.gradient, self.compile_gradient = memory, gradient, compile
@@ -238,6 +242,7 @@ class HamiltonianFlow(nn.Module):
         z: Tensor,
         gamma: Tensor,
         potential: Callable[[Tensor], Tensor] | nn.Module,
+        *,
         params: Iterable[Tensor] | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Transport ``(z, gamma)`` along the dynamics of ``potential``.
@@ -256,11 +261,11 @@ class HamiltonianFlow(nn.Module):
         _checks.features("HamiltonianFlow", "z", z, self.features)
         _checks.features("HamiltonianFlow", "gamma", gamma, self.features)
         if self.replicas is not None and (z.dim() != 3 or z.shape[0] != self.replicas):
-            raise _checks.fail("HamiltonianFlow", "z", f"of shape ({self.replicas}, B, {self.features})", z)
+            raise _checks.value_error("HamiltonianFlow", "z", f"of shape ({self.replicas}, B, {self.features})", z)
         if gamma.shape != z.shape:
-            raise _checks.fail("HamiltonianFlow", "gamma", f"of z's shape {tuple(z.shape)}", gamma)
+            raise _checks.value_error("HamiltonianFlow", "gamma", f"of z's shape {tuple(z.shape)}", gamma)
         if gamma.device != z.device:
-            raise _checks.fail("HamiltonianFlow", "gamma", f"on the device of z, {z.device}", gamma)
+            raise _checks.value_error("HamiltonianFlow", "gamma", f"on the device of z, {z.device}", gamma)
         initial, alpha = self.temperatures()
         rho = gamma * (initial if self.replicas is None else initial[:, None])
         z_final, rho_final = self._transport(z, rho, potential, params, alpha)

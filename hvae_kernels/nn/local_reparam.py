@@ -55,9 +55,9 @@ class LocalReparamLinear(nn.Module):
         self,
         in_features: int,
         out_features: int,
+        *,
         bias: bool = True,
         prior_scale: float = 1.0,
-        *,
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -68,7 +68,7 @@ class LocalReparamLinear(nn.Module):
         _checks.flag("LocalReparamLinear", "bias", bias)
         _checks.real("LocalReparamLinear", "prior_scale", prior_scale)
         if not 0 < prior_scale < math.inf:
-            raise _checks.fail("LocalReparamLinear", "prior_scale", "positive and finite", str(prior_scale))
+            raise _checks.value_error("LocalReparamLinear", "prior_scale", "positive and finite", str(prior_scale))
         self.in_features, self.out_features, self.prior_scale = in_features, out_features, prior_scale
         self.weight_loc, self.weight_log_scale = (
             nn.Parameter(torch.empty(out_features, in_features, **kind)) for _ in range(2)
@@ -84,7 +84,7 @@ class LocalReparamLinear(nn.Module):
             nn.init.uniform_(loc, -bound, bound)
             nn.init.constant_(log_scale, _INITIAL_LOG_SCALE)
 
-    def forward(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def forward(self, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """``x (..., in_features)`` to a sample ``(..., out_features)``; in ``eval`` mode to its mean.
 
         Args:

@@ -46,9 +46,9 @@ class MaskedLinear(nn.Module):
         self,
         in_degrees: Sequence[int] | Tensor,
         out_degrees: Sequence[int] | Tensor,
+        *,
         bias: bool = True,
         strict: bool = False,
-        *,
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -144,7 +144,7 @@ class MADE(nn.Module):
         widths = [hidden_features] if isinstance(hidden_features, int) else hidden_features
         if not isinstance(widths, (list, tuple)):
             expected = "an integer of at least 1, or a list or tuple of them"
-            raise _checks.wrong_type(name, "hidden_features", expected, hidden_features)
+            raise _checks.type_error(name, "hidden_features", expected, hidden_features)
         widths = list(widths)
         _checks.integer(name, "features", features, 1)
         _checks.integer(name, "outputs_per_feature", outputs_per_feature, 1)
@@ -173,16 +173,18 @@ class MADE(nn.Module):
 
     def _given(self, degrees: Sequence[Sequence[int] | Tensor], widths: list[int]) -> list[list[int]]:
         if not isinstance(degrees, (list, tuple)):
-            raise _checks.wrong_type("MADE", "hidden_degrees", "None, or a list or tuple of a layer's degrees", degrees)
+            raise _checks.type_error("MADE", "hidden_degrees", "None, or a list or tuple of a layer's degrees", degrees)
         found = [_degrees("MADE", "hidden_degrees", layer) for layer in degrees]
         if [len(layer) for layer in found] != widths:
-            raise _checks.fail("MADE", "hidden_degrees", f"of lengths {widths}", str([len(layer) for layer in found]))
+            raise _checks.value_error(
+                "MADE", "hidden_degrees", f"of lengths {widths}", str([len(layer) for layer in found])
+            )
         highest = self.features - 2  # that an output can use, then that a unit of the next layer can
         for layer in reversed(found):
             useless = [degree for degree in layer if not -1 <= degree <= highest]
             if useless:
                 expected = f"between -1 and {highest}, so that some output can use them"
-                raise _checks.fail("MADE", "hidden_degrees", expected, f"{useless[0]}")
+                raise _checks.value_error("MADE", "hidden_degrees", expected, f"{useless[0]}")
             highest = max(layer)
         return found
 
@@ -201,10 +203,10 @@ class MADE(nn.Module):
         """What the context adds to the first layer, ``(*batch, units)``; None without a context."""
         if self.context is None:
             if context is not None:
-                raise _checks.fail("MADE", "context", "None, as context_features is 0", context)
+                raise _checks.value_error("MADE", "context", "None, as context_features is 0", context)
             return None
         if context is None:
-            raise _checks.fail("MADE", "context", f"a tensor of shape (..., {self.context_features})", context)
+            raise _checks.value_error("MADE", "context", f"a tensor of shape (..., {self.context_features})", context)
         _checks.features("MADE", "context", context, self.context_features)
         _checks.same_kind("MADE", weight=self.context.weight, context=context)
         try:
@@ -213,7 +215,7 @@ class MADE(nn.Module):
             shape = None
         if shape != batch:
             expected = f"of a batch shape that broadcasts to {tuple(batch)}, that of the features"
-            raise _checks.fail("MADE", "context", expected, context)
+            raise _checks.value_error("MADE", "context", expected, context)
         return self.context(context).expand(*batch, self.context.out_features)
 
     def network(self, tail: Gate, context: Tensor | None, batch: torch.Size) -> Network:
@@ -254,13 +256,13 @@ def _degrees(function: str, argument: str, degrees: Sequence[int] | Tensor) -> l
     try:
         tensor = degrees if isinstance(degrees, Tensor) else torch.as_tensor(degrees, device="cpu")
     except (TypeError, ValueError, RuntimeError):
-        raise _checks.wrong_type(function, argument, expected, degrees) from None
+        raise _checks.type_error(function, argument, expected, degrees) from None
     if tensor.dtype.is_floating_point or tensor.dtype in (torch.bool, torch.complex64, torch.complex128):
-        raise _checks.wrong_type(function, argument, "integers", degrees)
+        raise _checks.type_error(function, argument, "integers", degrees)
     if tensor.dim() != 1 or not len(tensor):
-        raise _checks.fail(function, argument, expected, degrees)
+        raise _checks.value_error(function, argument, expected, degrees)
     if tensor.is_meta or tensor.layout is not torch.strided:
-        raise _checks.fail(function, argument, "integers whose values can be read", degrees)
+        raise _checks.value_error(function, argument, "integers whose values can be read", degrees)
     return tensor.tolist()
 
 
@@ -270,5 +272,5 @@ def _positions(function: str, features: int, order: Sequence[int] | Tensor | Non
         return list(range(features))
     order = _degrees(function, "order", order)
     if sorted(order) != list(range(features)):
-        raise _checks.fail(function, "order", f"a permutation of range({features})", str(order))
+        raise _checks.value_error(function, "order", f"a permutation of range({features})", str(order))
     return sorted(range(features), key=order.__getitem__)

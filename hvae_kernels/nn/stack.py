@@ -37,14 +37,16 @@ class FlowStack(Flow):
     def __init__(self, flows: Sequence[Flow]) -> None:
         super().__init__()
         if not isinstance(flows, Iterable) or isinstance(flows, (str, Tensor)):
-            raise _checks.wrong_type("FlowStack", "flows", "a sequence of flows", flows)
+            raise _checks.type_error("FlowStack", "flows", "a sequence of flows", flows)
         flows = list(flows)
         for flow in flows:
             if not isinstance(flow, nn.Module):
-                raise _checks.wrong_type("FlowStack", "flows", "a sequence of flows", flow)
+                raise _checks.type_error("FlowStack", "flows", "a sequence of flows", flow)
         sizes: set[Any] = {getattr(flow, "features", None) for flow in flows}
         if len(sizes) != 1 or None in sizes:
-            raise _checks.fail("FlowStack", "flows", "at least one flow, all of the same features", f"features {sizes}")
+            raise _checks.value_error(
+                "FlowStack", "flows", "at least one flow, all of the same features", f"features {sizes}"
+            )
         self.flows = nn.ModuleList(flows)
         (self.features,) = sizes
 
@@ -87,7 +89,7 @@ class FlowStack(Flow):
             ValueError: ``orders`` is none of these, or ``n_layers`` is below 1.
         """
         if not (isinstance(kind, type) and issubclass(kind, InverseAutoregressiveFlow)):
-            raise _checks.wrong_type("FlowStack", "kind", "a class of autoregressive flows", kind)
+            raise _checks.type_error("FlowStack", "kind", "a class of autoregressive flows", kind)
         _checks.integer("FlowStack", "n_layers", n_layers, 1)
         _checks.integer("FlowStack", "features", features, 1)
         _checks.generator("FlowStack", generator)
@@ -119,7 +121,7 @@ class FlowStack(Flow):
     ) -> tuple[Tensor, Tensor]:
         _checks.tensors("FlowStack", z=z)
         if context is not None and not self.is_conditional:
-            raise _checks.fail("FlowStack", "context", "None, as no flow takes one", context)
+            raise _checks.value_error("FlowStack", "context", "None, as no flow takes one", context)
         total = z.new_zeros(z.shape[:-1])
         for flow, direction in directions:
             given = context if context is not None and getattr(flow, "is_conditional", True) else None

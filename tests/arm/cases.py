@@ -20,7 +20,7 @@ from torch import Tensor
 
 from hvae_kernels.ops.affine_autoregressive.gates import CODES, DEFAULTS, scale_of
 from hvae_kernels.ops.affine_autoregressive.reference import affine_autoregressive
-from hvae_kernels.ops.autoregressive_network.network import ACTIVATIONS
+from hvae_kernels.ops.autoregressive_network.network import ACTIVATION_CODES, ACTIVATIONS
 from hvae_kernels.ops.bernoulli_log_prob.reference import bernoulli_log_prob, residual, variance
 from hvae_kernels.ops.gaussian_leapfrog.reference import gaussian_leapfrog
 from hvae_kernels.ops.gaussian_mixture.reference import log_joint
@@ -345,7 +345,7 @@ BLOCKS = [(3, 5), (13, 1), (7, 33), (1, 1001)]
 
 
 def gate_fields(name: str) -> tuple[int, float, float]:
-    return CODES[name], DEFAULTS[name].first, DEFAULTS[name].second
+    return DEFAULTS[name].encoded
 
 
 @at((name, *size, scale) for name in CODES for size in BLOCKS for scale in (1, 8, -8))
@@ -384,7 +384,7 @@ def autoregressive(dtype: torch.dtype, gate: str, rows: int, width: int, scale: 
 
 @at((name, n) for name in ACTIVATIONS for n in (13, 67))
 def activations(dtype: torch.dtype, activation: str, n: int) -> Iterator[Case]:
-    function, code = single(ACTIVATIONS[activation]), list(ACTIVATIONS).index(activation)
+    function, code = single(ACTIVATIONS[activation]), ACTIVATION_CODES[activation]
     raw, grad = torch.linspace(-9, 10, n, dtype=dtype), torch.randn(n, dtype=dtype)
 
     def times_derivative(x, g):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from hvae_kernels import functional as F
 from hvae_kernels.ops.affine_autoregressive import autograd, reference
-from hvae_kernels.ops.affine_autoregressive.gates import CODES, DEFAULTS, NUMBERS
+from hvae_kernels.ops.affine_autoregressive.gates import DEFAULTS, PARAMETERS
 from ops._mutation import Mutation
 from ops._spec import SHAPES, OpSpec, RawOp, in_layout, uniform
 
@@ -38,15 +37,15 @@ TYPICAL_GATES = ("clipped", "softplus", "sigmoid")
 def _gated(op: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., tuple[Tensor, ...]]:
     """The op for several gates at once, each with results of its own."""
 
-    def gated(*inputs: Tensor, gates: tuple[str, ...] = TYPICAL_GATES) -> tuple[Tensor, ...]:
-        return tuple(result for gate in gates for result in op(*inputs, DEFAULTS[gate]))
+    def gated(*inputs: Tensor, gates: tuple[str, ...] = TYPICAL_GATES, **options: str) -> tuple[Tensor, ...]:
+        return tuple(result for gate in gates for result in op(*inputs, DEFAULTS[gate], **options))
 
     return gated
 
 
 def _raw(gate: str) -> tuple[RawOp, ...]:
     """The raw kernels under one gate, with and without cotangents, directions and the shift."""
-    numbers = (CODES[gate], *dataclasses.astuple(DEFAULTS[gate])[1:])
+    numbers = DEFAULTS[gate].encoded
     forward, backward, double_backward = (
         autograd.RAW_FORWARD,
         autograd.RAW_BACKWARD,
@@ -71,11 +70,11 @@ CASES = {
     **{name: case if name in _UNDER_ALL else {**case, "gates": ("sigmoid",)} for name, case in SHAPES.items()},
     "many_rows": {"shape": (1500, 3), "gates": ("sigmoid",)},
     "several_blocks": {"shape": (9, 1000), "gates": ("sigmoid",)},
-    **{gate: {"shape": (13, 17), "scale": 3.0, "gates": (gate,)} for gate in NUMBERS},
+    **{gate: {"shape": (13, 17), "scale": 3.0, "gates": (gate,)} for gate in PARAMETERS},
 }
 EXTREMES = {
     f"{gate}_{around:g}": {"shape": (5, 17), "around": around, "gates": (gate,)}
-    for gate in NUMBERS
+    for gate in PARAMETERS
     for around in (80.0, -80.0, 1e4, -1e4)
     if (gate, around) != ("affine", 1e4)  # overflows in float64 too
 }
@@ -84,9 +83,9 @@ SPECS = (
     OpSpec(
         name="affine_autoregressive",
         rows=(0, 1, 2),
-        row_cases=tuple({"gates": (gate,)} for gate in NUMBERS),
+        row_cases=tuple({"gates": (gate,)} for gate in PARAMETERS),
         defined_at_infinity={2: "the clamp's straight-through formula subtracts infinities"},
-        op=_gated(lambda *x: F.affine_autoregressive(*x[:-1], gate=x[-1])),
+        op=_gated(lambda *x, **options: F.affine_autoregressive(*x[:-1], gate=x[-1], **options)),
         reference=_gated(reference.affine_autoregressive),
         make=autoregressive_inputs,
         cases=CASES,
@@ -120,6 +119,6 @@ MUTATIONS = (
     Mutation(_TAIL_TRITON, "g * d_scale * y + gl * d_log, mask)", "g * d_scale * y, mask)", _TAIL_TRITON_TESTS),
     Mutation(_TAIL_TRITON, "            hy = hz - hb\n", "", _TAIL_TRITON_TESTS),
     Mutation(_TAIL_TRITON, "logs += tl.where(mask, log, 0.0)", "logs += log", _TAIL_TRITON_TESTS),
-    Mutation("hvae_kernels/ops/affine_autoregressive/gates.py", "s.clamp(first, second).detach() + (s - s.detach())", "s.clamp(first, second)", _TAIL_TESTS),
+    Mutation("hvae_kernels/ops/affine_autoregressive/gates.py", "s.clamp(low, high).detach() + (s - s.detach())", "s.clamp(low, high)", _TAIL_TESTS),
     Mutation("hvae_kernels/ops/affine_autoregressive/autograd.py", "shift if blends(ctx.call.options[0]) else None", "shift", _TAIL_TESTS),
 )  # fmt: skip

@@ -34,9 +34,11 @@ def bernoulli_inputs(
 def bernoulli_op(function: Callable[..., Tensor]) -> Callable[..., tuple[Tensor]]:
     """``bernoulli_log_prob`` or its reference; with ``bits``, a dtype, the value becomes bits."""
 
-    def log_prob(*inputs: Tensor, event_ndims: int = 1, bits: torch.dtype | None = None) -> tuple[Tensor]:
+    def log_prob(
+        *inputs: Tensor, event_ndims: int = 1, bits: torch.dtype | None = None, **options: str
+    ) -> tuple[Tensor]:
         logits, value = inputs  # so written because make_fx counts arguments
-        return (function(logits, value if bits is None else (value > 0.5).to(bits), event_ndims),)
+        return (function(logits, value if bits is None else (value > 0.5).to(bits), event_ndims, **options),)
 
     return log_prob
 

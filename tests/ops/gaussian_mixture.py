@@ -37,7 +37,7 @@ def mixture_inputs(
 
 def _single(op: Callable[..., Tensor]) -> Callable[..., tuple[Tensor]]:
     """An op with one result as one with a tuple of them."""
-    return lambda *inputs: (op(*inputs),)
+    return lambda *inputs, **options: (op(*inputs, **options),)
 
 
 def _raw(responsibilities: bool) -> tuple[RawOp, ...]:

@@ -32,9 +32,9 @@ def kept(log_weights: Tensor) -> Tensor:
 def iwae_op(function: Callable[..., Tensor], *arguments: int) -> Callable[..., tuple[Tensor]]:
     """The bound or a surrogate, times a sine: a surrogate alone has no second derivative that could be wrong."""
 
-    def bound(*inputs: Tensor, dim: int = 0) -> tuple[Tensor]:
+    def bound(*inputs: Tensor, dim: int = 0, **options: str) -> tuple[Tensor]:
         log_p, log_q = inputs
-        return (function(log_p - log_q, dim, *arguments) * log_q.select(dim, 0).sin(),)
+        return (function(log_p - log_q, dim, *arguments, **options) * log_q.select(dim, 0).sin(),)
 
     return bound
 

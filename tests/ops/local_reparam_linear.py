@@ -36,10 +36,10 @@ def local_reparam_inputs(
     return x, loc, weight_log_scale, noise, *biases
 
 
-def local_reparam_op(function: Callable[..., Tensor], x: Tensor, *rest: Tensor) -> tuple[Tensor]:
+def local_reparam_op(function: Callable[..., Tensor], x: Tensor, *rest: Tensor, **options: str) -> tuple[Tensor]:
     """``local_reparam_linear`` or its reference with the optional biases last."""
     loc, log_scale, noise, *biases = rest
-    return (function(x, loc, log_scale, *(biases or (None, None)), noise),)
+    return (function(x, loc, log_scale, *(biases or (None, None)), noise, **options),)
 
 
 def _raw(x: tuple[Tensor, ...], *, bias: bool) -> tuple[Tensor | None, ...]:

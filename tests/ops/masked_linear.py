@@ -57,10 +57,11 @@ def masked_op(
     *,
     pattern: str = "cyclic",
     strict: bool = False,
+    **options: str,
 ) -> tuple[Tensor]:
     """``masked_linear`` or its reference on floating-point tensors alone."""
     n_out, n_in = weight.shape
-    return (function(x, weight, bias, *degrees(pattern, n_in, n_out, x.device), strict=strict),)
+    return (function(x, weight, bias, *degrees(pattern, n_in, n_out, x.device), strict=strict, **options),)
 
 
 def _degrees(x: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:

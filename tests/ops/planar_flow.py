@@ -38,8 +38,8 @@ def planar_inputs(
 def _planar(op: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., tuple[Tensor, Tensor]]:
     """The op with tensors alone in its signature, as ``make_fx`` counts arguments."""
 
-    def planar(*inputs: Tensor, constrain: bool = False) -> tuple[Tensor, Tensor]:
-        return op(*inputs, constrain=constrain)
+    def planar(*inputs: Tensor, constrain: bool = False, **options: str) -> tuple[Tensor, Tensor]:
+        return op(*inputs, constrain=constrain, **options)
 
     return planar
 

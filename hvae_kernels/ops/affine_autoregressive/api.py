@@ -8,14 +8,19 @@ from torch import Tensor
 
 from hvae_kernels import _checks, _dispatch, _library
 from hvae_kernels.ops.affine_autoregressive import autograd, reference
-from hvae_kernels.ops.affine_autoregressive.gates import CODES, DEFAULTS, NUMBERS, Gate
+from hvae_kernels.ops.affine_autoregressive.gates import CODES, DEFAULTS, Gate
 
 NAME = "affine_autoregressive"
 _dispatch.register(_dispatch.Op(NAME, ("cpp", "triton", "reference")))
 
 
 def affine_autoregressive(
-    z: Tensor, shift: Tensor, log_scale: Tensor, *, gate: str | Gate = "affine"
+    z: Tensor,
+    shift: Tensor,
+    log_scale: Tensor,
+    *,
+    gate: str | Gate = "affine",
+    implementation: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     r"""The element-wise tail of inverse and masked autoregressive flows, with its log-determinant, in one pass.
 
@@ -31,7 +36,8 @@ def affine_autoregressive(
         shift: m, the shape of ``z``.
         log_scale: s, the shape of ``z``: the network's output as it is, before any gate.
         gate: ``"affine"``, ``"clipped"``, ``"soft-clipped"``, ``"softplus"``, ``"shifted-sigmoid"`` or ``"sigmoid"``,
-            or a :class:`Gate` with numbers of its own.
+            or a :class:`Gate` with parameters of its own.
+        implementation: for this call, as for :func:`hvae_kernels.use_impl`; None is what that says.
 
     Returns:
         ``(z', log_abs_det)``, new contiguous tensors of shapes ``(..., d)`` and ``(...)``.
@@ -60,13 +66,14 @@ def affine_autoregressive(
     """
     _checks.same_kind(NAME, z=z)  # alone: the others may differ under autocast
     if _library.autocasts(z):
-        return _library.in_float32(functools.partial(affine_autoregressive, gate=gate), z, shift, log_scale)
+        op = functools.partial(affine_autoregressive, gate=gate, implementation=implementation)
+        return _library.in_float32(op, z, shift, log_scale)
     gate = _gate(gate)
-    implementation = _dispatch.resolve(NAME, z)
+    implementation = _dispatch.resolve(NAME, z, implementation)
     _validate(z, shift, log_scale)
     if implementation == "reference":
         return reference.affine_autoregressive(z, shift, log_scale, gate)
-    return autograd.call(implementation, CODES[gate.name], gate.first, gate.second, z, shift, log_scale)
+    return autograd.call(implementation, *gate.encoded, z, shift, log_scale)
 
 
 def _gate(gate: str | Gate) -> Gate:
@@ -75,7 +82,7 @@ def _gate(gate: str | Gate) -> Gate:
     if not isinstance(gate, str):
         raise TypeError(f"{NAME}: gate must be a name or a Gate, got {_checks.describe(gate)}")
     if gate not in DEFAULTS:
-        raise ValueError(f"{NAME}: gate must be a Gate or one of {', '.join(NUMBERS)}, got {gate!r}")
+        raise ValueError(f"{NAME}: gate must be a Gate or one of {', '.join(CODES)}, got {gate!r}")
     return DEFAULTS[gate]
 
 
@@ -87,7 +94,7 @@ def _validate(z: Tensor, shift: Tensor, log_scale: Tensor) -> None:
             return  # the usual case, checked quickly
     _checks.same_kind(NAME, z=z, shift=shift, log_scale=log_scale)
     if not z.shape:
-        raise _checks.fail(NAME, "z", "of shape (..., d)", z)
+        raise _checks.value_error(NAME, "z", "of shape (..., d)", z)
     for argument, tensor in (("shift", shift), ("log_scale", log_scale)):
         if tensor.shape != z.shape:
-            raise _checks.fail(NAME, argument, f"of z's shape {tuple(z.shape)}", tensor)
+            raise _checks.value_error(NAME, argument, f"of z's shape {tuple(z.shape)}", tensor)

@@ -12,7 +12,7 @@ from hvae_kernels import _library
 from hvae_kernels._library import OpFunction
 from hvae_kernels._op import Call, Smooth, by_folding, empty, folded, kernel, only, returns
 from hvae_kernels.ops.affine_autoregressive import reference
-from hvae_kernels.ops.affine_autoregressive.gates import CODES, Gate
+from hvae_kernels.ops.affine_autoregressive.gates import CODES, decoded
 
 #: Bits of ``needs``: which results a kernel must write; the others come back empty.
 NEEDS_Z, NEEDS_SHIFT, NEEDS_LOG_SCALE, NEEDS_OUTPUT, NEEDS_LOG_ABS_DET = 1, 2, 4, 8, 16
@@ -23,7 +23,6 @@ _INPUTS = "Tensor z, Tensor? shift, Tensor log_scale"
 _COTANGENTS = "Tensor? grad_output, Tensor? grad_log_abs_det"
 _DIRECTIONS = "Tensor? h_z, Tensor? h_shift, Tensor? h_log_scale"
 _GATE = "int gate, float first, float second"
-_NAMES = tuple(CODES)
 
 
 def blends(gate: int) -> bool:
@@ -67,7 +66,7 @@ RAW_DOUBLE_BACKWARD = kernel(
 
 
 def _reference(gate: int, first: float, second: float):
-    made = Gate(_NAMES[gate], first, second)
+    made = decoded(gate, first, second)
     return lambda z, shift, log_scale: reference.affine_autoregressive(z, shift, log_scale, made)
 
 
@@ -121,10 +120,8 @@ class AffineAutoregressive(OpFunction):
         return AffineAutoregressive.apply(call, *folded(info.batch_size, inputs, in_dims[1:])), (0, 0)
 
 
-@_library.in_graph
-def call(
-    implementation: str, gate: int, first: float | None, second: float | None, *inputs: Tensor
-) -> tuple[Tensor, Tensor]:
+@_library.opaque_to_dynamo
+def call(implementation: str, gate: int, first: float, second: float, *inputs: Tensor) -> tuple[Tensor, Tensor]:
     """The differentiable op. Dynamo must not look inside: it loses the second order of Functions it traces itself."""
     if _library.nothing_differentiates():
         return RAW_FORWARD[implementation](*inputs, gate, first, second)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from hvae_kernels import _checks
 
-#: Of each gate its numbers, by name, with their defaults; a gate's place is its code in the kernels.
-NUMBERS: dict[str, dict[str, float]] = {
+#: Of each gate its code in the kernels.
+CODES = {"affine": 0, "clipped": 1, "soft-clipped": 2, "softplus": 3, "shifted-sigmoid": 4, "sigmoid": 5}
+#: Of each gate its parameters, by name, with their defaults; the kernels take two numbers.
+PARAMETERS: dict[str, dict[str, float]] = {
     "affine": {},
     "clipped": {"low": -5.0, "high": 3.0},
     "soft-clipped": {"bound": -math.log(1e-3)},
@@ -20,10 +21,10 @@ NUMBERS: dict[str, dict[str, float]] = {
     "shifted-sigmoid": {"offset": 2.0, "epsilon": 1e-3},
     "sigmoid": {"offset": 0.0},
 }
-CODES = {name: code for code, name in enumerate(NUMBERS)}
+_NAMES = {code: name for name, code in CODES.items()}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Gate:
     r"""How the raw output ``s`` of an autoregressive network becomes the scale :math:`\sigma(s)`.
 
@@ -42,42 +43,55 @@ class Gate:
     The shift's weight :math:`\tau` is 1, and :math:`1 - \sigma` for ``sigmoid``. The clamp of ``clipped`` passes
     gradients straight through: its derivative counts as 1 everywhere.
 
+    Each gate has a method of its name, with its parameters by theirs: ``Gate.clipped(low=-3.0)``.
+
     Args:
         name: one of the above.
-        first: its first number; None is the default, the one of the source.
-        second: its second number.
+        parameters: all of the gate's, in the order above; none are the defaults, those of the source.
 
     Raises:
-        ValueError: an unknown name, or numbers that make no scale.
+        TypeError: the name is no string, or a parameter no number.
+        ValueError: an unknown name, or parameters that make no scale.
 
     Equivalent to:
-        >>> Gate("clipped") == Gate.clipped(low=-5.0, high=3.0)
+        >>> Gate("clipped")
+        Gate.clipped(low=-5.0, high=3.0)
+        >>> Gate("clipped", (-5.0, 3.0)) == Gate.clipped(low=-5.0) == Gate.clipped()
         True
     """
 
     name: str
-    first: float | None = None
-    second: float | None = None
+    parameters: tuple[float, ...] = ()
+    #: ``(code, first, second)``, as the kernels take it; 0 for a parameter that the gate has not.
+    encoded: tuple[int, float, float] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str):
             got = _checks.describe(self.name)
-            raise TypeError(f"gate must be a Gate or one of {', '.join(NUMBERS)}, got {got}")
-        if self.name not in NUMBERS:
-            raise ValueError(f"gate must be a Gate or one of {', '.join(NUMBERS)}, got {self.name!r}")
-        defaults, numbers = list(NUMBERS[self.name].items()), []
-        for place, attribute in enumerate(("first", "second")):
-            given = getattr(self, attribute)
-            if place >= len(defaults):
-                if given is not None and _finite(self.name, attribute, given):
-                    raise ValueError(f"gate {self.name!r} takes {len(defaults)} numbers, got {attribute} = {given!r}")
-                number = 0.0
-            else:
-                label, default = defaults[place]
-                number = default if given is None else _finite(self.name, label, given)
-            object.__setattr__(self, attribute, number)
-            numbers.append(number)
-        _check(self.name, *numbers)
+            raise TypeError(f"gate must be a Gate or one of {', '.join(CODES)}, got {got}")
+        if self.name not in CODES:
+            raise ValueError(f"gate must be a Gate or one of {', '.join(CODES)}, got {self.name!r}")
+        defaults = PARAMETERS[self.name]
+        expected = f"gate {self.name!r}: parameters must be a tuple ({', '.join(defaults)})"
+        if not isinstance(self.parameters, tuple):
+            raise TypeError(f"{expected}, got {_checks.describe(self.parameters)}")
+        given = self.parameters or tuple(defaults.values())
+        if len(given) != len(defaults):
+            raise ValueError(f"{expected}, got {given}")
+        numbers = {label: _finite(self.name, label, number) for label, number in zip(defaults, given, strict=True)}
+        _check(self.name, numbers)
+        parameters = tuple(numbers.values())
+        first, second = (*parameters, 0.0, 0.0)[:2]
+        object.__setattr__(self, "parameters", parameters)
+        object.__setattr__(self, "encoded", (CODES[self.name], first, second))
+
+    def __reduce__(self) -> tuple[type[Gate], tuple[str, tuple[float, ...]]]:
+        return Gate, (self.name, self.parameters)
+
+    def __repr__(self) -> str:
+        labels = PARAMETERS[self.name]
+        named = ", ".join(f"{label}={number}" for label, number in zip(labels, self.parameters, strict=True))
+        return f"Gate.{self.name.replace('-', '_')}({named})"
 
     @classmethod
     def affine(cls) -> Gate:
@@ -87,27 +101,27 @@ class Gate:
     @classmethod
     def clipped(cls, low: float = -5.0, high: float = 3.0) -> Gate:
         """``exp(clamp(s, low, high))`` with a straight-through gradient."""
-        return cls("clipped", low, high)
+        return cls("clipped", (low, high))
 
     @classmethod
-    def soft_clipped(cls, bound: float = NUMBERS["soft-clipped"]["bound"]) -> Gate:
+    def soft_clipped(cls, bound: float = PARAMETERS["soft-clipped"]["bound"]) -> Gate:
         """``exp(s / (1 + |s| / bound))``; zuko's ``slope`` is ``exp(-bound)``."""
-        return cls("soft-clipped", bound)
+        return cls("soft-clipped", (bound,))
 
     @classmethod
     def softplus(cls, epsilon: float = 1e-3) -> Gate:
         """``softplus(s) + epsilon``."""
-        return cls("softplus", epsilon)
+        return cls("softplus", (epsilon,))
 
     @classmethod
     def shifted_sigmoid(cls, offset: float = 2.0, epsilon: float = 1e-3) -> Gate:
         """``sigmoid(s + offset) + epsilon``."""
-        return cls("shifted-sigmoid", offset, epsilon)
+        return cls("shifted-sigmoid", (offset, epsilon))
 
     @classmethod
     def sigmoid(cls, offset: float = 0.0) -> Gate:
         """``sigmoid(s + offset)``, blending with the shift; pyro's ``stable=True`` has an offset of 2."""
-        return cls("sigmoid", offset)
+        return cls("sigmoid", (offset,))
 
 
 def _finite(name: str, label: str, number: object) -> float:
@@ -122,43 +136,49 @@ def _finite(name: str, label: str, number: object) -> float:
 _LEAST = torch.finfo(torch.float32).tiny
 
 
-def _check(name: str, first: float, second: float) -> None:
-    if name == "clipped" and not first < second:
-        raise ValueError(f"gate 'clipped': low must be below high, got low = {first}, high = {second}")
-    positive = {
-        "soft-clipped": ("bound", first),
-        "softplus": ("epsilon", first),
-        "shifted-sigmoid": ("epsilon", second),
-    }
-    if name in positive:
-        label, number = positive[name]
-        if not number >= _LEAST:
-            raise ValueError(f"gate {name!r}: {label} must be positive, and a normal float32 number, got {number}")
+def _check(name: str, numbers: dict[str, float]) -> None:
+    if name == "clipped" and not numbers["low"] < numbers["high"]:
+        raise ValueError(
+            f"gate 'clipped': low must be below high, got low = {numbers['low']}, high = {numbers['high']}"
+        )
+    for label in ("bound", "epsilon"):
+        if label in numbers and not numbers[label] >= _LEAST:
+            got = numbers[label]
+            raise ValueError(f"gate {name!r}: {label} must be positive, and a normal float32 number, got {got}")
 
 
-#: The gates with the numbers of their sources: what a name alone means.
-DEFAULTS = {name: Gate(name) for name in NUMBERS}
+#: The gates with the parameters of their sources: what a name alone means.
+DEFAULTS = {name: Gate(name) for name in CODES}
+
+
+def decoded(code: int, first: float, second: float) -> Gate:
+    """The gate that is so ``encoded``."""
+    name = _NAMES[code]
+    return Gate(name, (first, second)[: len(PARAMETERS[name])])
 
 
 def scale_of(gate: Gate, s: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
     """``(sigma, tau, log sigma)`` in plain PyTorch; tau is None where it is 1."""
-    first: Any  # no gate has None
-    second: Any
-    name, first, second = gate.name, gate.first, gate.second
+    name = gate.name
     if name == "sigmoid":
-        return _logistic(s + first), _logistic(-s - first), torch.nn.functional.logsigmoid(s + first)
+        (offset,) = gate.parameters
+        return _logistic(s + offset), _logistic(-s - offset), torch.nn.functional.logsigmoid(s + offset)
     if name == "softplus":
+        (epsilon,) = gate.parameters
         # torch drops log1p(exp(-s)) above its threshold, which by default costs 1e-10 in float64
-        scale = torch.nn.functional.softplus(s, threshold=40.0) + first
+        scale = torch.nn.functional.softplus(s, threshold=40.0) + epsilon
         return scale, None, scale.log()
     if name == "shifted-sigmoid":
-        scale = _logistic(s + first) + second
+        offset, epsilon = gate.parameters
+        scale = _logistic(s + offset) + epsilon
         return scale, None, scale.log()
     log_scale = s
     if name == "clipped":
-        log_scale = s.clamp(first, second).detach() + (s - s.detach())
+        low, high = gate.parameters
+        log_scale = s.clamp(low, high).detach() + (s - s.detach())
     if name == "soft-clipped":
-        log_scale = s / (1 + s.abs() / first)
+        (bound,) = gate.parameters
+        log_scale = s / (1 + s.abs() / bound)
     return log_scale.exp(), None, log_scale
 
 

@@ -87,6 +87,6 @@ def _in_float32(
 
 def _validate(function: str, argument: str, x: Tensor, network: Network) -> None:
     if not isinstance(x, Tensor) or x.dim() != 2 or x.shape[1] != network.features:
-        raise _checks.fail(function, argument, f"a tensor of shape (rows, {network.features})", x)
+        raise _checks.value_error(function, argument, f"a tensor of shape (rows, {network.features})", x)
     if not _library.autocasts(x):
         _checks.same_kind(function, **{argument: x}, weight=network.stages[0].weight)

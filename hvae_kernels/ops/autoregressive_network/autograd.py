@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hvae_kernels import _library
+from hvae_kernels import _library, _torch
 from hvae_kernels._library import OpFunction
 from hvae_kernels._op import kernel
 from hvae_kernels.ops.affine_autoregressive import affine_autoregressive
@@ -259,12 +259,12 @@ def _reference_vjp(ctx, y: Tensor, tensors: list[Tensor], cotangents) -> tuple[T
 def forward(implementation: str, x: Tensor, network: Network) -> tuple[Tensor, Tensor]:
     """The forward direction where the kernels serve it whole, otherwise composed."""
     trains = implementation in RAW_TRAINING
-    if not trains and not nothing_differentiates(x, *network.tensors()):
+    if not trains and not records_nothing_for(x, *network.tensors()):
         return composition(x, network)
     counts, settings, tensors = flattened(network)
-    if nothing_differentiates(x, *tensors) and (trains or _fits_whole(tensors, counts, settings)):
+    if records_nothing_for(x, *tensors) and (trains or _fits_whole(tensors, counts, settings)):
         return RAW_FORWARD[implementation](x, *_lists(tensors, counts, settings))
-    if not trains or torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0:
+    if not trains or not _library.only_reverse_mode():
         return composition(x, network)
     return AutoregressiveForward.apply(implementation, counts, settings, x, *tensors)[:2]
 
@@ -274,12 +274,12 @@ def _fits_whole(tensors, counts, settings) -> bool:
     return fits_whole(gates, degrees, program)
 
 
-@_library.in_graph
+@_library.opaque_to_dynamo
 def call_inverse(implementation: str, counts, settings, y: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
     """The differentiable inverse."""
-    if torch.autograd.forward_ad._current_level >= 0 and not torch._C._are_functorch_transforms_active():
+    if _torch.forward_mode_is_active() and not _torch.functorch_is_active():
         return reference.autoregressive_inverse(y, unflattened(tensors, counts, settings))
-    if nothing_differentiates(y, *tensors):
+    if records_nothing_for(y, *tensors):
         return RAW_INVERSE[implementation](y, *_lists(tensors, counts, settings))
     return AutoregressiveInverse.apply(implementation, counts, settings, y, *tensors)
 
@@ -290,9 +290,9 @@ def inverse(implementation: str, y: Tensor, network: Network) -> tuple[Tensor, T
     return call_inverse(implementation, counts, settings, y, *tensors)
 
 
-def nothing_differentiates(*tensors: Tensor) -> bool:
+def records_nothing_for(*tensors: Tensor) -> bool:
     """Whether a raw kernel may be called alone: nothing recorded, or no tensor that asks for it."""
     if _library.nothing_differentiates():
         return True
-    plain = not torch._C._are_functorch_transforms_active() and torch.autograd.forward_ad._current_level < 0
+    plain = not _torch.functorch_is_active() and not _torch.forward_mode_is_active()
     return plain and not any(t.requires_grad for t in tensors)

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hvae_kernels.ops.affine_autoregressive.gates import CODES, Gate
+from hvae_kernels.ops.affine_autoregressive.gates import Gate, decoded
 
 #: A stage's ``source`` when it reads the features, not another stage.
 FEATURES = -1
 #: A stage's ``residual`` or ``skip`` when it has none.
 NONE = -1
 
-#: Activations by name, in the order of the codes in csrc/kernels/autoregressive_network.h.
+#: Activations by name.
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "identity": lambda x: x,
     "relu": torch.relu,
@@ -27,9 +27,20 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": torch.nn.functional.gelu,
     "silu": torch.nn.functional.silu,
 }
+#: Of each activation its code in the kernels.
+ACTIVATION_CODES = {
+    "identity": 0,
+    "relu": 1,
+    "elu": 2,
+    "tanh": 3,
+    "softplus": 4,
+    "sigmoid": 5,
+    "gelu": 6,
+    "silu": 7,
+}
+_ACTIVATION_NAMES = {code: name for name, code in ACTIVATION_CODES.items()}
 #: What :func:`fits_whole` allows: stages, and units of a layer.
 MOST_STAGES, MOST_UNITS = 3, 128
-_ACTIVATION_CODES = {name: code for code, name in enumerate(ACTIVATIONS)}
 
 
 @dataclass(frozen=True)
@@ -125,7 +136,7 @@ def flattened(network: Network) -> tuple[tuple[int, ...], tuple, tuple[Tensor, .
         if stage.skip is not None:
             skip = len(weights)
             weights.append(_rows(stage.skip))
-        program += [stage.source, stage.residual, _ACTIVATION_CODES[stage.activation], skip]
+        program += [stage.source, stage.residual, ACTIVATION_CODES[stage.activation], skip]
 
     def packed(name: str) -> list[Tensor]:
         values = (getattr(stage, name) for stage in network.stages)
@@ -133,7 +144,7 @@ def flattened(network: Network) -> tuple[tuple[int, ...], tuple, tuple[Tensor, .
 
     degrees = [network.degrees, *(stage.degrees for stage in network.stages)]
     lists = (weights, packed("bias"), packed("offset"), packed("gate"), degrees)
-    settings = tuple(program), CODES[network.tail.name], network.tail.first, network.tail.second
+    settings = tuple(program), *network.tail.encoded
     return tuple(map(len, lists)), settings, tuple(x for tensors in lists for x in tensors)
 
 
@@ -141,8 +152,7 @@ def unflattened(tensors: Sequence[Tensor], counts: tuple[int, ...], settings: tu
     """The network again, on these tensors."""
     remaining = iter(tensors)
     weights, biases, offsets, gates, degrees = ([next(remaining) for _ in range(count)] for count in counts)
-    program, gate, first, second = settings
-    names = tuple(ACTIVATIONS)
+    program, *tail = settings
     stages = []
     for place in range(len(biases)):
         source, residual, activation, skip = program[4 + 4 * place : 8 + 4 * place]
@@ -152,14 +162,14 @@ def unflattened(tensors: Sequence[Tensor], counts: tuple[int, ...], settings: tu
                 bias=_present(biases[place]),
                 degrees=degrees[place + 1],
                 source=source,
-                activation=names[activation],
+                activation=_ACTIVATION_NAMES[activation],
                 residual=residual,
                 skip=None if skip == NONE else weights[skip],
                 offset=_present(offsets[place]),
                 gate=_present(gates[place]),
             )
         )
-    return Network(degrees[0], tuple(stages), Gate(tuple(CODES)[gate], first, second), program[:2], program[2:4])
+    return Network(degrees[0], tuple(stages), decoded(*tail), program[:2], program[2:4])
 
 
 def _present(tensor: Tensor) -> Tensor | None:

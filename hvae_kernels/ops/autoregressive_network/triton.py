@@ -31,16 +31,15 @@ from hvae_kernels._triton.device import (
 from hvae_kernels._triton.launch import cdiv, on_device_of
 from hvae_kernels.ops.affine_autoregressive.gates import CODES
 from hvae_kernels.ops.affine_autoregressive.triton import _gate, _logistic
-from hvae_kernels.ops.autoregressive_network.network import ACTIVATIONS, FEATURES, NONE
+from hvae_kernels.ops.autoregressive_network.network import ACTIVATION_CODES, FEATURES, NONE
 
-_ACTIVATION_CODES = {name: code for code, name in enumerate(ACTIVATIONS)}
-_RELU = tl.constexpr(_ACTIVATION_CODES["relu"])
-_ELU = tl.constexpr(_ACTIVATION_CODES["elu"])
-_TANH = tl.constexpr(_ACTIVATION_CODES["tanh"])
-_SOFTPLUS = tl.constexpr(_ACTIVATION_CODES["softplus"])
-_SIGMOID = tl.constexpr(_ACTIVATION_CODES["sigmoid"])
-_GELU = tl.constexpr(_ACTIVATION_CODES["gelu"])
-_SILU = tl.constexpr(_ACTIVATION_CODES["silu"])
+_RELU = tl.constexpr(ACTIVATION_CODES["relu"])
+_ELU = tl.constexpr(ACTIVATION_CODES["elu"])
+_TANH = tl.constexpr(ACTIVATION_CODES["tanh"])
+_SOFTPLUS = tl.constexpr(ACTIVATION_CODES["softplus"])
+_SIGMOID = tl.constexpr(ACTIVATION_CODES["sigmoid"])
+_GELU = tl.constexpr(ACTIVATION_CODES["gelu"])
+_SILU = tl.constexpr(ACTIVATION_CODES["silu"])
 _BLENDS = tl.constexpr(CODES["sigmoid"])
 _NONE = tl.constexpr(NONE)
 
@@ -140,7 +139,7 @@ def _normal_distribution(x):
 
 @triton.jit
 def activate(x, ACTIVATION: tl.constexpr):
-    """An activation of ``ACTIVATIONS``, by its place there."""
+    """An activation, by its code."""
     if ACTIVATION == _RELU:
         return tl.where(x < 0, 0.0, x)
     elif ACTIVATION == _ELU:

@@ -21,7 +21,9 @@ BITS = (torch.bool, torch.uint8)
 _ROUNDING = 1e-3
 
 
-def bernoulli_log_prob(logits: Tensor, value: Tensor, event_ndims: int = 1) -> Tensor:
+def bernoulli_log_prob(
+    logits: Tensor, value: Tensor, event_ndims: int = 1, *, implementation: str | None = None
+) -> Tensor:
     r"""Log-probability of independent Bernoulli variables with the given logits, summed over the event, in one pass.
 
     .. math::
@@ -37,6 +39,7 @@ def bernoulli_log_prob(logits: Tensor, value: Tensor, event_ndims: int = 1) -> T
             made (unless broadcast dimensions lie apart, with others between them). Bits (bool, or uint8 holding 0 and
             1) or, for soft targets, floating values in [0, 1] of ``logits``' dtype.
         event_ndims: how many last dimensions the event has; 0 sums nothing.
+        implementation: for this call, as for :func:`hvae_kernels.use_impl`; None is what that says.
 
     Returns:
         A new tensor ``(...)`` of ``logits``' leading dimensions.
@@ -64,8 +67,9 @@ def bernoulli_log_prob(logits: Tensor, value: Tensor, event_ndims: int = 1) -> T
     """
     _checks.same_kind(NAME, logits=logits)  # alone: a value may differ under autocast
     if _library.autocasts(logits):
-        return _library.in_float32(functools.partial(bernoulli_log_prob, event_ndims=event_ndims), logits, value)
-    implementation = _dispatch.resolve(NAME, logits)
+        op = functools.partial(bernoulli_log_prob, event_ndims=event_ndims, implementation=implementation)
+        return _library.in_float32(op, logits, value)
+    implementation = _dispatch.resolve(NAME, logits, implementation)
     _validate(logits, value, event_ndims)
     if implementation == "reference":
         _refuse_outside(value)
@@ -92,7 +96,7 @@ def _refuse_outside(value: Tensor) -> None:
         return
     outside = value[((value < -_ROUNDING) | (value > 1 + _ROUNDING)) & value.isfinite()]
     if outside.numel():
-        raise _checks.fail(NAME, "value", "in [0, 1] (divide pixels by 255)", f"{outside[0].item()}")
+        raise _checks.value_error(NAME, "value", "in [0, 1] (divide pixels by 255)", f"{outside[0].item()}")
 
 
 def _broadcast_run(leading: Sequence[int], shape: Sequence[int]) -> tuple[int, int]:
@@ -108,11 +112,11 @@ def _validate(logits: Tensor, value: Tensor, event_ndims: int) -> None:
     if not (isinstance(value, Tensor) and value.dtype in BITS):
         _checks.same_kind(NAME, logits=logits, value=value)
     if value.device != logits.device:
-        raise _checks.fail(NAME, "value", f"on the device of logits, {logits.device}", value)
+        raise _checks.value_error(NAME, "value", f"on the device of logits, {logits.device}", value)
     if not isinstance(event_ndims, int) or isinstance(event_ndims, bool):
         raise TypeError(f"{NAME}: event_ndims must be an integer, got {_checks.describe(event_ndims)}")
     if not 0 <= event_ndims <= logits.dim():
-        raise _checks.fail(NAME, "event_ndims", f"between 0 and logits' {logits.dim()} dimensions", event_ndims)
+        raise _checks.value_error(NAME, "event_ndims", f"between 0 and logits' {logits.dim()} dimensions", event_ndims)
     first, own_first = logits.dim() - event_ndims, value.dim() - event_ndims
     leading, own = logits.shape[:first], value.shape[: max(0, own_first)]
     fits = 0 <= own_first <= first and value.shape[own_first:] == logits.shape[first:]
@@ -120,4 +124,4 @@ def _validate(logits: Tensor, value: Tensor, event_ndims: int) -> None:
         expected = (
             f"of a shape that broadcasts to logits' {tuple(logits.shape)} and ends in {tuple(logits.shape[first:])}"
         )
-        raise _checks.fail(NAME, "value", expected, value)
+        raise _checks.value_error(NAME, "value", expected, value)

@@ -144,7 +144,7 @@ def _vmap(
     return result.unflatten(at, (size, groups)), at
 
 
-@_library.in_graph
+@_library.opaque_to_dynamo
 def call(implementation: str, logits: Tensor, value: Tensor) -> Tensor:
     """The differentiable op. Dynamo must not look inside: it loses the second order of Functions it traces itself."""
     if _library.nothing_differentiates():

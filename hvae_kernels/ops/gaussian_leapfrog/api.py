@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -11,7 +12,9 @@ from torch import Tensor
 from hvae_kernels import _checks, _dispatch, _library
 from hvae_kernels.ops.gaussian_leapfrog import autograd, dense, reference
 
-DENSE = "dense_gaussian_leapfrog"
+DENSE, WITH_VJP = "dense_gaussian_leapfrog", "gaussian_leapfrog_with_vjp"
+#: From cotangents of ``(z_K, rho_K)`` to gradients of the six arguments.
+Vjp = Callable[[tuple[Tensor, Tensor]], autograd.Gradients]
 _Results = TypeVar("_Results")
 
 _dispatch.register(_dispatch.Op("gaussian_leapfrog", ("cpp", "triton", "reference")))
@@ -19,7 +22,14 @@ _dispatch.register(_dispatch.Op(DENSE, ("cpp", "triton", "reference")))
 
 
 def gaussian_leapfrog(
-    z: Tensor, rho: Tensor, precision: Tensor, loc: Tensor, step_size: Tensor, tempering: Tensor
+    z: Tensor,
+    rho: Tensor,
+    precision: Tensor,
+    loc: Tensor,
+    step_size: Tensor,
+    tempering: Tensor,
+    *,
+    implementation: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     r"""K tempered leapfrog steps through a diagonal Gaussian potential, at a cost that does not depend on K.
 
@@ -40,6 +50,7 @@ def gaussian_leapfrog(
         loc: mu, the shape of ``precision``.
         step_size: epsilon, ``()`` or ``(d,)`` for all steps, ``(K, d)`` for each; ``(R, 1, d)`` or ``(R, K, d)``.
         tempering: alpha, ``(K,)``, or ``(R, K)``. K = 0 returns copies of the inputs.
+        implementation: for this call, as for :func:`hvae_kernels.use_impl`; None is what that says.
 
     Returns:
         ``(z_K, rho_K)``, new contiguous tensors of ``z``'s shape. The Jacobian determinant of the map is
@@ -69,11 +80,12 @@ def gaussian_leapfrog(
         ...     rho = alpha * (rho - step_size / 2 * precision * (z - loc))
         >>> torch.testing.assert_close(fused, (z, rho))
     """
-    return _checked(_gaussian_leapfrog, "gaussian_leapfrog", z, rho, precision, loc, step_size, tempering)
+    arguments = z, rho, precision, loc, step_size, tempering
+    return _checked(_gaussian_leapfrog, "gaussian_leapfrog", implementation, *arguments)
 
 
-def _gaussian_leapfrog(name: str, *arguments: Tensor) -> tuple[Tensor, Tensor]:
-    implementation = _dispatch.resolve(name, arguments[0])
+def _gaussian_leapfrog(name: str, implementation: str | None, *arguments: Tensor) -> tuple[Tensor, Tensor]:
+    implementation = _dispatch.resolve(name, arguments[0], implementation)
     if not _kernel_checks(implementation, arguments):
         _validate(name, *arguments)
     if implementation == "reference":
@@ -81,51 +93,64 @@ def _gaussian_leapfrog(name: str, *arguments: Tensor) -> tuple[Tensor, Tensor]:
     return autograd.call(implementation, *arguments)
 
 
-def gaussian_leapfrog_vjp(
-    grad_z: Tensor,
-    grad_rho: Tensor,
+def gaussian_leapfrog_with_vjp(
     z: Tensor,
     rho: Tensor,
     precision: Tensor,
     loc: Tensor,
     step_size: Tensor,
     tempering: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The backward pass of :func:`gaussian_leapfrog` as a function, for loops that chain their gradients by hand.
+    *,
+    implementation: str | None = None,
+) -> tuple[tuple[Tensor, Tensor], Vjp]:
+    """:func:`gaussian_leapfrog` and its backward pass as a function, for loops that chain their gradients by hand.
 
     One kernel and no autograd engine, which for a small batch costs more than forward and backward together.
 
     Args:
-        grad_z: cotangent of ``z_K``, of ``z``'s shape.
-        grad_rho: cotangent of ``rho_K``, of ``z``'s shape.
         z: as in :func:`gaussian_leapfrog`, like all that follow.
         rho: momenta.
         precision: of the potential.
         loc: of the potential.
         step_size: for all steps, or for each.
         tempering: one factor a step.
+        implementation: for this call, as for :func:`hvae_kernels.use_impl`; None is what that says.
 
     Returns:
-        Gradients of the six arguments, in their order and shapes. Differentiable themselves.
+        ``((z_K, rho_K), vjp)`` where ``vjp((grad_z, grad_rho))`` are the gradients of the six arguments, in their order
+        and shapes; differentiable themselves.
 
     Raises:
-        TypeError, ValueError: as :func:`gaussian_leapfrog`.
+        TypeError, ValueError: as :func:`gaussian_leapfrog`; ``vjp`` too, for cotangents that do not fit.
 
     Equivalent to:
         >>> import torch, hvae_kernels as hk
         >>> arguments = (*torch.randn(2, 8, 3), *torch.rand(3, 3), torch.tensor([0.9, 0.8]))
-        >>> cotangents = torch.randn(2, 8, 3)
-        >>> gradients = hk.functional.gaussian_leapfrog_vjp(*cotangents, *arguments)
-        >>> outputs, pullback = torch.func.vjp(hk.functional.gaussian_leapfrog, *arguments)
-        >>> torch.testing.assert_close(gradients, pullback(tuple(cotangents)))
+        >>> cotangents = tuple(torch.randn(2, 8, 3))
+        >>> outputs, vjp = hk.functional.gaussian_leapfrog_with_vjp(*arguments)
+        >>> expected, expected_vjp = torch.func.vjp(hk.functional.gaussian_leapfrog, *arguments)
+        >>> torch.testing.assert_close(outputs, expected)
+        >>> torch.testing.assert_close(vjp(cotangents), expected_vjp(cotangents))
     """
-    arguments = (z, rho, precision, loc, step_size, tempering, grad_z, grad_rho)
-    return _checked(_gaussian_leapfrog_vjp, "gaussian_leapfrog_vjp", *arguments)
+    inputs = z, rho, precision, loc, step_size, tempering
+    if _library.autocasts(z):
+        names = ("z", "rho", "precision", "loc", "step_size", "tempering")
+        _checks.tensors(WITH_VJP, **dict(zip(names, inputs, strict=True)))  # whose dtypes may differ
+        op = functools.partial(gaussian_leapfrog, implementation=implementation)
+        pulled: Any = torch.func.vjp(op, *inputs)
+        return pulled
+    outputs = gaussian_leapfrog(*inputs, implementation=implementation)
+    chosen = _dispatch.resolve("gaussian_leapfrog", z, implementation)
+
+    def vjp(cotangents: tuple[Tensor, Tensor]) -> autograd.Gradients:
+        grad_z, grad_rho = cotangents
+        return _checked(_pull_back, WITH_VJP, chosen, *inputs, grad_z, grad_rho)
+
+    return outputs, vjp
 
 
-def _gaussian_leapfrog_vjp(name: str, *arguments: Tensor) -> autograd.Gradients:
+def _pull_back(name: str, implementation: str, *arguments: Tensor) -> autograd.Gradients:
     *inputs, grad_z, grad_rho = arguments
-    implementation = _dispatch.resolve("gaussian_leapfrog", arguments[0])
     if not _kernel_checks(implementation, arguments):
         _validate(name, *arguments)
     if implementation == "reference":
@@ -139,7 +164,14 @@ def _kernel_checks(implementation: str, arguments: tuple[Tensor, ...]) -> bool:
 
 
 def dense_gaussian_leapfrog(
-    z: Tensor, rho: Tensor, precision: Tensor, loc: Tensor, step_size: Tensor, tempering: Tensor
+    z: Tensor,
+    rho: Tensor,
+    precision: Tensor,
+    loc: Tensor,
+    step_size: Tensor,
+    tempering: Tensor,
+    *,
+    implementation: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     r"""K tempered leapfrog steps through a Gaussian potential with a dense precision matrix.
 
@@ -156,6 +188,7 @@ def dense_gaussian_leapfrog(
         loc: mu, ``(d,)``.
         step_size: epsilon, ``()`` or ``(d,)`` for all steps, ``(K, d)`` for each.
         tempering: alpha, ``(K,)``. K = 0 returns copies of the inputs.
+        implementation: for this call, as for :func:`hvae_kernels.use_impl`; None is what that says.
 
     Returns:
         ``(z_K, rho_K)``, new contiguous tensors of ``z``'s shape. The Jacobian determinant of the map is
@@ -188,24 +221,25 @@ def dense_gaussian_leapfrog(
         ...     rho = alpha * (rho - step_size / 2 * ((z - loc) @ symmetric))
         >>> torch.testing.assert_close(fused, (z, rho))
     """
-    return _checked(_dense_gaussian_leapfrog, DENSE, z, rho, precision, loc, step_size, tempering)
+    arguments = z, rho, precision, loc, step_size, tempering
+    return _checked(_dense_gaussian_leapfrog, DENSE, implementation, *arguments)
 
 
-def _dense_gaussian_leapfrog(name: str, *arguments: Tensor) -> tuple[Tensor, Tensor]:
-    implementation = _dispatch.resolve(name, arguments[0])
+def _dense_gaussian_leapfrog(name: str, implementation: str | None, *arguments: Tensor) -> tuple[Tensor, Tensor]:
+    implementation = _dispatch.resolve(name, arguments[0], implementation)
     _validate(name, *arguments)
     if implementation == "reference":
         return reference.dense_gaussian_leapfrog(*arguments)
     return dense.dense_gaussian_leapfrog(implementation, *arguments)
 
 
-def _checked(op: Callable[..., _Results], name: str, *arguments: Tensor) -> _Results:
+def _checked(op: Callable[..., _Results], name: str, implementation: str | None, *arguments: Tensor) -> _Results:
     """Run ``op`` under autocast's rule, and explain its failure where the arguments are at fault."""
     z = arguments[0]
     try:
         if _library.autocasts(z):
-            return _library.in_float32(op, name, *arguments)
-        return op(name, *arguments)
+            return _library.in_float32(op, name, implementation, *arguments)
+        return op(name, implementation, *arguments)
     except (AttributeError, IndexError, RuntimeError, TypeError):
         try:
             _validate(name, *arguments)
@@ -226,12 +260,12 @@ def _validate(
     grad_rho: Tensor | None = None,
 ) -> None:
     tensors = {"z": z, "rho": rho, "precision": precision, "loc": loc, "step_size": step_size, "tempering": tempering}
-    cotangents: dict[str, Any] = {"grad_z": grad_z, "grad_rho": grad_rho} if name == "gaussian_leapfrog_vjp" else {}
+    cotangents: dict[str, Any] = {"grad_z": grad_z, "grad_rho": grad_rho} if name == WITH_VJP else {}
     _checks.same_kind(name, **tensors, **cotangents)
     _check_shapes(name, *tensors.values())
     for argument, tensor in cotangents.items():
         if tensor.shape != z.shape:
-            raise _checks.fail(name, argument, f"of z's shape {tuple(z.shape)}", tensor)
+            raise _checks.value_error(name, argument, f"of z's shape {tuple(z.shape)}", tensor)
     _checks.finite(name, "step_size", step_size)
     _checks.finite(name, "tempering", tempering)
 
@@ -241,37 +275,37 @@ def _check_shapes(
 ) -> None:
     shape = z.shape
     if not shape:
-        raise _checks.fail(name, "z", "of shape (..., d)", z)
+        raise _checks.value_error(name, "z", "of shape (..., d)", z)
     if rho.shape != shape:
-        raise _checks.fail(name, "rho", f"of z's shape {tuple(shape)}", rho)
+        raise _checks.value_error(name, "rho", f"of z's shape {tuple(shape)}", rho)
     if tempering.dim() == 2 and name != DENSE:
         return _check_replica_shapes(name, z, precision, loc, step_size, tempering)
     features = shape[-1]
     if tempering.dim() != 1:
         replicas = "" if name == DENSE else ", or (R, K) for replicas"
-        raise _checks.fail(name, "tempering", f"of shape (K,){replicas}", tempering)
+        raise _checks.value_error(name, "tempering", f"of shape (K,){replicas}", tempering)
     precision_shape = (features, features) if name == DENSE else (features,)
     if precision.shape != precision_shape:
-        raise _checks.fail(name, "precision", f"of shape {precision_shape}", precision)
+        raise _checks.value_error(name, "precision", f"of shape {precision_shape}", precision)
     if loc.shape != (features,):
-        raise _checks.fail(name, "loc", f"of shape ({features},)", loc)
+        raise _checks.value_error(name, "loc", f"of shape ({features},)", loc)
     if step_size.dim() and step_size.shape not in ((features,), (tempering.shape[0], features)):
         expected = f"of shape (), ({features},) or (K, d) = ({tempering.shape[0]}, {features})"
-        raise _checks.fail(name, "step_size", expected, step_size)
+        raise _checks.value_error(name, "step_size", expected, step_size)
 
 
 def _check_replica_shapes(
     name: str, z: Tensor, precision: Tensor, loc: Tensor, step_size: Tensor, tempering: Tensor
 ) -> None:
     if z.dim() != 3:
-        raise _checks.fail(name, "z", "of shape (R, B, d), as tempering (R, K) asks for replicas", z)
+        raise _checks.value_error(name, "z", "of shape (R, B, d), as tempering (R, K) asks for replicas", z)
     replicas, _, features = z.shape
     n_steps = tempering.shape[1]
     if tempering.shape[0] != replicas:
-        raise _checks.fail(name, "tempering", f"of shape (R, K) with R = {replicas}", tempering)
+        raise _checks.value_error(name, "tempering", f"of shape (R, K) with R = {replicas}", tempering)
     for argument, tensor in (("precision", precision), ("loc", loc)):
         if tensor.shape != (replicas, 1, features):
-            raise _checks.fail(name, argument, f"of shape (R, 1, d) = ({replicas}, 1, {features})", tensor)
+            raise _checks.value_error(name, argument, f"of shape (R, 1, d) = ({replicas}, 1, {features})", tensor)
     if step_size.shape not in ((replicas, 1, features), (replicas, n_steps, features)):
         expected = f"of shape (R, 1, d) or (R, K, d) with R, K, d = {replicas}, {n_steps}, {features}"
-        raise _checks.fail(name, "step_size", expected, step_size)
+        raise _checks.value_error(name, "step_size", expected, step_size)

@@ -124,7 +124,7 @@ class GaussianLeapfrog(SmoothForward):
         return (batch.restore(z, 0), batch.restore(rho, 1)), (0, 0)
 
 
-@_library.in_graph
+@_library.opaque_to_dynamo
 def call(implementation: str, *inputs: Tensor) -> tuple[Tensor, Tensor]:
     """The differentiable op. Dynamo must not look inside: it loses the second order of Functions it traces itself."""
     if _library.nothing_differentiates():
@@ -132,7 +132,7 @@ def call(implementation: str, *inputs: Tensor) -> tuple[Tensor, Tensor]:
     return GaussianLeapfrog.apply(_CALLS[implementation], *inputs)
 
 
-@_library.in_graph
+@_library.opaque_to_dynamo
 def call_vjp(implementation: str, *tensors: Tensor) -> Gradients:
     """The backward pass, differentiable, on ``(grad_z, grad_rho, *inputs)``."""
     needs = NEEDS_STATE | NEEDS_PARAMETERS

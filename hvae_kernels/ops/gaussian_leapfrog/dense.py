@@ -15,7 +15,7 @@ from torch import Tensor
 from hvae_kernels import _library
 from hvae_kernels._library import OpFunction
 from hvae_kernels.ops.leapfrog_update.autograd import NEEDS_PARAMETERS, NEEDS_STATE, RAW_BACKWARD, RAW_FORWARD
-from hvae_kernels.ops.leapfrog_update.trajectory import Update, coefficients, transport, update_of
+from hvae_kernels.ops.leapfrog_update.trajectory import Update, coefficients, leapfrog_trajectory, update_of
 
 #: That one product adds up: MKL's rounding grows with them.
 _MOST_ROWS = 1024
@@ -52,7 +52,9 @@ def _step(
 ) -> tuple[Tensor, Tensor]:
     """Every operation differentiates itself."""
     doubled = precision + precision.mT
-    return transport(update_of(implementation), z, rho, (z - loc) @ doubled, lambda z: (z - loc) @ doubled, *steps)
+    return leapfrog_trajectory(
+        update_of(implementation), z, rho, (z - loc) @ doubled, lambda z: (z - loc) @ doubled, *steps
+    )
 
 
 class Stepping(OpFunction):
@@ -74,7 +76,7 @@ class Stepping(OpFunction):
             gradients.append(grad)
             return RAW_FORWARD[implementation](z, rho, grad, *step)
 
-        results = transport(update, z, rho, gradient(z), gradient, decay, kick, drift)
+        results = leapfrog_trajectory(update, z, rho, gradient(z), gradient, decay, kick, drift)
         if any(ctx.needs_input_grad):
             inputs = z, rho, precision, loc, decay, kick, drift
             ctx.save_for_backward(*inputs, doubled, away, *momenta, *gradients)
@@ -140,7 +142,7 @@ def _compose(
     zeros = torch.zeros_like(doubled)
     at_basis = torch.cat([doubled, zeros])
     basis_rho = torch.cat([zeros, torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)])
-    displacement, map_rho = transport(
+    displacement, map_rho = leapfrog_trajectory(
         update,
         torch.zeros_like(at_basis),
         basis_rho,

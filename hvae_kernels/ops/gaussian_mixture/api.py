@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 from torch import Tensor
 
 from hvae_kernels import _checks, _dispatch, _library
@@ -12,7 +14,9 @@ for _name in (NAME, RESPONSIBILITIES):
     _dispatch.register(_dispatch.Op(_name, ("cpp", "triton", "reference"), half_precision=("reference",)))
 
 
-def gaussian_mixture_log_prob(value: Tensor, mixture_logits: Tensor, loc: Tensor, log_scale: Tensor) -> Tensor:
+def gaussian_mixture_log_prob(
+    value: Tensor, mixture_logits: Tensor, loc: Tensor, log_scale: Tensor, *, implementation: str | None = None
+) -> Tensor:
     r"""Log density of a mixture of C diagonal Gaussians, with nothing of size (batch, C) or (batch, C, d) in memory.
 
     .. math::
@@ -25,6 +29,7 @@ def gaussian_mixture_log_prob(value: Tensor, mixture_logits: Tensor, loc: Tensor
         mixture_logits: a, ``(C,)``, not necessarily normalised; ``-inf`` removes a component.
         loc: :math:`\mu`, ``(C, d)``.
         log_scale: :math:`\lambda`, the logarithm of the standard deviations, ``(C, d)``.
+        implementation: for this call, as for :func:`hvae_kernels.use_impl`; None is what that says.
 
     Returns:
         A new tensor of shape ``(...)``.
@@ -51,15 +56,18 @@ def gaussian_mixture_log_prob(value: Tensor, mixture_logits: Tensor, loc: Tensor
     """
     arguments = value, mixture_logits, loc, log_scale
     if _library.autocasts(value):
-        return _library.in_float32(gaussian_mixture_log_prob, *arguments)
+        op = functools.partial(gaussian_mixture_log_prob, implementation=implementation)
+        return _library.in_float32(op, *arguments)
     _validate(NAME, *arguments)
-    implementation = _dispatch.resolve(NAME, value)
+    implementation = _dispatch.resolve(NAME, value, implementation)
     if implementation == "reference":
         return reference.gaussian_mixture_log_prob(*arguments)
     return autograd.call(implementation, False, value, mixture_logits.log_softmax(-1), loc, log_scale)
 
 
-def gaussian_mixture_responsibilities(value: Tensor, mixture_logits: Tensor, loc: Tensor, log_scale: Tensor) -> Tensor:
+def gaussian_mixture_responsibilities(
+    value: Tensor, mixture_logits: Tensor, loc: Tensor, log_scale: Tensor, *, implementation: str | None = None
+) -> Tensor:
     r"""The probability of each component of a Gaussian mixture given a value: its posterior weights.
 
     .. math::
@@ -71,6 +79,7 @@ def gaussian_mixture_responsibilities(value: Tensor, mixture_logits: Tensor, loc
         mixture_logits: a, ``(C,)``; as the others as for :func:`gaussian_mixture_log_prob`.
         loc: :math:`\mu`, ``(C, d)``.
         log_scale: :math:`\lambda`, ``(C, d)``.
+        implementation: for this call, as for :func:`hvae_kernels.use_impl`; None is what that says.
 
     Returns:
         A new tensor of shape ``(..., C)`` whose rows add up to 1.
@@ -94,9 +103,10 @@ def gaussian_mixture_responsibilities(value: Tensor, mixture_logits: Tensor, loc
     """
     arguments = value, mixture_logits, loc, log_scale
     if _library.autocasts(value):
-        return _library.in_float32(gaussian_mixture_responsibilities, *arguments)
+        op = functools.partial(gaussian_mixture_responsibilities, implementation=implementation)
+        return _library.in_float32(op, *arguments)
     _validate(RESPONSIBILITIES, *arguments)
-    implementation = _dispatch.resolve(RESPONSIBILITIES, value)
+    implementation = _dispatch.resolve(RESPONSIBILITIES, value, implementation)
     if implementation == "reference":
         return reference.gaussian_mixture_responsibilities(*arguments)
     return autograd.call(implementation, True, value, mixture_logits.log_softmax(-1), loc, log_scale)
@@ -105,10 +115,10 @@ def gaussian_mixture_responsibilities(value: Tensor, mixture_logits: Tensor, loc
 def _validate(name: str, value: Tensor, mixture_logits: Tensor, loc: Tensor, log_scale: Tensor) -> None:
     _checks.same_kind(name, value=value, mixture_logits=mixture_logits, loc=loc, log_scale=log_scale)
     if not value.shape:
-        raise _checks.fail(name, "value", "of shape (..., d)", value)
+        raise _checks.value_error(name, "value", "of shape (..., d)", value)
     if mixture_logits.dim() != 1 or not len(mixture_logits):
-        raise _checks.fail(name, "mixture_logits", "of shape (C,) with C at least 1", mixture_logits)
+        raise _checks.value_error(name, "mixture_logits", "of shape (C,) with C at least 1", mixture_logits)
     shape = (len(mixture_logits), value.shape[-1])
     for argument, tensor in (("loc", loc), ("log_scale", log_scale)):
         if tensor.shape != shape:
-            raise _checks.fail(name, argument, f"of shape {shape}", tensor)
+            raise _checks.value_error(name, argument, f"of shape {shape}", tensor)

@@ -98,7 +98,7 @@ class GaussianMixture(OpFunction):
         return output, dim
 
 
-@_library.in_graph
+@_library.opaque_to_dynamo
 def call(implementation: str, responsibilities: bool, *inputs: Tensor) -> Tensor:
     """The differentiable op. Dynamo must not look inside: it loses the second order of Functions it traces itself."""
     if _library.nothing_differentiates():

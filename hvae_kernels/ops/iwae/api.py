@@ -15,7 +15,7 @@ for _name in _NAMES:
     _dispatch.register(_dispatch.Op(_name, ("cpp", "triton", "reference")))
 
 
-def iwae_bound(log_weights: Tensor, dim: int = 0) -> Tensor:
+def iwae_bound(log_weights: Tensor, dim: int = 0, *, implementation: str | None = None) -> Tensor:
     r"""The importance-weighted bound of K samples.
 
     .. math::
@@ -27,6 +27,7 @@ def iwae_bound(log_weights: Tensor, dim: int = 0) -> Tensor:
     Args:
         log_weights: :math:`\log w_k = \log p(x, z_k) - \log q(z_k | x)`, samples along ``dim``.
         dim: the dimension of the samples, at least one. The first costs no copy.
+        implementation: for this call, as for :func:`hvae_kernels.use_impl`; None is what that says.
 
     Returns:
         A new tensor of ``log_weights``' shape without ``dim``.
@@ -48,10 +49,10 @@ def iwae_bound(log_weights: Tensor, dim: int = 0) -> Tensor:
         >>> log_weights = torch.randn(40, 8, dtype=torch.float64)
         >>> torch.testing.assert_close(iwae_bound(log_weights), log_weights.logsumexp(0) - math.log(40))
     """
-    return _run("iwae_bound", 0, iwae_bound, log_weights, dim)
+    return _run("iwae_bound", 0, iwae_bound, log_weights, dim, implementation)
 
 
-def stl_surrogate(log_weights: Tensor, dim: int = 0) -> Tensor:
+def stl_surrogate(log_weights: Tensor, dim: int = 0, *, implementation: str | None = None) -> Tensor:
     r"""What to differentiate for the encoder instead of the bound: "sticking the landing".
 
     .. math::
@@ -78,10 +79,10 @@ def stl_surrogate(log_weights: Tensor, dim: int = 0) -> Tensor:
         >>> weights = log_weights.detach().softmax(0)
         >>> torch.testing.assert_close(stl_surrogate(log_weights), (weights * log_weights).sum(0))
     """
-    return _run("stl_surrogate", 1, stl_surrogate, log_weights, dim)
+    return _run("stl_surrogate", 1, stl_surrogate, log_weights, dim, implementation)
 
 
-def dreg_surrogate(log_weights: Tensor, dim: int = 0) -> Tensor:
+def dreg_surrogate(log_weights: Tensor, dim: int = 0, *, implementation: str | None = None) -> Tensor:
     r"""What to differentiate for the encoder instead of the bound: the doubly reparameterised gradient.
 
     .. math::
@@ -108,14 +109,16 @@ def dreg_surrogate(log_weights: Tensor, dim: int = 0) -> Tensor:
         >>> weights = log_weights.detach().softmax(0)
         >>> torch.testing.assert_close(dreg_surrogate(log_weights), (weights**2 * log_weights).sum(0))
     """
-    return _run("dreg_surrogate", 2, dreg_surrogate, log_weights, dim)
+    return _run("dreg_surrogate", 2, dreg_surrogate, log_weights, dim, implementation)
 
 
-def _run(name: str, power: int, public: Callable[..., Tensor], log_weights: Tensor, dim: int) -> Tensor:
+def _run(
+    name: str, power: int, public: Callable[..., Tensor], log_weights: Tensor, dim: int, implementation: str | None
+) -> Tensor:
     _validate(name, log_weights, dim)
     if _library.autocasts(log_weights):
-        return _library.in_float32(functools.partial(public, dim=dim), log_weights)
-    implementation = _dispatch.resolve(name, log_weights)
+        return _library.in_float32(functools.partial(public, dim=dim, implementation=implementation), log_weights)
+    implementation = _dispatch.resolve(name, log_weights, implementation)
     if implementation == "reference":
         return reference.surrogate(log_weights, dim, power) if power else reference.iwae_bound(log_weights, dim)
     samples = log_weights if dim == 0 else log_weights.movedim(dim, 0)
@@ -127,6 +130,6 @@ def _validate(name: str, log_weights: Tensor, dim: int) -> None:
     if not isinstance(dim, int) or isinstance(dim, bool):
         raise TypeError(f"{name}: dim must be an integer, got {_checks.describe(dim)}")
     if not -log_weights.dim() <= dim < log_weights.dim():
-        raise _checks.fail(name, "dim", f"one of log_weights' {log_weights.dim()} dimensions", dim)
+        raise _checks.value_error(name, "dim", f"one of log_weights' {log_weights.dim()} dimensions", dim)
     if log_weights.shape[dim] == 0:
-        raise _checks.fail(name, "log_weights", f"of at least one sample along dim {dim}", log_weights)
+        raise _checks.value_error(name, "log_weights", f"of at least one sample along dim {dim}", log_weights)

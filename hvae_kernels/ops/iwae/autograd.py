@@ -81,7 +81,7 @@ class Iwae(OpFunction):
         return Iwae.apply(implementation, power, log_weights.movedim(in_dims[2], 1)), (0, 1)
 
 
-@_library.in_graph
+@_library.opaque_to_dynamo
 def call(implementation: str, power: int, log_weights: Tensor) -> Tensor:
     """The differentiable op. Dynamo must not look inside: it loses the second order of Functions it traces itself."""
     if _library.nothing_differentiates():

@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from hvae_kernels import _checks, _dispatch, _library
+from hvae_kernels import _checks, _dispatch, _library, _torch
 from hvae_kernels.ops.leapfrog import statistics
 from hvae_kernels.ops.leapfrog.autograd import ReversibleLeapfrog
 from hvae_kernels.ops.leapfrog.field import NAME, Field, functional_gradient, modules_called
 from hvae_kernels.ops.leapfrog.reference import Potential
-from hvae_kernels.ops.leapfrog_update.trajectory import Update, coefficients, transport, update_of
+from hvae_kernels.ops.leapfrog_update.trajectory import coefficients, leapfrog_trajectory, update_of
 
 MEMORY = ("reversible", "store")
 GRADIENT = ("full", "detached")
@@ -32,6 +32,7 @@ def leapfrog(
     gradient: str = "full",
     compile: bool = False,
     on_drift: Callable[[Tensor], object] | None = None,
+    implementation: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     r"""K tempered leapfrog steps through any differentiable potential, in memory that does not grow with K.
 
@@ -66,6 +67,8 @@ def leapfrog(
             ``options={"layout_optimization": False}``.
         on_drift: called by every reversible backward pass with the largest distance of an entry of the rebuilt ``z``
             from the true one, a tensor ``()``; keeps a copy of ``z``, and leaves out the comparison of gradients.
+        implementation: of the updates between gradients, as for :func:`hvae_kernels.use_impl`; None is what that says.
+            The potential makes its own calls.
 
     Returns:
         ``(z_K, rho_K)``, new tensors of ``z``'s shape. The Jacobian determinant of the map is ``prod_k alpha_k^d``,
@@ -107,6 +110,8 @@ def leapfrog(
     _validate(z, rho, step_size, tempering, memory, gradient)
     _validate_callables(potential, on_drift)
     _checks.flag(NAME, "compile", compile)
+    if implementation is not None:
+        _dispatch.validate(implementation, NAME)
     params = None if params is None else _tensors_among(params)
     if tempering.shape[0] == 0:
         return z.clone(), rho.clone()
@@ -114,35 +119,48 @@ def leapfrog(
         half = _checks.HALF_PRECISION
         z, rho, step_size, tempering = (x.float() if x.dtype in half else x for x in (z, rho, step_size, tempering))
     full = gradient == "full"
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-        return _unrolled(z, rho, potential, step_size, tempering, full)
+    if torch.compiler.is_compiling() or _torch.functorch_is_active():
+        return _unrolled(z, rho, potential, step_size, tempering, full, implementation)
     if torch.is_inference_mode_enabled():  # where nothing is recorded, not even for the potential's own gradient
         with torch.inference_mode(False), torch.no_grad():
             inputs = z.clone(), rho.clone(), potential, step_size.clone(), tempering.clone()
-            return leapfrog(*inputs, memory=memory, gradient=gradient, compile=compile)
+            return leapfrog(*inputs, memory=memory, gradient=gradient, compile=compile, implementation=implementation)
     field = Field(potential, compile)
     if memory == "store" or not torch.is_grad_enabled():
-        return _stored(z, rho, field, step_size, tempering, full and torch.is_grad_enabled())
+        return _stored(z, rho, field, step_size, tempering, full and torch.is_grad_enabled(), implementation)
     _check_tempering(tempering)
     grad, batch, watched = field.first_of_rebuilt(z, lambda: _parameters(potential, params), full)
-    update, state, steps = _flat(batch, *(x.double() for x in (z, rho, grad, step_size, tempering)))
-    end = ReversibleLeapfrog.apply(field, update, full, on_drift, *state, *steps, *watched)
+    doubles = (x.double() for x in (z, rho, grad, step_size, tempering))
+    chosen, state, steps = _flat(implementation, batch, *doubles)
+    end = ReversibleLeapfrog.apply(field, chosen, full, on_drift, *state, *steps, *watched)
     return end[0].to(z.dtype).reshape(z.shape), end[1].to(z.dtype).reshape(z.shape)
 
 
 def _stored(
-    z: Tensor, rho: Tensor, field: Field, step_size: Tensor, tempering: Tensor, record: bool
+    z: Tensor,
+    rho: Tensor,
+    field: Field,
+    step_size: Tensor,
+    tempering: Tensor,
+    record: bool,
+    implementation: str | None,
 ) -> tuple[Tensor, Tensor]:
     """Autograd keeps what there is to keep."""
     grad, batch = field.first(z, record)
-    update, state, steps = _flat(batch, z, rho, grad, step_size, tempering)
+    chosen, state, steps = _flat(implementation, batch, z, rho, grad, step_size, tempering)
     with field.held():
-        end = transport(update, *state, lambda position: field(position, record), *steps)
+        end = leapfrog_trajectory(update_of(chosen), *state, lambda position: field(position, record), *steps)
     return end[0].reshape(z.shape), end[1].reshape(z.shape)
 
 
 def _unrolled(
-    z: Tensor, rho: Tensor, potential: Potential, step_size: Tensor, tempering: Tensor, full: bool
+    z: Tensor,
+    rho: Tensor,
+    potential: Potential,
+    step_size: Tensor,
+    tempering: Tensor,
+    full: bool,
+    implementation: str | None,
 ) -> tuple[Tensor, Tensor]:
     """The formula as ``torch.func`` and ``torch.compile`` take it.
 
@@ -156,9 +174,11 @@ def _unrolled(
 
     with statistics.held(modules) as tracking:
         grad, energy = gradient(z)
-        update, state, steps = _flat(energy.shape, z, rho, grad, step_size, tempering)
+        chosen, state, steps = _flat(implementation, energy.shape, z, rho, grad, step_size, tempering)
         flat = state[0].shape
-        end = transport(update, *state, lambda position: gradient(position)[0].reshape(flat), *steps)
+        end = leapfrog_trajectory(
+            update_of(chosen), *state, lambda position: gradient(position)[0].reshape(flat), *steps
+        )
     if tracking:
         alone = contextlib.nullcontext() if torch.compiler.is_compiling() else modules_called()
         with torch.no_grad(), alone:
@@ -167,23 +187,29 @@ def _unrolled(
 
 
 def _flat(
-    batch: torch.Size, z: Tensor, rho: Tensor, grad: Tensor, step_size: Tensor, tempering: Tensor
-) -> tuple[Update, tuple[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]:
-    """The fused update, ``(z, rho, grad)`` with one dimension for each position, and the updates' coefficients."""
+    implementation: str | None,
+    batch: torch.Size,
+    z: Tensor,
+    rho: Tensor,
+    grad: Tensor,
+    step_size: Tensor,
+    tempering: Tensor,
+) -> tuple[str, tuple[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]:
+    """The updates' implementation, ``(z, rho, grad)`` with one dimension a position, and the updates' coefficients."""
     event, n_steps = z.shape[len(batch) :], tempering.shape[0]
     if z.shape[: len(batch)] != batch or (not batch and z.dim() > 1):
         expected = f"a function with energies (B,), one for each position in z {tuple(z.shape)}"
-        raise _checks.fail(NAME, "potential", expected, f"energies of shape {tuple(batch)}")
+        raise _checks.value_error(NAME, "potential", expected, f"energies of shape {tuple(batch)}")
     if step_size.dim() and step_size.shape not in (event, (n_steps, *event)):
         expected = f"of shape (), {tuple(event)} or {(n_steps, *event)}"
-        raise _checks.fail(NAME, "step_size", expected, step_size)
+        raise _checks.value_error(NAME, "step_size", expected, step_size)
     features = math.prod(event)
     if step_size.dim():
         step_size = step_size.reshape(*step_size.shape[: step_size.dim() - len(event)], features)
     shape = (*batch, features)
     state = z.reshape(shape), rho.reshape(shape), grad.reshape(shape)
-    update = update_of(_dispatch.resolve("leapfrog_update", z))
-    return update, state, coefficients(step_size, tempering, features)
+    chosen = _dispatch.resolve("leapfrog_update", z, implementation)
+    return chosen, state, coefficients(step_size, tempering, features)
 
 
 def _parameters(potential: Potential | nn.Module, params: Iterable[Tensor] | None) -> list[Tensor]:
@@ -200,14 +226,14 @@ def _parameters(potential: Potential | nn.Module, params: Iterable[Tensor] | Non
 def _check_tempering(tempering: Tensor) -> None:
     if _checks.values_readable(tempering) and not bool(tempering.all()):
         expected = "nowhere zero with memory='reversible', as rebuilding divides by it"
-        raise _checks.fail(NAME, "tempering", expected, tempering)
+        raise _checks.value_error(NAME, "tempering", expected, tempering)
 
 
 def _validate_callables(potential: object, on_drift: object) -> None:
     for argument, function in (("potential", potential), ("on_drift", on_drift)):
         if not callable(function) and (argument == "potential" or function is not None):
             expected = "a function or a torch.nn.Module" if argument == "potential" else "a function or None"
-            raise _checks.wrong_type(NAME, argument, expected, function)
+            raise _checks.type_error(NAME, argument, expected, function)
 
 
 def _tensors_among(params: Iterable[Tensor]) -> tuple[Tensor, ...]:
@@ -215,11 +241,11 @@ def _tensors_among(params: Iterable[Tensor]) -> tuple[Tensor, ...]:
     if isinstance(params, Tensor):  # it would be taken row by row
         raise TypeError(f"{NAME}: params must be {expected}, got one tensor alone")
     if not isinstance(params, Iterable):
-        raise _checks.wrong_type(NAME, "params", expected, params)
+        raise _checks.type_error(NAME, "params", expected, params)
     params = tuple(params)
     for tensor in params:
         if not isinstance(tensor, Tensor):
-            raise _checks.wrong_type(NAME, "params", expected, tensor)
+            raise _checks.type_error(NAME, "params", expected, tensor)
     return params
 
 
@@ -228,10 +254,10 @@ def _validate(z: Tensor, rho: Tensor, step_size: Tensor, tempering: Tensor, memo
     _checks.one_of(NAME, "gradient", gradient, GRADIENT)
     _checks.same_kind(NAME, z=z, rho=rho, step_size=step_size, tempering=tempering)
     if not z.dim():
-        raise _checks.fail(NAME, "z", "of shape (B, ...)", z)
+        raise _checks.value_error(NAME, "z", "of shape (B, ...)", z)
     if rho.shape != z.shape:
-        raise _checks.fail(NAME, "rho", f"of z's shape {tuple(z.shape)}", rho)
+        raise _checks.value_error(NAME, "rho", f"of z's shape {tuple(z.shape)}", rho)
     if tempering.dim() != 1:
-        raise _checks.fail(NAME, "tempering", "of shape (K,)", tempering)
+        raise _checks.value_error(NAME, "tempering", "of shape (K,)", tempering)
     _checks.finite(NAME, "step_size", step_size)
     _checks.finite(NAME, "tempering", tempering)

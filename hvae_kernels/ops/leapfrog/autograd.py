@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hvae_kernels.ops.leapfrog.field import Field
 from hvae_kernels.ops.leapfrog_update import leapfrog_update_vjp
-from hvae_kernels.ops.leapfrog_update.trajectory import Update, transport
+from hvae_kernels.ops.leapfrog_update.trajectory import leapfrog_trajectory, update_of
 
 
 class ReversibleLeapfrog(torch.autograd.Function):
@@ -26,17 +26,17 @@ class ReversibleLeapfrog(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, field: Field, update: Update, full, on_drift, z, rho, grad, decay, kick, drift, *params):
-        latest = [grad]
+    def forward(ctx, field: Field, implementation: str, full, on_drift, z, rho, grad, decay, kick, drift, *params):
+        latest, update = [grad], update_of(implementation)
 
         def gradient(position: Tensor) -> Tensor:
             latest[0] = field(position)
             return latest[0]
 
         with field.held():
-            end = transport(update, z, rho, grad, gradient, decay, kick, drift)
+            end = leapfrog_trajectory(update, z, rho, grad, gradient, decay, kick, drift)
         field.settle(latest[0], end[1])
-        ctx.field, ctx.update, ctx.full, ctx.on_drift = field, update, full, on_drift
+        ctx.field, ctx.implementation, ctx.full, ctx.on_drift = field, implementation, full, on_drift
         ctx.params = params  # the potential's own tensors; those saved only watch for changes in place
         ctx.save_for_backward(*end, decay, kick, drift, z if on_drift else None, *params)
         return end
@@ -77,16 +77,18 @@ def _backward(
     At each point the gradient of U takes the trajectory one step back and, by its own backward pass, the cotangents.
     """
     totals: list[Any] = [torch.zeros_like(x) if ctx.full else None for x in ctx.params]
-    of_coefficients = []
+    of_coefficients, update = [], update_of(ctx.implementation)
     arrivals = torch.cat([torch.zeros_like(drift[:1]), drift[:-1]])  # the drift that led to each point
     for k in reversed(range(decay.shape[0])):
         z.requires_grad_(ctx.full)
         grad = ctx.field(z, record=ctx.full)
         if k == len(decay) - 1 and not ctx.on_drift:
             ctx.field.check(grad, rho)
-        before = ctx.update(z, rho, grad, 1 / decay[k], -kick[k] / decay[k], -arrivals[k])
+        before = update(z, rho, grad, 1 / decay[k], -kick[k] / decay[k], -arrivals[k])
         step = decay[k], kick[k], drift[k]
-        grad_rho, grad_grad, *of_step = leapfrog_update_vjp(grad_z, grad_rho, before[1], grad.detach(), *step)
+        grad_rho, grad_grad, *of_step = leapfrog_update_vjp(
+            grad_z, grad_rho, before[1], grad.detach(), *step, implementation=ctx.implementation
+        )
         of_coefficients.append(of_step)
         if ctx.full and grad.requires_grad:  # not that of a linear potential
             with torch.enable_grad():  # as a scalar: for grad_outputs torch imports sympy, a second and 36 MB

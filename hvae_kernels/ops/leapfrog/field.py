@@ -215,12 +215,12 @@ def _refuse_missing(energy: Tensor, position: Tensor, params: Sequence[Tensor], 
     for node in _nodes_above([(energy.grad_fn, 0)], {start, *map(_edge, params)}):
         if hasattr(node, "variable"):
             expected = "all tensors that need gradients through potential (by default those of a module)"
-            raise _checks.fail(NAME, "params", expected, f"all but {_checks.describe(node.variable)}")
+            raise _checks.value_error(NAME, "params", expected, f"all but {_checks.describe(node.variable)}")
         shared = shared or node._sequence_nr() < mark
         function = getattr(node, "_forward_cls", None)
         if function and getattr(function.backward, "__code__", None) is _ONCE and _leads_to(node, start):
             expected = "twice differentiable, or gradient 'detached'"
-            raise _checks.fail(NAME, "potential", expected, f"{function.__name__}, which is once_differentiable")
+            raise _checks.value_error(NAME, "potential", expected, f"{function.__name__}, which is once_differentiable")
     return shared
 
 
@@ -240,7 +240,7 @@ def _refuse_dependent(params: Sequence[Tensor]) -> None:
             pass
         if found:
             expected = "tensors of which none is made from another"
-            raise _checks.fail(NAME, "params", expected, f"{_checks.describe(x)} that is")
+            raise _checks.value_error(NAME, "params", expected, f"{_checks.describe(x)} that is")
 
 
 def _edge(x: Tensor) -> tuple:

@@ -28,10 +28,10 @@ def gradient_of(potential: Potential, z: Tensor, record: bool) -> tuple[Tensor, 
         position = z.view_as(z) if z.requires_grad else z.detach().requires_grad_()
         energy = potential(position)
         if not isinstance(energy, Tensor) or not energy.requires_grad:
-            raise _checks.fail("leapfrog", "potential", "a differentiable function of z", energy)
+            raise _checks.value_error("leapfrog", "potential", "a differentiable function of z", energy)
         (grad,) = torch.autograd.grad(energy.sum(), position, create_graph=record, allow_unused=True)
     if grad is None:
-        raise _checks.fail(
+        raise _checks.value_error(
             "leapfrog", "potential", "a differentiable function of z", "energies that do not depend on it"
         )
     return grad, energy

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
-from torch.nn.modules.batchnorm import _NormBase
 
-from hvae_kernels import _checks, _dispatch
+from hvae_kernels import _checks, _dispatch, _torch
+from hvae_kernels._torch import NormBase
 
 #: Longer lists and dicts are data, whose entries are not looked at one by one.
 _MANY = 64
@@ -169,7 +169,7 @@ def _tables(module: nn.Module, near: bool, entries: list[_Entry]) -> Iterable[nn
 
 
 def _unread(module: nn.Module) -> tuple[str, ...]:
-    return _STATISTICS if isinstance(module, _NormBase) and module.training else ()
+    return _STATISTICS if isinstance(module, NormBase) and module.training else ()
 
 
 def _public(module: nn.Module) -> Iterator[tuple[Any, Any, Any]]:
@@ -234,9 +234,7 @@ _SETTINGS: tuple[tuple[Callable[[], Any], Callable[[Any], None]], ...] = (
     (torch.backends.cuda.flash_sdp_enabled, torch.backends.cuda.enable_flash_sdp),
     (torch.backends.cuda.mem_efficient_sdp_enabled, torch.backends.cuda.enable_mem_efficient_sdp),
     (torch.backends.cuda.cudnn_sdp_enabled, torch.backends.cuda.enable_cudnn_sdp),
-    (torch._C._get_sdp_priority_order, torch._C._set_sdp_priority_order),
-    (torch._C._get_cudnn_enabled, torch._C._set_cudnn_enabled),
-    (torch._C._get_mkldnn_enabled, torch._C._set_mkldnn_enabled),
+    *_torch.SETTINGS,
 )
 
 

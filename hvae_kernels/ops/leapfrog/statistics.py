@@ -11,8 +11,8 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.instancenorm import _InstanceNorm
+
+from hvae_kernels._torch import InstanceNorm, NormBase
 
 _Kept = tuple[Tensor | None, Tensor | None] | None
 
@@ -33,7 +33,7 @@ _UPDATING: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()  # by which t
 @contextlib.contextmanager
 def held(modules: Iterable[nn.Module]) -> Iterator[bool]:
     """Leave running statistics alone, after the updates of other threads; says whether there are any."""
-    norms = [module for module in modules if isinstance(module, _NormBase)]
+    norms = [module for module in modules if isinstance(module, NormBase)]
     if torch.compiler.is_compiling():  # in one thread
         norms = [module for module in norms if _tracks(module)]
         kept = [_stop(module) for module in norms]
@@ -63,7 +63,7 @@ class Updates:
     def begin(self, module: nn.Module) -> None:
         """This thread is about to call a module."""
         self.end()
-        if not isinstance(module, _NormBase):
+        if not isinstance(module, NormBase):
             return
         thread = threading.get_ident()
         with _CHANGED:
@@ -84,12 +84,12 @@ class Updates:
             self._module = None
 
 
-def _tracks(module: _NormBase) -> bool:
+def _tracks(module: NormBase) -> bool:
     """Whether a call of it updates statistics, or would if nobody held them; to be asked while nothing changes."""
     return module.training and (module.track_running_stats or module in _HELD)
 
 
-def _hold(norms: list[_NormBase]) -> list[_NormBase]:
+def _hold(norms: list[NormBase]) -> list[NormBase]:
     thread = threading.get_ident()
     with _CHANGED:
         _CHANGED.wait_for(lambda: all(_UPDATING.get(module, thread) == thread for module in norms))
@@ -101,7 +101,7 @@ def _hold(norms: list[_NormBase]) -> list[_NormBase]:
     return tracking
 
 
-def _release(tracking: list[_NormBase]) -> None:
+def _release(tracking: list[NormBase]) -> None:
     thread = threading.get_ident()
     with _CHANGED:
         for module in tracking:
@@ -113,9 +113,9 @@ def _release(tracking: list[_NormBase]) -> None:
         _CHANGED.notify_all()
 
 
-def _stop(module: _NormBase) -> _Kept:
+def _stop(module: NormBase) -> _Kept:
     module.track_running_stats = False
-    if not isinstance(module, _InstanceNorm):
+    if not isinstance(module, InstanceNorm):
         return None
     buffers = module._buffers  # instance norm updates what it holds in any case
     kept = buffers["running_mean"], buffers["running_var"]
@@ -123,7 +123,7 @@ def _stop(module: _NormBase) -> _Kept:
     return kept
 
 
-def _go_on(module: _NormBase, kept: _Kept) -> None:
+def _go_on(module: NormBase, kept: _Kept) -> None:
     if kept is not None:
         module._buffers["running_mean"], module._buffers["running_var"] = kept
     module.track_running_stats = True

@@ -61,7 +61,15 @@ def leapfrog_update(
 
 
 def leapfrog_update_vjp(
-    grad_z: Tensor, grad_rho: Tensor, rho: Tensor, grad: Tensor, decay: Tensor, kick: Tensor, drift: Tensor
+    grad_z: Tensor,
+    grad_rho: Tensor,
+    rho: Tensor,
+    grad: Tensor,
+    decay: Tensor,
+    kick: Tensor,
+    drift: Tensor,
+    *,
+    implementation: str | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of ``rho, grad, decay, kick, drift`` in one pass, from cotangents of both results; that of z is grad_z.
 
@@ -76,7 +84,7 @@ def leapfrog_update_vjp(
         >>> outputs, pullback = torch.func.vjp(leapfrog_update, z, rho, grad, a, c, e)
         >>> torch.testing.assert_close((grad_z, *gradients), pullback((grad_z, grad_rho)))
     """
-    implementation, inputs = _dispatch.resolve(NAME, rho), (rho, grad, decay, kick, drift)
+    implementation, inputs = _dispatch.resolve(NAME, rho, implementation), (rho, grad, decay, kick, drift)
     if implementation == "reference":
         return torch.func.vjp(reference.increment, *inputs)[1]((grad_z, grad_rho))
     needs = autograd.NEEDS_STATE | autograd.NEEDS_PARAMETERS
@@ -86,12 +94,12 @@ def leapfrog_update_vjp(
 def _validate(z: Tensor, rho: Tensor, grad: Tensor, decay: Tensor, kick: Tensor, drift: Tensor) -> None:
     _checks.same_kind(NAME, z=z, rho=rho, grad=grad, decay=decay, kick=kick, drift=drift)
     if not z.shape:
-        raise _checks.fail(NAME, "z", "of shape (..., d)", z)
+        raise _checks.value_error(NAME, "z", "of shape (..., d)", z)
     if decay.shape:
-        raise _checks.fail(NAME, "decay", "of shape ()", decay)
+        raise _checks.value_error(NAME, "decay", "of shape ()", decay)
     for argument, tensor in (("rho", rho), ("grad", grad)):
         if tensor.shape != z.shape:
-            raise _checks.fail(NAME, argument, f"of z's shape {tuple(z.shape)}", tensor)
+            raise _checks.value_error(NAME, argument, f"of z's shape {tuple(z.shape)}", tensor)
     for argument, tensor in (("kick", kick), ("drift", drift)):
         if tensor.shape != z.shape[-1:]:
-            raise _checks.fail(NAME, argument, f"of shape ({z.shape[-1]},)", tensor)
+            raise _checks.value_error(NAME, argument, f"of shape ({z.shape[-1]},)", tensor)

@@ -107,7 +107,7 @@ class LeapfrogUpdate(OpFunction):
         return LeapfrogUpdate.apply(call, *state, *inputs[3:]), (0, 0)
 
 
-@_library.in_graph
+@_library.opaque_to_dynamo
 def call(implementation: str, *inputs: Tensor) -> tuple[Tensor, Tensor]:
     """The differentiable op. Dynamo must not look inside: it loses the second order of Functions it traces itself."""
     if _library.nothing_differentiates():

@@ -34,7 +34,7 @@ def coefficients(step_size: Tensor, tempering: Tensor, features: int) -> tuple[T
     return decay, kick, drift
 
 
-def transport(
+def leapfrog_trajectory(
     update: Update,
     z: Tensor,
     rho: Tensor,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+
 from torch import Tensor
 
 from hvae_kernels import _checks, _dispatch, _library
 from hvae_kernels.ops.local_reparam_linear import autograd, reference
 
 NAME = "local_reparam_linear"
-_dispatch.register(_dispatch.Op(NAME, ("cpp", "triton", "reference"), half_precision=("triton", "reference")))
+_dispatch.register(_dispatch.Op(NAME, ("cpp", "triton", "reference")))
 
 
 def local_reparam_linear(
@@ -18,6 +20,8 @@ def local_reparam_linear(
     bias_loc: Tensor | None,
     bias_log_scale: Tensor | None,
     noise: Tensor,
+    *,
+    implementation: str | None = None,
 ) -> Tensor:
     r"""A linear layer with independent Gaussian weights, sampled in its activations.
 
@@ -35,6 +39,7 @@ def local_reparam_linear(
         bias_loc: b, ``(out,)``, or None.
         bias_log_scale: :math:`\lambda_b`, ``(out,)``, or None: a bias that does not vary.
         noise: :math:`\zeta`, ``(..., out)``: standard normal draws for a sample.
+        implementation: for this call, as for :func:`hvae_kernels.use_impl`; None is what that says.
 
     Returns:
         y, ``(..., out)``, a new contiguous tensor.
@@ -64,9 +69,9 @@ def local_reparam_linear(
     """
     tensors = (x, weight_loc, weight_log_scale, bias_loc, bias_log_scale, noise)
     if _library.autocasts(x):
-        return _library.in_float32(local_reparam_linear, *tensors)
+        return _library.in_float32(functools.partial(local_reparam_linear, implementation=implementation), *tensors)
     _validate(*tensors)
-    implementation = _dispatch.resolve(NAME, x)
+    implementation = _dispatch.resolve(NAME, x, implementation)
     if implementation == "reference":
         return reference.local_reparam_linear(*tensors)
     if x.dim() == 2:
@@ -87,16 +92,16 @@ def _validate(
     biases = {name: bias for name, bias in every.items() if bias is not None}
     _checks.same_kind(NAME, x=x, weight_loc=weight_loc, weight_log_scale=weight_log_scale, noise=noise, **biases)
     if not x.dim():
-        raise _checks.fail(NAME, "x", "of shape (..., in)", x)
+        raise _checks.value_error(NAME, "x", "of shape (..., in)", x)
     if weight_loc.dim() != 2 or weight_loc.shape[1] != x.shape[-1]:
-        raise _checks.fail(NAME, "weight_loc", f"of shape (out, in) with in = {x.shape[-1]}", weight_loc)
+        raise _checks.value_error(NAME, "weight_loc", f"of shape (out, in) with in = {x.shape[-1]}", weight_loc)
     if weight_log_scale.shape != weight_loc.shape:
-        raise _checks.fail(
+        raise _checks.value_error(
             NAME, "weight_log_scale", f"of weight_loc's shape {tuple(weight_loc.shape)}", weight_log_scale
         )
     outputs = weight_loc.shape[0]
     for name, bias in biases.items():
         if bias.shape != (outputs,):
-            raise _checks.fail(NAME, name, f"of shape ({outputs},) or None", bias)
+            raise _checks.value_error(NAME, name, f"of shape ({outputs},) or None", bias)
     if noise.shape != (*x.shape[:-1], outputs):
-        raise _checks.fail(NAME, "noise", f"of shape {(*x.shape[:-1], outputs)}", noise)
+        raise _checks.value_error(NAME, "noise", f"of shape {(*x.shape[:-1], outputs)}", noise)

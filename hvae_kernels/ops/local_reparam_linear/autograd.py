@@ -137,7 +137,7 @@ class LocalReparamLinear(OpFunction):
         return tuple(t.unflatten(0, rows[1].shape[:2]) for t in results), (0, 0)
 
 
-@_library.in_graph
+@_library.opaque_to_dynamo
 def call(implementation: str, *tensors: Tensor | None) -> Tensor:
     """The differentiable op. Dynamo must not look inside: it loses the second order of Functions it traces itself."""
     if _library.nothing_differentiates():

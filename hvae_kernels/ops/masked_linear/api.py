@@ -24,6 +24,7 @@ def masked_linear(
     out_degrees: Tensor | Sequence[int],
     *,
     strict: bool = False,
+    implementation: str | None = None,
 ) -> Tensor:
     r"""A linear layer that connects input i to output o only where their degrees allow it.
 
@@ -44,6 +45,7 @@ def masked_linear(
             every call.
         out_degrees: ``(out,)``, likewise.
         strict: connect only where the output's degree exceeds the input's.
+        implementation: for this call, as for :func:`hvae_kernels.use_impl`; None is what that says.
 
     Returns:
         y, ``(..., out)``, a new contiguous tensor. Where ``x`` is not finite, outputs that are not connected to it may
@@ -72,8 +74,8 @@ def masked_linear(
         >>> torch.testing.assert_close(y, torch.nn.functional.linear(x, weight * mask, bias))
     """
     if _library.autocasts(x):
-        return _library.in_float32(_masked_linear, x, weight, bias, in_degrees, out_degrees, strict)
-    return _masked_linear(x, weight, bias, in_degrees, out_degrees, strict)
+        return _library.in_float32(_masked_linear, x, weight, bias, in_degrees, out_degrees, strict, implementation)
+    return _masked_linear(x, weight, bias, in_degrees, out_degrees, strict, implementation)
 
 
 def _masked_linear(
@@ -83,12 +85,13 @@ def _masked_linear(
     in_degrees: Tensor | Sequence[int],
     out_degrees: Tensor | Sequence[int],
     strict: bool,
+    implementation: str | None,
 ) -> Tensor:
     _validate(x, weight, bias)
     _checks.flag(NAME, "strict", strict)
     in_degrees = _degrees("in_degrees", in_degrees, weight.shape[1], x)
     out_degrees = _degrees("out_degrees", out_degrees, weight.shape[0], x)
-    implementation = _dispatch.resolve(NAME, x)
+    implementation = _dispatch.resolve(NAME, x, implementation)
     if implementation == "reference":
         return reference.masked_linear(x, weight, bias, in_degrees, out_degrees, strict)
     if x.dim() == 2:
@@ -101,18 +104,18 @@ def _masked_linear(
 def _validate(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     _checks.same_kind(NAME, x=x, weight=weight, **({} if bias is None else {"bias": bias}))
     if not x.dim():
-        raise _checks.fail(NAME, "x", "of shape (..., in)", x)
+        raise _checks.value_error(NAME, "x", "of shape (..., in)", x)
     if weight.dim() != 2 or weight.shape[1] != x.shape[-1]:
-        raise _checks.fail(NAME, "weight", f"of shape (out, in) with in = {x.shape[-1]}", weight)
+        raise _checks.value_error(NAME, "weight", f"of shape (out, in) with in = {x.shape[-1]}", weight)
     if bias is not None and bias.shape != weight.shape[:1]:
-        raise _checks.fail(NAME, "bias", f"of shape ({weight.shape[0]},) or None", bias)
+        raise _checks.value_error(NAME, "bias", f"of shape ({weight.shape[0]},) or None", bias)
 
 
 def _degrees(argument: str, degrees: Tensor | Sequence[int], size: int, x: Tensor) -> Tensor:
     """The degrees as an int64 tensor of ``size`` on ``x``'s device."""
     if isinstance(degrees, Tensor):
         if degrees.layout is not torch.strided:
-            raise _checks.wrong_type(NAME, argument, "a dense tensor", degrees)
+            raise _checks.type_error(NAME, argument, "a dense tensor", degrees)
         if degrees.dtype is torch.int64 and degrees.shape == (size,) and degrees.device == x.device:
             return degrees  # the usual case, checked quickly
     else:
@@ -123,7 +126,7 @@ def _degrees(argument: str, degrees: Tensor | Sequence[int], size: int, x: Tenso
     if degrees.dtype not in _INTEGERS:
         raise TypeError(f"{NAME}: {argument} must be an integer tensor, got {_checks.describe(degrees)}")
     if degrees.shape != (size,):
-        raise _checks.fail(NAME, argument, f"of shape ({size},)", degrees)
+        raise _checks.value_error(NAME, argument, f"of shape ({size},)", degrees)
     if degrees.device != x.device:
-        raise _checks.fail(NAME, argument, f"on the device of x, {x.device}", degrees)
+        raise _checks.value_error(NAME, argument, f"on the device of x, {x.device}", degrees)
     return degrees.to(torch.int64)

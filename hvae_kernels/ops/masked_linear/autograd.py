@@ -193,7 +193,7 @@ class WeightGrad(_Bilinear):
         return WeightGrad.loop(info, in_dims, *args)
 
 
-@_library.in_graph
+@_library.opaque_to_dynamo
 def call(
     implementation: str,
     x: Tensor,

@@ -19,7 +19,15 @@ _dispatch.register(_dispatch.Op(NAME, ("cpp", "triton", "reference"), half_preci
 Vjp = Callable[[tuple[Tensor, Tensor]], tuple[Tensor, Tensor, Tensor, Tensor]]
 
 
-def planar_flow(z: Tensor, u: Tensor, w: Tensor, b: Tensor, *, constrain: bool = False) -> tuple[Tensor, Tensor]:
+def planar_flow(
+    z: Tensor,
+    u: Tensor,
+    w: Tensor,
+    b: Tensor,
+    *,
+    constrain: bool = False,
+    implementation: str | None = None,
+) -> tuple[Tensor, Tensor]:
     r"""K stacked planar layers and their log-determinant: ``z`` is read twice and written once, whatever K.
 
     .. math::
@@ -36,6 +44,7 @@ def planar_flow(z: Tensor, u: Tensor, w: Tensor, b: Tensor, *, constrain: bool =
         w: of ``u``'s shape.
         b: ``(K,)``; for replicas ``(R, K)``.
         constrain: whether ``u`` is free, and to be made invertible here.
+        implementation: for this call, as for :func:`hvae_kernels.use_impl`; None is what that says.
 
     Returns:
         ``(z_K, log_abs_det)``, new tensors of shapes ``(..., d)`` and ``(...)``.
@@ -64,10 +73,11 @@ def planar_flow(z: Tensor, u: Tensor, w: Tensor, b: Tensor, *, constrain: bool =
         >>> torch.testing.assert_close(fused, (z, log_abs_det))
     """
     if _library.autocasts(z):
-        return _library.in_float32(functools.partial(planar_flow, constrain=constrain), z, u, w, b)
+        op = functools.partial(planar_flow, constrain=constrain, implementation=implementation)
+        return _library.in_float32(op, z, u, w, b)
     _validate(z, u, w, b)
     _checks.flag(NAME, "constrain", constrain)
-    implementation = _dispatch.resolve(NAME, z)
+    implementation = _dispatch.resolve(NAME, z, implementation)
     if implementation == "reference":
         return reference.planar_flow(z, u, w, b, constrain)
     if z.dim() == u.dim():
@@ -78,7 +88,13 @@ def planar_flow(z: Tensor, u: Tensor, w: Tensor, b: Tensor, *, constrain: bool =
 
 
 def planar_flow_with_vjp(
-    z: Tensor, u: Tensor, w: Tensor, b: Tensor, *, constrain: bool = False
+    z: Tensor,
+    u: Tensor,
+    w: Tensor,
+    b: Tensor,
+    *,
+    constrain: bool = False,
+    implementation: str | None = None,
 ) -> tuple[tuple[Tensor, Tensor], Vjp]:
     r""":func:`planar_flow` and its backward pass as a function, for loops that chain their gradients by hand.
 
@@ -90,6 +106,7 @@ def planar_flow_with_vjp(
         w: of ``u``'s shape.
         b: one number a layer.
         constrain: whether ``u`` is free, and made invertible there.
+        implementation: for this call, as for :func:`hvae_kernels.use_impl`; None is what that says.
 
     Returns:
         ``((z_K, log_abs_det), vjp)`` where ``vjp((grad_z, grad_log_abs_det))`` are the gradients of z, u, w and b, in
@@ -113,12 +130,13 @@ def planar_flow_with_vjp(
     else:
         _validate(z, u, w, b)
     _checks.flag(NAME, "constrain", constrain)
-    implementation = _dispatch.resolve(NAME, z)
-    if implementation == "reference" or autocasts or not _library.nothing_differentiates():
-        pulled: Any = torch.func.vjp(functools.partial(planar_flow, constrain=constrain), z, u, w, b)
+    chosen = _dispatch.resolve(NAME, z, implementation)
+    if chosen == "reference" or autocasts or not _library.nothing_differentiates():
+        op = functools.partial(planar_flow, constrain=constrain, implementation=implementation)
+        pulled: Any = torch.func.vjp(op, z, u, w, b)
         return pulled
     rows = z if z.dim() == u.dim() else z.reshape(-1, z.shape[-1])
-    (output, log_abs_det), gradients = autograd.call_with_vjp(implementation, constrain, rows, u, w, b)
+    (output, log_abs_det), gradients = autograd.call_with_vjp(chosen, constrain, rows, u, w, b)
 
     @torch.no_grad()
     def vjp(cotangents: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -163,24 +181,24 @@ def constrain_planar(u: Tensor, w: Tensor) -> Tensor:
     """
     _checks.same_kind("constrain_planar", u=u, w=w)
     if not u.shape:
-        raise _checks.fail("constrain_planar", "u", "of shape (..., d)", u)
+        raise _checks.value_error("constrain_planar", "u", "of shape (..., d)", u)
     if w.shape != u.shape:
-        raise _checks.fail("constrain_planar", "w", f"of u's shape {tuple(u.shape)}", w)
+        raise _checks.value_error("constrain_planar", "w", f"of u's shape {tuple(u.shape)}", w)
     return constraint.constrained(u, w)[0]
 
 
 def _validate(z: Tensor, u: Tensor, w: Tensor, b: Tensor) -> None:
     _checks.same_kind(NAME, z=z, u=u, w=w, b=b)
     if not z.shape:
-        raise _checks.fail(NAME, "z", "of shape (..., d)", z)
+        raise _checks.value_error(NAME, "z", "of shape (..., d)", z)
     replicas = z.shape[:1] if u.dim() == 3 and z.dim() == 3 else ()
     if u.dim() != 2 + len(replicas) or u.shape[-1] != z.shape[-1] or u.shape[:-2] != replicas:
         expected = f"(K, {z.shape[-1]})" + (f", or ({z.shape[0]}, K, {z.shape[-1]})" if z.dim() == 3 else "")
-        raise _checks.fail(NAME, "u", f"of shape {expected}", u)
+        raise _checks.value_error(NAME, "u", f"of shape {expected}", u)
     if w.shape != u.shape:
-        raise _checks.fail(NAME, "w", f"of u's shape {tuple(u.shape)}", w)
+        raise _checks.value_error(NAME, "w", f"of u's shape {tuple(u.shape)}", w)
     if b.shape != u.shape[:-1]:
-        raise _checks.fail(NAME, "b", f"of shape {tuple(u.shape[:-1])}", b)
+        raise _checks.value_error(NAME, "b", f"of shape {tuple(u.shape[:-1])}", b)
 
 
 def _validate_cotangents(z: Tensor, grad_z: Tensor, grad_log_abs_det: Tensor) -> None:
@@ -188,4 +206,4 @@ def _validate_cotangents(z: Tensor, grad_z: Tensor, grad_log_abs_det: Tensor) ->
     _checks.same_kind(name, z=z, grad_z=grad_z, grad_log_abs_det=grad_log_abs_det)
     for argument, tensor, shape in (("grad_z", grad_z, z.shape), ("grad_log_abs_det", grad_log_abs_det, z.shape[:-1])):
         if tensor.shape != shape:
-            raise _checks.fail(name, argument, f"of shape {tuple(shape)}", tensor)
+            raise _checks.value_error(name, argument, f"of shape {tuple(shape)}", tensor)

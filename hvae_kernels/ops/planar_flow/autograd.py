@@ -206,7 +206,7 @@ def _fold(size: int, tensors: tuple[Tensor, ...], dims: tuple[int | None, ...]) 
     return leading, [x if x is None else x.flatten(0, len(leading) - 1) for x in batched]
 
 
-@_library.in_graph
+@_library.opaque_to_dynamo
 def call(implementation: str, constrain: bool, z: Tensor, u: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """The differentiable op. Dynamo must not look inside: it loses the second order of Functions it traces itself."""
     call, inputs = _Call(implementation, constrain), (z, u, w, b)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 from torch import Tensor
 
 from hvae_kernels import _checks, _dispatch, _library
@@ -11,7 +13,9 @@ NAME = "radial_flow"
 _dispatch.register(_dispatch.Op(NAME, ("cpp", "triton", "reference"), half_precision=("reference",)))
 
 
-def radial_flow(z: Tensor, center: Tensor, alpha: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
+def radial_flow(
+    z: Tensor, center: Tensor, alpha: Tensor, beta: Tensor, *, implementation: str | None = None
+) -> tuple[Tensor, Tensor]:
     r"""K stacked radial layers and their log-determinant: one read and one write of ``z``, whatever K.
 
     .. math::
@@ -26,6 +30,7 @@ def radial_flow(z: Tensor, center: Tensor, alpha: Tensor, beta: Tensor) -> tuple
         center: c, ``(K, d)``, one row a layer.
         alpha: ``(K,)``.
         beta: ``(K,)``.
+        implementation: for this call, as for :func:`hvae_kernels.use_impl`; None is what that says.
 
     Returns:
         ``(z_K, log_abs_det)``, new tensors of shapes ``(..., d)`` and ``(...)``.
@@ -53,9 +58,11 @@ def radial_flow(z: Tensor, center: Tensor, alpha: Tensor, beta: Tensor) -> tuple
         >>> torch.testing.assert_close(fused, (z, log_abs_det))
     """
     if _library.autocasts(z):
-        return _library.in_float32(radial_flow, z, center, alpha, beta)
+        return _library.in_float32(
+            functools.partial(radial_flow, implementation=implementation), z, center, alpha, beta
+        )
     _validate(z, center, alpha, beta)
-    implementation = _dispatch.resolve(NAME, z)
+    implementation = _dispatch.resolve(NAME, z, implementation)
     if implementation == "reference":
         return reference.radial_flow(z, center, alpha, beta)
     return autograd.call(implementation, z, center, alpha, beta)
@@ -64,9 +71,9 @@ def radial_flow(z: Tensor, center: Tensor, alpha: Tensor, beta: Tensor) -> tuple
 def _validate(z: Tensor, center: Tensor, alpha: Tensor, beta: Tensor) -> None:
     _checks.same_kind(NAME, z=z, center=center, alpha=alpha, beta=beta)
     if not z.shape:
-        raise _checks.fail(NAME, "z", "of shape (..., d)", z)
+        raise _checks.value_error(NAME, "z", "of shape (..., d)", z)
     if center.dim() != 2 or center.shape[1] != z.shape[-1]:
-        raise _checks.fail(NAME, "center", f"of shape (K, {z.shape[-1]})", center)
+        raise _checks.value_error(NAME, "center", f"of shape (K, {z.shape[-1]})", center)
     for argument, tensor in (("alpha", alpha), ("beta", beta)):
         if tensor.shape != center.shape[:1]:
-            raise _checks.fail(NAME, argument, f"of shape ({center.shape[0]},)", tensor)
+            raise _checks.value_error(NAME, argument, f"of shape ({center.shape[0]},)", tensor)

@@ -68,7 +68,7 @@ class RadialFlow(OpFunction):
         return _library.vmap_by_loop(RadialFlow.apply, info.batch_size, in_dims, (implementation, *inputs))
 
 
-@_library.in_graph
+@_library.opaque_to_dynamo
 def call(implementation: str, *inputs: Tensor) -> tuple[Tensor, Tensor]:
     """The differentiable op. Dynamo must not look inside: it loses the second order of Functions it traces itself."""
     if _library.nothing_differentiates():

@@ -70,14 +70,14 @@ def rmsprop_step_(
     """
     _checks.same_kind(NAME, parameter=parameter, gradient=gradient, square_average=square_average)
     if parameter.dim() != 2 or not parameter.is_contiguous():
-        raise _checks.fail(NAME, "parameter", "contiguous, of shape (R, P)", parameter)
+        raise _checks.value_error(NAME, "parameter", "contiguous, of shape (R, P)", parameter)
     for argument, tensor in (("gradient", gradient), ("square_average", square_average)):
         if tensor.shape != parameter.shape or not tensor.is_contiguous():
-            raise _checks.fail(NAME, argument, f"contiguous, of shape {tuple(parameter.shape)}", tensor)
+            raise _checks.value_error(NAME, argument, f"contiguous, of shape {tuple(parameter.shape)}", tensor)
     for argument, number in (("learning_rate", learning_rate), ("alpha", alpha), ("eps", eps), ("max_norm", max_norm)):
         _checks.real(NAME, argument, number)
     if not max_norm > 0:
-        raise _checks.fail(NAME, "max_norm", "above 0", max_norm)
+        raise _checks.value_error(NAME, "max_norm", "above 0", max_norm)
     implementation = _dispatch.resolve(NAME, parameter)
     step = reference.rmsprop_step_ if implementation == "reference" else RAW[implementation]
     with torch.no_grad():

@@ -141,7 +141,7 @@ class Model(AutoEncoder):
             prior = code.prior and Mixture(*(x.view_as(x) for x in code.prior))
             params += prior[1:] if prior else ()
             # a view: to the gradient at z_0, batch norms that depend on z_0 are constants
-            z, rho, _ = self.hamiltonian(z.view_as(z), gamma, self.potential(pixels, decode, prior), params)
+            z, rho, _ = self.hamiltonian(z.view_as(z), gamma, self.potential(pixels, decode, prior), params=params)
         if self.iaf is None:
             return z, rho, log_abs_det.expand(z.shape[:-1]), decode
         state, iaf_log_abs_det = self.iaf(z if rho is None else torch.cat([z, rho], dim=-1))

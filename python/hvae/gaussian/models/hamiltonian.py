@@ -10,7 +10,7 @@ from torch import Tensor
 from hvae.gaussian import exact
 from hvae.gaussian.data import Statistics
 from hvae.gaussian.models.model import MAX_STEP_SIZE, N_SAMPLES, Batch, Model, location_and_scale, logit
-from hvae_kernels.functional import gaussian_leapfrog, gaussian_leapfrog_vjp
+from hvae_kernels.functional import gaussian_leapfrog, gaussian_leapfrog_with_vjp
 
 
 class _Temperatures:
@@ -113,12 +113,10 @@ class HamiltonianVAE(Model):
         rho, tempering = gamma, self._no_tempering
         if self.tempered:
             rho, tempering = self._temperatures.start(gamma)
-        flow = (z, rho, precision, centre, step_size, tempering)
-        z_final, rho_final = gaussian_leapfrog(*flow)
+        (z_final, rho_final), vjp = gaussian_leapfrog_with_vjp(z, rho, precision, centre, step_size, tempering)
         residual = z_final - centred
-        _, by_rho, by_precision, by_centre, by_step_size, by_tempering = gaussian_leapfrog_vjp(
-            torch.addcmul(z_final, ratio, residual), rho_final, *flow
-        )
+        by_final = torch.addcmul(z_final, ratio, residual), rho_final
+        _, by_rho, by_precision, by_centre, by_step_size, by_tempering = vjp(by_final)
 
         pull = by_centre / precision
         torch.mul(ratio, residual.sum(1, keepdim=True).sub_(pull), out=gradients["loc"])
