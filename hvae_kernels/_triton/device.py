@@ -34,18 +34,6 @@ def store(pointer, offsets, value, mask):
 
 
 @triton.jit
-def mul_dual(a, ta, b, tb):
-    """The product of two dual numbers ``a + t ta`` and ``b + t tb``: value and tangent."""
-    return a * b, a * tb + ta * b
-
-
-@triton.jit
-def dot_dual(a, ta, b, tb, c, tc, d, td):
-    """``a b + c d`` on dual numbers: value and tangent."""
-    return a * b + c * d, a * tb + ta * b + c * td + tc * d
-
-
-@triton.jit
 def exponential(x):
     """``exp``, reduced first: the GPU's own float32 rounds ``x log2(e)``, an error that grows with ``x``."""
     if x.dtype.primitive_bitwidth == 64:

@@ -67,6 +67,7 @@ CASES = {
     "replicas_many_rows": {"shape": (2, 12_000, 3), "replicas": True},
     "momentum_stops": {"shape": (7, 5), "stops": True},
     "inverted": {"shape": (7, 5), "curvature": -1.0},
+    "wide_scalar_step": {"shape": (2, 521), "step": "scalar"},
 }
 #: In Triton's interpreter: still several chunks of rows, and as long a chain.
 INTERPRETED = {
@@ -74,7 +75,7 @@ INTERPRETED = {
     "replicas_many_rows": {"shape": (2, 1_500, 3), "replicas": True},
     "long_chain": {"shape": (9, 33), "n_steps": 70, "step": "scalar"},
 }
-LARGE = ("wide", "several_blocks", "long_chain")
+LARGE = ("wide", "wide_scalar_step", "several_blocks", "long_chain")
 DENSE_CASES = {name: case for name, case in CASES.items() if "replicas" not in case and name not in LARGE}
 DENSE_CASES |= {
     "many_rows": {"shape": (12_000, 3)},
@@ -135,7 +136,7 @@ SPECS = (
 _KERNEL = "csrc/kernels/gaussian_leapfrog.h"
 _CPU = "csrc/cpu/gaussian_leapfrog.cpp"
 _CPP = "tests/test_contract.py -k gaussian_leapfrog/cpp"
-_TRITON = "hvae_kernels/ops/gaussian_leapfrog/triton.py"
+_TRITON = "hvae_kernels/ops/gaussian_leapfrog/triton"
 _TRITON_TESTS = "tests/test_contract.py -k gaussian_leapfrog/triton"
 _DENSE = "hvae_kernels/ops/gaussian_leapfrog/dense.py"
 _DENSE_TESTS = "tests/test_contract.py -k dense_gaussian_leapfrog/cpp"
@@ -158,13 +159,15 @@ MUTATIONS = (
     Mutation(_CPU, "shape = {d, K, shared ? 0 : d, step_dim == 0 ? 0 : 1};", "shape = {d, K, 0, step_dim == 0 ? 0 : 1};", _CPP),
     Mutation(_CPU, "bool fits = same_shape(rho, z) && (", "bool fits = (", "tests/test_gaussian_leapfrog.py -k bad_input"),
     Mutation(_CPU, "std::abs(values[i]) <= std::numeric_limits<T>::max()", "true", "tests/test_gaussian_leapfrog.py -k bad_input"),
-    Mutation(_TRITON, "return 1.0 - 2.0 * q, -(p * e) * (1.0 - q)", "return 1.0 - q, -(p * e) * (1.0 - q)", _TRITON_TESTS),
-    Mutation(_TRITON, "tl.store(rho_out + at, C * y + D * r, mask=inside)", "tl.store(rho_out + at, B * y + D * r, mask=inside)", _TRITON_TESTS),
-    Mutation(_TRITON, "tl.store(d_rho + at, B * gz + D * gr, mask=inside)", "tl.store(d_rho + at, B * gz - D * gr, mask=inside)", _TRITON_TESTS),
-    Mutation(_TRITON, "store(d_loc, here, (1.0 - A) * sum_z - C * sum_rho, mask)", "store(d_loc, here, sum_z - C * sum_rho, mask)", _TRITON_TESTS),
-    Mutation(_TRITON, "tc_bar = m11 + alpha * m22, tm11 + alpha * tm22 + talpha * m22", "tc_bar = m11 + alpha * m22, tm11 + alpha * tm22", _TRITON_TESTS),
-    Mutation(_TRITON, "third += load(partials, at + 2 * features", "third += load(partials, at + 3 * features", _TRITON_TESTS),
-    Mutation(_TRITON, "            rv += gr * v\n", "            rv += gr * u\n", _TRITON_TESTS),
+    Mutation(f"{_TRITON}/chain.py", "return affine(-0.5, pee, 1.0), mul", "return affine(-0.25, pee, 1.0), mul", _TRITON_TESTS),
+    Mutation(f"{_TRITON}/chain.py", "alpha_s, alpha_c = mul(alpha, s), mul(alpha, c)\n        A, C", "alpha_s, alpha_c = s, c\n        A, C", _TRITON_TESTS),
+    Mutation(f"{_TRITON}/chain.py", "d_loc = derivative_part(affine(-1.0, A, 1.0)) * sum_z", "d_loc = sum_z", _TRITON_TESTS),
+    Mutation(f"{_TRITON}/dual.py", "a.tangent + b.value * c.tangent + b.tangent * c.value", "a.tangent + b.value * c.tangent", _TRITON_TESTS),
+    Mutation(f"{_TRITON}/kernels.py", "tl.store(rho_out + at, dot(C, y, D, r).value, mask=inside)", "tl.store(rho_out + at, dot(B, y, D, r).value, mask=inside)", _TRITON_TESTS),
+    Mutation(f"{_TRITON}/kernels.py", "derivative_part(B) * gz + derivative_part(D) * gr", "derivative_part(B) * gz - derivative_part(D) * gr", _TRITON_TESTS),
+    Mutation(f"{_TRITON}/kernels.py", "third += load(partials, at + 2 * features", "third += load(partials, at + 3 * features", _TRITON_TESTS),
+    Mutation(f"{_TRITON}/kernels.py", "sums.tangent + g * x.tangent.to", "sums.tangent + g * x.value.to", _TRITON_TESTS),
+    Mutation(f"{_TRITON}/launch.py", "totals[..., :-1], totals[..., -1]", "totals[..., :-1], totals[..., 0]", f"{_TRITON_TESTS} and wide_scalar_step"),
     Mutation("csrc/kernels/gaussian_leapfrog.h", "stream<Set>(*vectors<Set>(map.C + j) * y", "stream<Set>(*vectors<Set>(map.B + j) * y", "tests/test_cpu_sets.py -k past_the_caches"),
     Mutation(_DENSE, "return product + product.mT", "return 2 * product", _DENSE_TESTS),
     Mutation(_DENSE, "state @ displacement + z, state @ map_rho", "state @ displacement, state @ map_rho", _DENSE_TESTS),
