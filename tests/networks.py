@@ -7,7 +7,7 @@ import itertools
 import torch
 from torch import Tensor
 
-from hvae_kernels.functional import Gate
+from hvae_kernels.functional import Gate, Spline
 from hvae_kernels.ops.autoregressive_network import FEATURES, Network, Stage
 
 #: Structures: which stages there are, and what they read besides their source.
@@ -23,12 +23,13 @@ def network(
     *,
     activation: str = "tanh",
     gate: str = "affine",
+    tail: Spline | None = None,
     order: str = "natural",
     halves: bool = False,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
 ) -> Network:
-    """A network; ``order`` is natural, shuffled or levels (some features share one degree).
+    """A network, of splines where a ``tail`` is given; ``order`` is natural, shuffled or levels (some features share one degree).
 
     Its tensors are random, or, without a dtype, placeholders for ``with_tensors``.
     """
@@ -39,7 +40,8 @@ def network(
     }[order]
     top = (features - 1) // 2 * 3 if order == "levels" else features - 1
     units = torch.arange(hidden) % max(top + 1, 1) - 1  # -1: sees the context alone
-    last = (degrees - 1).repeat(2) if halves else (degrees - 1).repeat_interleave(2)
+    count = 2 if tail is None else tail.parameters
+    last = (degrees - 1).repeat(count) if halves else (degrees - 1).repeat_interleave(count)
 
     def stage(source: int, own: Tensor, reads: Tensor, last: bool = False, **options) -> Stage:
         def random(*shape: int) -> Tensor | object:
@@ -77,5 +79,5 @@ def network(
             for place, (reads, own) in enumerate(itertools.pairwise(sizes))
         ]
         stages.append(stage(depth - 1 if depth else FEATURES, last, sizes[-1], last=True, skip=kind == "skip"))
-    places = ((0, 1), (features, 1)) if halves else ((0, 2), (1, 2))
-    return Network(degrees.to(device), tuple(stages), Gate(gate), *places)
+    outputs = (0, 1, features) if halves else (0, count, 1)
+    return Network(degrees.to(device), tuple(stages), tail or Gate(gate), outputs)

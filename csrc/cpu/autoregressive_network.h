@@ -95,7 +95,9 @@ class Network {
       if (word[3] != kNone) add_term(s, kFeatures, a.weights, word[3]);
       check(word[1] == kNone || stages[word[1]].layer.size() == stages[s].layer.size());
     }
-    for (size_t i = 0; i < outputs.size(); ++i) outputs[i] = a.program[i];
+    const int64_t* at = a.program.data();  // first unit and step of a feature's first parameter and of its second
+    outputs = {at[0], at[1], at[2] - at[0]};
+    check(at[1] == at[3]);
     read_tail(a);
     for (const Stage<T>& s : stages) {
       widest = std::max(widest, s.layer.size());
@@ -125,8 +127,8 @@ class Network {
   bool gated = false;
 
  private:
-  static constexpr int64_t kLayout = 3, kWords = 4;
-  std::array<int64_t, kLayout> outputs;
+  static constexpr int64_t kLayout = 4, kWords = 4;
+  std::array<int64_t, 3> outputs;  // the first unit, a step for each feature, a stride for each parameter
 
   static void check(bool fits) { STD_TORCH_CHECK(fits, "autoregressive network: shapes or dtypes do not fit"); }
 

@@ -10,6 +10,7 @@ from torch import Size, Tensor, nn
 
 from hvae_kernels.compat import _network
 from hvae_kernels.compat._network import Foreign, Layout, Part, Unfused
+from hvae_kernels.ops.rational_quadratic_spline import Spline
 
 
 @dataclass(frozen=True)
@@ -34,17 +35,38 @@ class Library:
     preactivates: bool
 
 
-def sizes(layer: Foreign, library: Library) -> tuple[int, int | None]:
+def sizes(layer: Foreign, library: Library, parameters: int = 2) -> tuple[int, int | None]:
     """Features and context features, None without."""
     net = layer.autoregressive_net
     _network.require(net, library.made)
     context = getattr(net, "context_layer", None)
-    return net.final_layer.out_features // 2, context and context.in_features
+    return net.final_layer.out_features // parameters, context and context.in_features
 
 
-def lay_out(layer: Foreign, batch: Size, context: Tensor | None, library: Library, tail: _network.Gate) -> Layout:
+def spline_of(layer: Foreign) -> Spline:
+    """The splines of a ``MaskedPiecewiseRationalQuadratic...``."""
+    if not isinstance(layer.tails, str | None) or isinstance(layer.tail_bound, Tensor):
+        raise Unfused("its features have tails or bounds of their own")
+    hidden = getattr(layer.autoregressive_net, "hidden_features", None)
+    return _network.spline(
+        layer.num_bins,
+        float(layer.tail_bound),
+        layer.tails,
+        "nflows",
+        min_width=layer.min_bin_width,
+        min_height=layer.min_bin_height,
+        min_derivative=layer.min_derivative,
+        logit_scale=1.0 if hidden is None else hidden**-0.5,
+    )
+
+
+def lay_out(
+    layer: Foreign, batch: Size, context: Tensor | None, library: Library, tail: _network.Gate | Spline
+) -> Layout:
     """The layer's network."""
-    _network.require_unchanged(layer, "_elementwise_forward", "_elementwise_inverse", "_unconstrained_scale_and_shift")
+    _network.require_unchanged(
+        layer, "_elementwise", "_elementwise_forward", "_elementwise_inverse", "_unconstrained_scale_and_shift"
+    )
     net = layer.autoregressive_net
     _network.require(net, library.made)
     if type(getattr(net, "preprocessing", None)) not in (type(None), nn.Identity):
@@ -64,10 +86,12 @@ def lay_out(layer: Foreign, batch: Size, context: Tensor | None, library: Librar
     for part in parts:
         _network.require(part.linear, library.linear)
 
-    def degrees() -> tuple[Tensor, list[Tensor]]:
-        return net.final_layer.degrees[::2], [part.linear.degrees for part in parts[:-1]]
+    outputs = (0, tail.parameters, 1) if isinstance(tail, Spline) else (1, 2, -1)
 
-    return Layout(net, parts, slice(None), degrees, tail, shift=(1, 2), scale=(0, 2))
+    def degrees() -> tuple[Tensor, list[Tensor]]:
+        return net.final_layer.degrees[:: outputs[1]], [part.linear.degrees for part in parts[:-1]]
+
+    return Layout(net, parts, slice(None), degrees, tail, outputs)
 
 
 def _through(layer: Foreign, context: Tensor | None) -> Tensor | None:

@@ -28,7 +28,8 @@ from hvae_kernels.ops.autoregressive_network import (
     autoregressive_forward,
     autoregressive_inverse,
 )
-from hvae_kernels.ops.autoregressive_network.api import INVERSE
+from hvae_kernels.ops.autoregressive_network.api import INVERSE, SPLINE_INVERSE
+from hvae_kernels.ops.rational_quadratic_spline import Spline
 
 #: Of another library, whose types are not looked at: a layer, its network, a part of that.
 Foreign: TypeAlias = Any
@@ -64,18 +65,21 @@ class Layout:
         parts: in the order of evaluation, the last one being the output layer.
         columns: which columns of a weight that reads the input are features; the others read the context.
         degrees: finds candidates for the degrees of the features and of every part but the last, from the live buffers.
-        tail: how the raw scale becomes a scale.
-        shift: where the outputs lie, as in ``Network``.
-        scale: the same.
+        tail: as in ``Network``.
+        outputs: where they lie, as there.
     """
 
     net: nn.Module
     parts: Sequence[Part]
     columns: slice
     degrees: Callable[[], tuple[Tensor, list[Tensor]]]
-    tail: Gate
-    shift: tuple[int, int]
-    scale: tuple[int, int]
+    tail: Gate | Spline
+    outputs: tuple[int, int, int]
+
+    @property
+    def parameters(self) -> int:
+        """How many a feature has."""
+        return self.tail.parameters if isinstance(self.tail, Spline) else 2
 
 
 class Swapped(_Library):
@@ -171,6 +175,17 @@ def gate(name: str, *numbers: float) -> Gate:
         raise Unfused(str(error)) from error
 
 
+@functools.lru_cache(maxsize=256)
+def spline(bins: int, bound: float, tails: str | None, style: str, **numbers: float) -> Spline:
+    """The spline with these settings of a library."""
+    if tails not in ("linear", "circular"):
+        raise Unfused(f"its splines have the tails {tails!r}: linear and circular ones have kernels")
+    try:
+        return Spline(bins, bound, tails, style, **numbers)
+    except (TypeError, ValueError) as error:
+        raise Unfused(str(error)) from error
+
+
 def require_unchanged(layer: nn.Module, *methods: str) -> None:
     """Refuse a layer with one of these methods in its instance, where it hides that of its class."""
     for name in methods:
@@ -230,9 +245,11 @@ def _degrees(layout: Layout) -> list[Tensor]:
 
 def _search(layout: Layout) -> list[Tensor]:
     features, hidden = layout.degrees()
-    last = features.new_empty(2 * len(features))
-    for first, step in (layout.shift, layout.scale):
-        last[first : first + step * (len(features) - 1) + 1 : step] = features - 1
+    last = features.new_empty(layout.parameters * len(features))
+    first, step, stride = layout.outputs
+    for p in range(layout.parameters):
+        begin = first + stride * p
+        last[begin : begin + step * (len(features) - 1) + 1 : step] = features - 1
     found = [features, *hidden, last]
     for part, units in zip(layout.parts, found[1:], strict=True):
         _verify(part.linear.mask, units, found[part.source + 1], layout.columns if part.source == FEATURES else None)
@@ -279,7 +296,7 @@ def network(layout: Layout) -> Network:
         )
         for part, degrees in zip(layout.parts, units, strict=True)
     )
-    return Network(features, stages, layout.tail, layout.shift, layout.scale)
+    return Network(features, stages, layout.tail, layout.outputs)
 
 
 @dataclass(frozen=True)
@@ -351,11 +368,16 @@ def _require_kernel(x: Tensor, layout: Layout) -> None:
     if weight.dtype not in _checks.FULL_PRECISION:
         dtype = str(weight.dtype).removeprefix("torch.")
         raise Unfused(f"its parameters are {dtype}: the kernels take float32 and float64")
-    if x.dtype != weight.dtype or x.device != weight.device or 2 * x.shape[-1] != layout.parts[-1].linear.out_features:
+    if (
+        x.dtype != weight.dtype
+        or x.device != weight.device
+        or layout.parameters * x.shape[-1] != layout.parts[-1].linear.out_features
+    ):
         raise Unfused("x does not fit its parameters")
     if _library.autocasts(x):
         raise Unfused("autocast is on")
-    if _dispatch.requested() == "auto" and _dispatch.resolve(INVERSE, x) == "reference":
+    inverse = SPLINE_INVERSE if isinstance(layout.tail, Spline) else INVERSE
+    if _dispatch.requested() == "auto" and _dispatch.resolve(inverse, x) == "reference":
         why = _extension.why_absent() or "the kernels run on the CPU"
         raise Unfused(f"its parameters are on {x.device.type}: {why}")
     if _live.hooked_everywhere():

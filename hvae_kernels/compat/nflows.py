@@ -1,15 +1,19 @@
-"""nflows: ``MaskedAffineAutoregressiveTransform``."""
+"""nflows: ``MaskedAffineAutoregressiveTransform`` and ``MaskedPiecewiseRationalQuadraticAutoregressiveTransform``."""
 
 from __future__ import annotations
 
 import copy
 
-from nflows.transforms.autoregressive import AutoregressiveTransform, MaskedAffineAutoregressiveTransform
+from nflows.transforms.autoregressive import (
+    AutoregressiveTransform,
+    MaskedAffineAutoregressiveTransform,
+    MaskedPiecewiseRationalQuadraticAutoregressiveTransform,
+)
 from nflows.transforms.made import MADE, MaskedFeedforwardBlock, MaskedLinear, MaskedResidualBlock
 from torch import Size, Tensor, nn
 
 from hvae_kernels.compat import _made, _network
-from hvae_kernels.compat._network import Layout
+from hvae_kernels.compat._network import Foreign, Layout
 
 SLOW = (AutoregressiveTransform,)
 
@@ -18,22 +22,25 @@ _LIBRARY = _made.Library(
 )
 
 
-def sizes(layer: MaskedAffineAutoregressiveTransform) -> tuple[int, int | None]:
+def sizes(layer: Foreign) -> tuple[int, int | None]:
     """Features and context features, None without."""
-    return _made.sizes(layer, _LIBRARY)
+    is_spline = isinstance(layer, MaskedPiecewiseRationalQuadraticAutoregressiveTransform)
+    return _made.sizes(layer, _LIBRARY, layer._output_dim_multiplier() if is_spline else 2)
 
 
 twin = copy.deepcopy
 
 
-def parallel(layer: MaskedAffineAutoregressiveTransform, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+def parallel(layer: Foreign, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
     """The library's own parallel direction."""
     return layer(x, context)
 
 
-def lay_out(layer: MaskedAffineAutoregressiveTransform, batch: Size, context: Tensor | None) -> Layout:
+def lay_out(layer: Foreign, batch: Size, context: Tensor | None) -> Layout:
     """The layer's network."""
-    return _made.lay_out(layer, batch, context, _LIBRARY, _network.gate("softplus", layer._epsilon))
+    is_spline = isinstance(layer, MaskedPiecewiseRationalQuadraticAutoregressiveTransform)
+    tail = _made.spline_of(layer) if is_spline else _network.gate("softplus", layer._epsilon)
+    return _made.lay_out(layer, batch, context, _LIBRARY, tail)
 
 
 class FusedMaskedAffineAutoregressiveTransform(_made.Fused, MaskedAffineAutoregressiveTransform):
@@ -43,7 +50,19 @@ class FusedMaskedAffineAutoregressiveTransform(_made.Fused, MaskedAffineAutoregr
     library_class = MaskedAffineAutoregressiveTransform
 
 
-FUSED = {MaskedAffineAutoregressiveTransform: FusedMaskedAffineAutoregressiveTransform}
+class FusedMaskedPiecewiseRationalQuadraticAutoregressiveTransform(
+    _made.Fused, MaskedPiecewiseRationalQuadraticAutoregressiveTransform
+):
+    """The layer with both directions fused."""
+
+    lay_out = staticmethod(lay_out)
+    library_class = MaskedPiecewiseRationalQuadraticAutoregressiveTransform
+
+
+FUSED = {
+    MaskedAffineAutoregressiveTransform: FusedMaskedAffineAutoregressiveTransform,
+    MaskedPiecewiseRationalQuadraticAutoregressiveTransform: FusedMaskedPiecewiseRationalQuadraticAutoregressiveTransform,
+}
 
 
 def swap(layer: nn.Module) -> None:

@@ -1,15 +1,16 @@
-"""normflows: ``MaskedAffineAutoregressive``."""
+"""normflows: ``MaskedAffineAutoregressive`` and ``MaskedPiecewiseRationalQuadraticAutoregressive``."""
 
 from __future__ import annotations
 
 import copy
 
 from normflows.flows.affine.autoregressive import Autoregressive, MaskedAffineAutoregressive
+from normflows.flows.neural_spline.autoregressive import MaskedPiecewiseRationalQuadraticAutoregressive
 from normflows.nets.made import MADE, MaskedFeedforwardBlock, MaskedLinear, MaskedResidualBlock
 from torch import Size, Tensor, nn
 
 from hvae_kernels.compat import _made, _network
-from hvae_kernels.compat._network import Layout
+from hvae_kernels.compat._network import Foreign, Layout
 
 SLOW = (Autoregressive,)
 
@@ -18,22 +19,25 @@ _LIBRARY = _made.Library(
 )
 
 
-def sizes(layer: MaskedAffineAutoregressive) -> tuple[int, int | None]:
+def sizes(layer: Foreign) -> tuple[int, int | None]:
     """Features and context features, None without."""
-    return _made.sizes(layer, _LIBRARY)
+    is_spline = isinstance(layer, MaskedPiecewiseRationalQuadraticAutoregressive)
+    return _made.sizes(layer, _LIBRARY, layer._output_dim_multiplier() if is_spline else 2)
 
 
 twin = copy.deepcopy
 
 
-def parallel(layer: MaskedAffineAutoregressive, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+def parallel(layer: Foreign, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
     """The library's own parallel direction."""
     return layer(x, context)
 
 
-def lay_out(layer: MaskedAffineAutoregressive, batch: Size, context: Tensor | None) -> Layout:
+def lay_out(layer: Foreign, batch: Size, context: Tensor | None) -> Layout:
     """The layer's network."""
-    return _made.lay_out(layer, batch, context, _LIBRARY, _network.gate("shifted-sigmoid", 2.0, 1e-3))
+    is_spline = isinstance(layer, MaskedPiecewiseRationalQuadraticAutoregressive)
+    tail = _made.spline_of(layer) if is_spline else _network.gate("shifted-sigmoid", 2.0, 1e-3)
+    return _made.lay_out(layer, batch, context, _LIBRARY, tail)
 
 
 class FusedMaskedAffineAutoregressive(_made.Fused, MaskedAffineAutoregressive):
@@ -43,7 +47,17 @@ class FusedMaskedAffineAutoregressive(_made.Fused, MaskedAffineAutoregressive):
     library_class = MaskedAffineAutoregressive
 
 
-FUSED = {MaskedAffineAutoregressive: FusedMaskedAffineAutoregressive}
+class FusedMaskedPiecewiseRationalQuadraticAutoregressive(_made.Fused, MaskedPiecewiseRationalQuadraticAutoregressive):
+    """The layer with both directions fused."""
+
+    lay_out = staticmethod(lay_out)
+    library_class = MaskedPiecewiseRationalQuadraticAutoregressive
+
+
+FUSED = {
+    MaskedAffineAutoregressive: FusedMaskedAffineAutoregressive,
+    MaskedPiecewiseRationalQuadraticAutoregressive: FusedMaskedPiecewiseRationalQuadraticAutoregressive,
+}
 
 
 def swap(layer: nn.Module) -> None:

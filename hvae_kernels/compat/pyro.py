@@ -79,7 +79,7 @@ def lay_out(layer: Foreign, batch: Size, context: Tensor | None = None) -> Layou
     parts[-1] = replace(parts[-1], offset=_given(net.skip_layer, net, context, batch))
     columns = slice(net.context_dim, None)
     degrees = functools.partial(_degrees, net, parts, columns)
-    return Layout(net, parts, columns, degrees, tail, shift=(0, 1), scale=(d, 1))
+    return Layout(net, parts, columns, degrees, tail, outputs=(0, 1, d))
 
 
 def _stable(layer: AffineAutoregressive) -> dict[str, object]:

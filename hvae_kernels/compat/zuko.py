@@ -1,4 +1,4 @@
-"""zuko: the lazy ``MaskedAutoregressiveTransform`` with the affine univariate map."""
+"""zuko: the lazy ``MaskedAutoregressiveTransform`` with the affine univariate map or a spline."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ import torch
 from torch import Size, Tensor, nn
 from zuko.flows.autoregressive import MaskedAutoregressiveTransform
 from zuko.nn import MaskedLinear, MaskedMLP, Residual
-from zuko.transforms import AutoregressiveTransform, MonotonicAffineTransform
+from zuko.transforms import AutoregressiveTransform, MonotonicAffineTransform, MonotonicRQSTransform
 
 from hvae_kernels._torch import InverseTransform
 from hvae_kernels.compat import _network
 from hvae_kernels.compat._network import Layout, Part, Unfused
+from hvae_kernels.ops.rational_quadratic_spline import Spline
 
 SLOW = (MaskedAutoregressiveTransform,)
 
@@ -52,7 +53,7 @@ def lay_out(layer: MaskedAutoregressiveTransform, batch: Size, context: Tensor |
             parts += _residual(module, parts)
         else:
             parts[-1] = replace(parts[-1], activation=_network.activation(module))
-    features = net.out_features // 2
+    features = net.out_features // layer.total
     context_features = net.in_features - features
     if context_features:
         if context is None:
@@ -62,21 +63,26 @@ def lay_out(layer: MaskedAutoregressiveTransform, batch: Size, context: Tensor |
     elif context is not None:
         raise Unfused("it takes no context")
     degrees = functools.partial(_degrees, layer, parts, features, bool(context_features))
-    return Layout(net, parts, slice(features), degrees, tail, shift=(0, 2), scale=(1, 2))
+    return Layout(net, parts, slice(features), degrees, tail, outputs=(0, layer.total, 1))
 
 
-def _tail(layer: MaskedAutoregressiveTransform) -> _network.Gate:
+def _tail(layer: MaskedAutoregressiveTransform) -> _network.Gate | Spline:
     univariate = layer.univariate
     settings: dict[str, Any] = {}
     if type(univariate) is functools.partial and not univariate.args:
         settings, univariate = univariate.keywords, univariate.func
-    if univariate is not MonotonicAffineTransform or not set(settings) <= {"slope"}:
-        name = getattr(univariate, "__name__", type(univariate).__name__)
-        raise Unfused(f"its univariate map is {name}, not MonotonicAffineTransform")
     slope = settings.get("slope", 1e-3)
-    if not 0 < slope < 1:
-        raise Unfused(f"slope = {slope} is not between 0 and 1")
-    return _network.gate("soft-clipped", -math.log(slope))
+    if univariate is MonotonicAffineTransform and set(settings) <= {"slope"}:
+        if not 0 < slope < 1:
+            raise Unfused(f"slope = {slope} is not between 0 and 1")
+        return _network.gate("soft-clipped", -math.log(slope))
+    if univariate is MonotonicRQSTransform and set(settings) <= {"slope", "bound"}:
+        bins = layer.shapes[0][0]
+        if [tuple(shape) for shape in layer.shapes] != [(bins,), (bins,), (bins - 1,)]:
+            raise Unfused(f"its splines have parameters of shapes {layer.shapes}")
+        return _network.spline(bins, float(settings.get("bound", 5.0)), "linear", "zuko", min_derivative=slope)
+    name = getattr(univariate, "__name__", type(univariate).__name__)
+    raise Unfused(f"its univariate map is {name}, not MonotonicAffineTransform or MonotonicRQSTransform")
 
 
 def _residual(block: Residual, before: list[Part]) -> list[Part]:
@@ -100,7 +106,7 @@ def _degrees(
         for part in parts:
             mask = part.linear.mask.float()
             seen = ((mask[:, :features] if part is parts[0] else mask) @ seen).clamp(max=1)
-        order = seen[::2].sum(1)
+        order = seen[:: layer.total].sum(1)
     levels, place = order.unique(return_inverse=True)
     lowest = 0 if with_context else 1
     many = max(1, len(levels) - lowest)

@@ -233,7 +233,7 @@ class MADE(nn.Module):
             )
             for place, layer in enumerate(self.layers)
         )
-        return Network(self.layers[0].in_degrees, stages, tail, shift=(0, 1), scale=(self.features, 1))
+        return Network(self.layers[0].in_degrees, stages, tail, (0, 1, self.features))
 
     def extra_repr(self) -> str:
         """Sizes and activation."""

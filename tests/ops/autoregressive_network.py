@@ -9,6 +9,7 @@ import torch
 from networks import network
 from torch import Tensor
 
+from hvae_kernels.functional import Spline
 from hvae_kernels.ops.autoregressive_network import autograd, autoregressive_forward, autoregressive_inverse, reference
 from hvae_kernels.ops.autoregressive_network.network import flattened
 from ops._mutation import Mutation
@@ -24,11 +25,12 @@ def network_inputs(
     scale: float = 1.0,
     layout: str = "contiguous",
     kind: str = "one_hidden",
+    tail: Spline | None = None,
 ) -> tuple[Tensor, ...]:
     """Features and the network's floating tensors."""
     rows, features = shape
     x = in_layout(scale * torch.randn(shape, dtype=dtype, device=device), layout)
-    return x, *network(kind, features, hidden, rows, dtype=dtype, device=device).tensors()
+    return x, *network(kind, features, hidden, rows, dtype=dtype, device=device, tail=tail).tensors()
 
 
 def network_op(function: Callable[..., tuple[Tensor, ...]], x: Tensor, *tensors: Tensor, **structure) -> tuple:
@@ -46,6 +48,17 @@ def _raw(x: tuple[Tensor, ...], *known: Tensor) -> tuple:
     counts, (program, *rest), tensors = flattened(_network_of(*x))
     remaining = iter(tensors)
     return (*known, *([next(remaining) for _ in range(count)] for count in counts), list(program), *rest)
+
+
+_SPLINE = Spline(4)
+_spline_inputs = functools.partial(network_inputs, tail=_SPLINE)
+
+
+def _splined(
+    function: Callable[..., tuple[Tensor, ...]], *tensors: Tensor, tail: Spline = _SPLINE, **structure
+) -> tuple:
+    """:func:`network_op` with a spline for a tail."""
+    return network_op(function, *tensors, tail=tail, **structure)
 
 
 CASES = {
@@ -70,6 +83,14 @@ CASES = {
     "strided": {"shape": (7, 5), "layout": "strided"},
     "transposed": {"shape": (7, 5), "layout": "transposed"},
 }
+#: Through splines: of every style and kind of tails that has an identity outside, in either layout of the outputs.
+SPLINE_CASES = {
+    "spline": {"shape": (7, 5), "tail": Spline(8)},
+    "spline_halves": {"shape": (7, 5), "tail": Spline(4, style="pyro"), "halves": True, "order": "shuffled"},
+    "spline_circular": {"shape": (67, 3), "tail": Spline(5, tails="circular", logit_scale=0.5), "kind": "residual"},
+    "spline_zuko": {"shape": (13, 17), "tail": Spline(8, bound=5.0, style="zuko"), "hidden": 31, "kind": "context"},
+    "spline_levels": {"shape": (16, 6), "tail": Spline(3), "order": "levels", "kind": "skip"},
+}
 EXTREMES = {
     "large": {"shape": (7, 5), "scale": 1e6, "gate": "softplus"},
     "tiny": {"shape": (7, 5), "scale": 1e-18},
@@ -86,7 +107,7 @@ SPECS = (
         op=functools.partial(network_op, autoregressive_forward),
         reference=functools.partial(network_op, reference.autoregressive_forward),
         make=network_inputs,
-        cases=CASES,
+        cases=CASES | SPLINE_CASES,
         small={"shape": (4, 3), "hidden": 4},
         extremes=EXTREMES,
         same=(0, 1),
@@ -99,7 +120,7 @@ SPECS = (
             ),
         ),
         options=("activation", "gate", "order", "halves"),
-        shared=("kind",),
+        shared=("kind", "tail"),
         summed_by_torch=("second",),  # composed of masked_linear and others
         long_sums={"shape": (60_000, 2), "hidden": 64},
     ),
@@ -131,6 +152,23 @@ SPECS = (
         shared=("kind",),
         summed_by_torch=("second",),  # the reference's
         long_sums={"shape": (60_000, 2), "hidden": 64},
+    ),
+    OpSpec(
+        name="autoregressive_spline_inverse",
+        composed=True,
+        row_cases=({"hidden": 13, "activation": "relu"},),
+        defined_at_infinity=dict.fromkeys(range(5), HIDDEN),
+        op=functools.partial(_splined, autoregressive_inverse),
+        reference=functools.partial(_splined, reference.autoregressive_inverse),
+        make=_spline_inputs,
+        cases={"plain": SPLINE_CASES["spline"]} | SPLINE_CASES,
+        small={"shape": (4, 3), "hidden": 4},
+        extremes={"far": {"shape": (7, 5), "scale": 1e6}, "tiny": {"shape": (7, 5), "scale": 1e-18}},
+        same=(0, 0),
+        raw=(),
+        options=("activation", "order", "halves"),
+        shared=("kind", "tail"),
+        summed_by_torch=("second",),  # the reference's
     ),
 )
 

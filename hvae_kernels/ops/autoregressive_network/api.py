@@ -10,10 +10,19 @@ from torch import Tensor
 from hvae_kernels import _checks, _dispatch, _library
 from hvae_kernels.ops.autoregressive_network import autograd, reference
 from hvae_kernels.ops.autoregressive_network.network import Network
+from hvae_kernels.ops.rational_quadratic_spline import Spline
 
 FORWARD, INVERSE = "autoregressive_forward", "autoregressive_inverse"
 _dispatch.register(_dispatch.Op(FORWARD, ("cpp", "triton", "reference")))
 _dispatch.register(_dispatch.Op(INVERSE, ("cpp", "triton", "reference")))
+#: The sequential direction through splines.
+SPLINE_INVERSE = "autoregressive_spline_inverse"
+_dispatch.register(_dispatch.Op(SPLINE_INVERSE, ("cpp", "reference")))
+
+
+def inverse_name(network: Network) -> str:
+    """What the sequential direction is registered as."""
+    return SPLINE_INVERSE if isinstance(network.tail, Spline) else INVERSE
 
 
 def autoregressive_forward(x: Tensor, network: Network) -> tuple[Tensor, Tensor]:
@@ -22,10 +31,12 @@ def autoregressive_forward(x: Tensor, network: Network) -> tuple[Tensor, Tensor]
     .. math:: y_j = \sigma_j(x_{<j}) x_j + \tau_j(x_{<j}) \mu_j(x_{<j}), \quad
         \log |\det| = \sum_j \log \sigma_j
 
+    or a spline of :math:`x_j` whose parameters depend on :math:`x_{<j}`.
+
     The C++ kernel walks tile by tile through the whole network, so that hidden activations stay in the cache; for a
     backward pass it keeps one number a unit and sample. On a GPU, without gradients, a small chain of stages (at most
     two hidden layers, of at most 128 units each) is one launch. Everything else, and all that ``torch.compile`` and
-    ``torch.func`` see, is the composition of ``masked_linear``, activations and ``affine_autoregressive``.
+    ``torch.func`` see, is the composition of ``masked_linear``, activations and the op of the tail.
 
     Args:
         x: features ``(rows, d)``.
@@ -73,7 +84,7 @@ def autoregressive_inverse(y: Tensor, network: Network) -> tuple[Tensor, Tensor]
     _validate(INVERSE, "y", y, network)
     if _library.autocasts(y):
         return _in_float32(autoregressive_inverse, y, network)
-    implementation = _dispatch.resolve(INVERSE, y)
+    implementation = _dispatch.resolve(inverse_name(network), y)
     if implementation == "reference":
         return reference.autoregressive_inverse(y, network)
     return autograd.inverse(implementation, y, network)

@@ -14,10 +14,11 @@ from hvae_kernels.ops.affine_autoregressive import affine_autoregressive
 from hvae_kernels.ops.autoregressive_network import reference
 from hvae_kernels.ops.autoregressive_network.network import Network, fits_whole, flattened, unflattened
 from hvae_kernels.ops.masked_linear import masked_linear
+from hvae_kernels.ops.rational_quadratic_spline import Spline, rational_quadratic_spline
 
 _NETWORK = (
     "Tensor[] weights, Tensor[] biases, Tensor[] offsets, Tensor[] gates, Tensor[] degrees, int[] program, "
-    "int gate, float first, float second"
+    "int[] tail, float[] numbers"
 )
 
 
@@ -128,9 +129,11 @@ def _composition_vjp(ctx, inputs: tuple[Tensor, ...], wanted: tuple[bool, ...], 
 
 
 def composition(x: Tensor, network: Network) -> tuple[Tensor, Tensor]:
-    """The forward direction from ``masked_linear``, activations and ``affine_autoregressive``."""
-    shift, raw = reference.parameters(x, network, masked_linear)
-    return affine_autoregressive(x, shift, raw, gate=network.tail)
+    """The forward direction from ``masked_linear``, activations and the op of the tail."""
+    given = reference.parameters(x, network, masked_linear)
+    if isinstance(network.tail, Spline):
+        return rational_quadratic_spline(x, given, network.tail)
+    return affine_autoregressive(x, given[..., 0], given[..., 1], gate=network.tail)
 
 
 class AutoregressiveInverse(OpFunction):
@@ -179,9 +182,8 @@ class AutoregressiveInverse(OpFunction):
 
 def _lists(tensors: tuple[Tensor, ...], counts: tuple[int, ...], settings: tuple) -> tuple:
     """The raw ops' arguments after the features."""
-    program, gate, first, second = settings
     remaining = iter(tensors)
-    return (*([next(remaining) for _ in range(count)] for count in counts), list(program), gate, first, second)
+    return (*([next(remaining) for _ in range(count)] for count in counts), *map(list, settings))
 
 
 class _ImplicitVjp(OpFunction):
@@ -270,8 +272,8 @@ def forward(implementation: str, x: Tensor, network: Network) -> tuple[Tensor, T
 
 
 def _fits_whole(tensors, counts, settings) -> bool:
-    _, _, _, gates, degrees, program, *_ = _lists(tensors, counts, settings)
-    return fits_whole(gates, degrees, program)
+    _, _, _, gates, degrees, program, tail, _ = _lists(tensors, counts, settings)
+    return len(tail) == 1 and fits_whole(gates, degrees, program)
 
 
 @_library.opaque_to_dynamo

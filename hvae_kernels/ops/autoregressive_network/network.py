@@ -9,7 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hvae_kernels.ops.affine_autoregressive.gates import Gate, decoded
+from hvae_kernels.ops.affine_autoregressive import gates
+from hvae_kernels.ops.affine_autoregressive.gates import Gate
+from hvae_kernels.ops.rational_quadratic_spline import spline
+from hvae_kernels.ops.rational_quadratic_spline.spline import Spline
 
 #: A stage's ``source`` when it reads the features, not another stage.
 FEATURES = -1
@@ -79,22 +82,26 @@ class Network:
 
     Args:
         degrees: int64 ``(features,)``: the order of the features; equal ones do not see each other.
-        stages: the last one has two units a feature, of the feature's degree - 1.
-        tail: how a raw scale output becomes a scale.
-        shift: ``(first, step)``: feature j's shift is unit ``first + step j`` of the last stage.
-        scale: the same for its raw scale.
+        stages: the last one has ``parameters`` units a feature, of the feature's degree - 1.
+        tail: what is done to a feature: a gate says how a raw scale output becomes a scale.
+        outputs: ``(first, step, stride)``: parameter p of feature j is unit ``first + step j + stride p`` of the last
+            stage. An affine tail has a shift and a raw scale.
     """
 
     degrees: Tensor
     stages: tuple[Stage, ...]
-    tail: Gate = field(default_factory=Gate.affine)
-    shift: tuple[int, int] = (0, 2)
-    scale: tuple[int, int] = (1, 2)
+    tail: Gate | Spline = field(default_factory=Gate.affine)
+    outputs: tuple[int, int, int] = (0, 2, 1)
 
     @property
     def features(self) -> int:
         """D."""
         return self.degrees.shape[0]
+
+    @property
+    def parameters(self) -> int:
+        """How many parameters a feature has."""
+        return self.tail.parameters if isinstance(self.tail, Spline) else 2
 
     def tensors(self) -> tuple[Tensor, ...]:
         """Every floating tensor, in a fixed order."""
@@ -130,7 +137,8 @@ def flattened(network: Network) -> tuple[tuple[int, ...], tuple, tuple[Tensor, .
     """
     absent = network.stages[0].weight.new_empty(0)
     weights = [_rows(stage.weight) for stage in network.stages]
-    program = [*network.shift, *network.scale]
+    first, step, stride = network.outputs
+    program = [first, step, first + stride, step]  # of the first two parameters
     for stage in network.stages:
         skip = NONE
         if stage.skip is not None:
@@ -144,15 +152,33 @@ def flattened(network: Network) -> tuple[tuple[int, ...], tuple, tuple[Tensor, .
 
     degrees = [network.degrees, *(stage.degrees for stage in network.stages)]
     lists = (weights, packed("bias"), packed("offset"), packed("gate"), degrees)
-    settings = tuple(program), *network.tail.encoded
+    settings = tuple(program), *_encoded(network.tail)
     return tuple(map(len, lists)), settings, tuple(x for tensors in lists for x in tensors)
+
+
+#: In place of a gate's code.
+_SPLINE = -1
+
+
+def _encoded(tail: Gate | Spline) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    if isinstance(tail, Spline):
+        codes, numbers = tail.encoded
+        return (_SPLINE, *codes), numbers
+    code, *parameters = tail.encoded
+    return (code,), tuple(parameters)
+
+
+def _decoded(codes: Sequence[int], numbers: Sequence[float]) -> Gate | Spline:
+    if codes[0] == _SPLINE:
+        return spline.decoded(codes[1:], numbers)
+    return gates.decoded(codes[0], *numbers)
 
 
 def unflattened(tensors: Sequence[Tensor], counts: tuple[int, ...], settings: tuple) -> Network:
     """The network again, on these tensors."""
     remaining = iter(tensors)
     weights, biases, offsets, gates, degrees = ([next(remaining) for _ in range(count)] for count in counts)
-    program, *tail = settings
+    program, codes, numbers = settings
     stages = []
     for place in range(len(biases)):
         source, residual, activation, skip = program[4 + 4 * place : 8 + 4 * place]
@@ -169,7 +195,8 @@ def unflattened(tensors: Sequence[Tensor], counts: tuple[int, ...], settings: tu
                 gate=_present(gates[place]),
             )
         )
-    return Network(degrees[0], tuple(stages), decoded(*tail), program[:2], program[2:4])
+    first, step, second = program[:3]
+    return Network(degrees[0], tuple(stages), _decoded(codes, numbers), (first, step, second - first))
 
 
 def _present(tensor: Tensor) -> Tensor | None:

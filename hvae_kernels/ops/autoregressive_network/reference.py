@@ -8,13 +8,15 @@ import torch
 from torch import Tensor
 
 from hvae_kernels import _checks
-from hvae_kernels.ops.affine_autoregressive.gates import scale_of
+from hvae_kernels.ops.affine_autoregressive.gates import Gate, scale_of
 from hvae_kernels.ops.autoregressive_network.network import ACTIVATIONS, FEATURES, NONE, Network
 from hvae_kernels.ops.masked_linear.reference import masked_linear
+from hvae_kernels.ops.rational_quadratic_spline.reference import rational_quadratic_spline
+from hvae_kernels.ops.rational_quadratic_spline.spline import Spline
 
 
 def outputs(x: Tensor, network: Network, linear: Callable[..., Tensor] = masked_linear) -> Tensor:
-    """The last stage's values ``(rows, 2 d)`` at features ``x (rows, d)``; ``linear`` is the masked map to use."""
+    """The last stage's values ``(rows, parameters d)`` at features ``x (rows, d)``; ``linear`` is the masked map to use."""
     raws: list[Tensor] = []
     values: list[Tensor] = []
     for stage in network.stages:
@@ -34,21 +36,25 @@ def outputs(x: Tensor, network: Network, linear: Callable[..., Tensor] = masked_
     return values[-1]
 
 
-def parameters(x: Tensor, network: Network, linear: Callable[..., Tensor] = masked_linear) -> tuple[Tensor, Tensor]:
-    """Shift and raw scale, ``(rows, d)`` each."""
+def parameters(x: Tensor, network: Network, linear: Callable[..., Tensor] = masked_linear) -> Tensor:
+    """Of each feature, ``(rows, d, parameters)``: shift and raw scale, or those of the spline."""
     last = outputs(x, network, linear)
-    return _features(last, network.shift, network.features), _features(last, network.scale, network.features)
-
-
-def _features(raw: Tensor, place: tuple[int, int], features: int) -> Tensor:
-    first, step = place
-    return raw[..., first : first + max(0, step * (features - 1) + 1) : step]
+    d, n, (first, step, stride) = network.features, network.parameters, network.outputs
+    if (first, step, stride) == (0, n, 1):
+        return last.unflatten(-1, (d, n))
+    if (first, step, stride) == (0, 1, d):
+        return last.unflatten(-1, (n, d)).mT
+    features, places = torch.arange(d, device=last.device), torch.arange(n, device=last.device)
+    return last[..., first + step * features[:, None] + stride * places]
 
 
 def autoregressive_forward(x: Tensor, network: Network) -> tuple[Tensor, Tensor]:
-    """``y_j = sigma_j(x) x_j + tau_j(x) mu_j(x)`` and the log-determinant."""
-    shift, raw = parameters(x, network)
-    scale, weight, log_scale = scale_of(network.tail, raw)
+    """``y_j = f(x_j; x_{<j})``, by an affine tail ``sigma_j x_j + tau_j mu_j``, and the log-determinant."""
+    given = parameters(x, network)
+    if isinstance(network.tail, Spline):
+        return rational_quadratic_spline(x, given, network.tail)
+    scale, weight, log_scale = scale_of(network.tail, given[..., 1])
+    shift = given[..., 0]
     return scale * x + (shift if weight is None else weight * shift), log_scale.sum(-1)
 
 
@@ -59,13 +65,20 @@ def autoregressive_inverse(y: Tensor, network: Network) -> tuple[Tensor, Tensor]
     x, log_det = torch.zeros_like(y), y.new_zeros(y.shape[:-1])
     before = (network.degrees[:, None] > network.degrees).sum(-1)
     for step in range(network.features):
-        shift, raw = parameters(x, network)
-        scale, weight, log_scale = scale_of(network.tail, raw)
-        found = (y - (shift if weight is None else weight * shift)) / scale
+        found, log = _inverted(y, parameters(x, network), network.tail, before == step)
         x = torch.where(before == step, found, x)
-        refuse_underflow(torch.where(before == step, scale, torch.ones_like(scale)))
-        log_det = log_det - torch.where(before == step, log_scale, torch.zeros_like(log_scale)).sum(-1)
+        log_det = log_det + torch.where(before == step, log, torch.zeros_like(log)).sum(-1)
     return x, log_det
+
+
+def _inverted(y: Tensor, given: Tensor, tail: Gate | Spline, looked_at: Tensor) -> tuple[Tensor, Tensor]:
+    """Each feature by itself, and what it adds to the log-determinant of the inverse."""
+    if isinstance(tail, Spline):
+        return rational_quadratic_spline(y, given, tail, inverse=True, event_ndims=0)
+    shift = given[..., 0]
+    scale, weight, log_scale = scale_of(tail, given[..., 1])
+    refuse_underflow(torch.where(looked_at, scale, torch.ones_like(scale)))
+    return (y - (shift if weight is None else weight * shift)) / scale, -log_scale
 
 
 def refuse_underflow(scale: Tensor) -> None:

@@ -555,7 +555,7 @@ def parts(known: Tensor, weights, biases, offsets, gates, degrees, program) -> t
 
 
 def _launch(kernel, tensors: tuple[Tensor | None, ...], known: Tensor, network: tuple) -> None:
-    *lists, gate, first, second = network
+    *lists, (gate,), (first, second) = network
     rows, features = known.shape
     if known.numel() == 0:
         return

@@ -108,7 +108,7 @@ def _forward_kernel(
 
 def autoregressive_forward(x: Tensor, *network) -> tuple[Tensor, Tensor]:
     """Launch the kernel, on a network that :func:`fits_whole`."""
-    *lists, gate, first, second = network
+    *lists, (gate,), (first, second) = network
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
     log_abs_det = (x.new_empty if x.shape[1] else x.new_zeros)(x.shape[:1])
     if x.numel() == 0:

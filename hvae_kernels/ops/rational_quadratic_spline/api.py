@@ -15,7 +15,13 @@ _dispatch.register(_dispatch.Op(NAME, ("cpp", "triton", "reference")))
 
 
 def rational_quadratic_spline(
-    x: Tensor, parameters: Tensor, spline: Spline, *, inverse: bool = False, event_ndims: int = 1
+    x: Tensor,
+    parameters: Tensor,
+    spline: Spline,
+    *,
+    inverse: bool = False,
+    event_ndims: int = 1,
+    implementation: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     r"""Monotone rational-quadratic splines, element by element, with the log-determinant, in one pass.
 
@@ -36,6 +42,7 @@ def rational_quadratic_spline(
         spline: a :class:`Spline`.
         inverse: whether to map y to x; the log-determinant is then that of the inverse.
         event_ndims: over how many last dimensions of x the log-determinant is summed; 0 leaves it element by element.
+        implementation: for this call, as for :func:`hvae_kernels.use_impl`; None is what that says.
 
     Returns:
         ``(y, log_abs_det)``, new contiguous tensors of shapes ``(..., d)`` and x's shape without its last
@@ -66,9 +73,11 @@ def rational_quadratic_spline(
     """
     _checks.same_kind(NAME, x=x)  # alone: the parameters may differ under autocast
     if _library.autocasts(x):
-        call = functools.partial(rational_quadratic_spline, inverse=inverse, event_ndims=event_ndims)
-        return _library.in_float32(call, x, parameters, spline)
-    implementation = _dispatch.resolve(NAME, x)
+        op = functools.partial(
+            rational_quadratic_spline, inverse=inverse, event_ndims=event_ndims, implementation=implementation
+        )
+        return _library.in_float32(op, x, parameters, spline)
+    implementation = _dispatch.resolve(NAME, x, implementation)
     _validate(x, parameters, spline, inverse, event_ndims)
     if implementation == "reference":
         return reference.rational_quadratic_spline(x, parameters, spline, inverse, event_ndims)
@@ -82,9 +91,9 @@ def _validate(x: Tensor, parameters: Tensor, spline: Spline, inverse: bool, even
     _checks.flag(NAME, "inverse", inverse)
     _checks.integer(NAME, "event_ndims", event_ndims, 0)
     if not x.shape:
-        raise _checks.fail(NAME, "x", "of shape (..., d)", x)
+        raise _checks.value_error(NAME, "x", "of shape (..., d)", x)
     if event_ndims > x.dim():
-        raise _checks.fail(NAME, "event_ndims", f"at most {x.dim()}, x's number of dimensions", event_ndims)
+        raise _checks.value_error(NAME, "event_ndims", f"at most {x.dim()}, x's number of dimensions", event_ndims)
     if parameters.shape != (*x.shape, spline.parameters):
         expected = f"of x's shape and {spline.parameters} more, {(*x.shape, spline.parameters)}"
-        raise _checks.fail(NAME, "parameters", expected, parameters)
+        raise _checks.value_error(NAME, "parameters", expected, parameters)

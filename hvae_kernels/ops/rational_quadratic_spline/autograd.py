@@ -7,7 +7,7 @@ from torch import Tensor
 from hvae_kernels import _library
 from hvae_kernels._op import Call, Smooth, SmoothForward, by_folding, empty, folded, kernel, returns
 from hvae_kernels.ops.rational_quadratic_spline import reference
-from hvae_kernels.ops.rational_quadratic_spline.spline import STYLES, TAILS, Spline
+from hvae_kernels.ops.rational_quadratic_spline.spline import Spline, decoded
 
 #: Bits of ``needs``: which results a kernel must write; the others come back empty.
 NEEDS_X, NEEDS_PARAMETERS, NEEDS_OUTPUT, NEEDS_LOG_ABS_DET = 1, 2, 4, 8
@@ -25,16 +25,8 @@ _OPTIONS = (
 
 def options_of(spline: Spline, inverse: bool, event_ndims: int) -> tuple:
     """The raw kernels' numbers."""
-    codes = spline.bins, TAILS.index(spline.tails), STYLES.index(spline.style)
-    floors = spline.min_width, spline.min_height, spline.min_derivative, spline.logit_scale
-    return (*codes, *spline.interval, *floors, inverse, event_ndims)
-
-
-def spline_of(
-    bins: int, tails: int, style: int, left: float, right: float, bottom: float, top: float, *floors: float
-) -> Spline:
-    """The spline with these numbers."""
-    return Spline(bins, (left, right, bottom, top), TAILS[tails], STYLES[style], *floors)
+    codes, numbers = spline.encoded
+    return (*codes, *numbers, inverse, event_ndims)
 
 
 def as_parameters(parameters: Tensor) -> Tensor:
@@ -90,7 +82,7 @@ RAW_DOUBLE_BACKWARD = kernel(
 
 def _reference(*options):
     *numbers, inverse, event_ndims = options
-    spline = spline_of(*numbers)
+    spline = decoded(numbers[:3], numbers[3:])
     return lambda x, parameters: reference.rational_quadratic_spline(x, parameters, spline, inverse, event_ndims)
 
 
@@ -114,7 +106,7 @@ class RationalQuadraticSpline(SmoothForward):
         return RationalQuadraticSpline.apply(call, *folded(info.batch_size, inputs, in_dims[1:])), (0, 0)
 
 
-@_library.in_graph
+@_library.opaque_to_dynamo
 def call(implementation: str, x: Tensor, parameters: Tensor, *options: float) -> tuple[Tensor, Tensor]:
     """The differentiable op. Dynamo must not look inside: it loses the second order of Functions it traces itself."""
     if _library.nothing_differentiates():

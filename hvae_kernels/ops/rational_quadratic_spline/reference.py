@@ -86,7 +86,7 @@ def _knots(lengths: Tensor, low: float, high: float) -> Tensor:
 
 
 def _root(t: Tensor, q: Tensor, d0: Tensor, d1: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-    """``z`` and ``1 - z`` where the spline has risen by the share t of the bin's height, and by q less than all of it."""
+    """``z`` and ``1 - z`` where the spline has risen by the share t of the bin's height, and q is missing."""
     u = d0 * q - d1 * t
     r = torch.sqrt(u * u + 4 * s * s * t * q)
     n, m = torch.where(u >= 0, 2 * s * t, r - u), torch.where(u >= 0, u + r, 2 * s * q)

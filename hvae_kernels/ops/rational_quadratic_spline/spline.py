@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hvae_kernels import _checks
@@ -83,32 +84,36 @@ class Spline:
         for name in ("min_width", "min_height"):
             floor = getattr(self, name)
             if not 0 <= floor * self.bins < 1:
-                raise _checks.fail(NAME, name, f"at least 0 and below 1 / bins = {1 / self.bins:g}", floor)
+                raise _checks.value_error(NAME, name, f"at least 0 and below 1 / bins = {1 / self.bins:g}", floor)
         if self.min_derivative < 0:
-            raise _checks.fail(NAME, "min_derivative", "at least 0", self.min_derivative)
+            raise _checks.value_error(NAME, "min_derivative", "at least 0", self.min_derivative)
         if self.style == "zuko" and not 0 < self.min_derivative < 1:
-            raise _checks.fail(NAME, "min_derivative", "between 0 and 1 for 'zuko', its slope", self.min_derivative)
+            raise _checks.value_error(
+                NAME, "min_derivative", "between 0 and 1 for 'zuko', its slope", self.min_derivative
+            )
         if not self.outer_slope > 0:
-            raise _checks.fail(
+            raise _checks.value_error(
                 NAME, "min_derivative", "below 1 for 'pyro', whose outer slope is the rest", self.min_derivative
             )
         if not self.logit_scale > 0:
-            raise _checks.fail(NAME, "logit_scale", "positive", self.logit_scale)
+            raise _checks.value_error(NAME, "logit_scale", "positive", self.logit_scale)
 
     def _checked_bound(self) -> float | tuple[float, float, float, float]:
         if not isinstance(self.bound, (tuple, list)):
             bound = _finite("bound", self.bound)
             if not bound > 0:
-                raise _checks.fail(NAME, "bound", "positive, or (left, right, bottom, top)", bound)
+                raise _checks.value_error(NAME, "bound", "positive, or (left, right, bottom, top)", bound)
             return bound
         if len(self.bound) != 4:
-            raise _checks.fail(NAME, "bound", "one number or (left, right, bottom, top)", self.bound)
+            raise _checks.value_error(NAME, "bound", "one number or (left, right, bottom, top)", self.bound)
         left, right, bottom, top = (_finite("bound", x) for x in self.bound)
         if not (left < right and bottom < top):
-            raise _checks.fail(NAME, "bound", "in order, left < right and bottom < top", (left, right, bottom, top))
+            raise _checks.value_error(
+                NAME, "bound", "in order, left < right and bottom < top", (left, right, bottom, top)
+            )
         if self.tails is not None and (left, right) != (bottom, top):
             expected = f"of one interval on both axes, as {self.tails} tails are the identity outside"
-            raise _checks.fail(NAME, "bound", expected, (left, right, bottom, top))
+            raise _checks.value_error(NAME, "bound", expected, str((left, right, bottom, top)))
         return left, right, bottom, top
 
     @property
@@ -124,13 +129,26 @@ class Spline:
         return 3 * self.bins + {"linear": -1, "circular": 0, None: 1}[self.tails]
 
     @property
+    def encoded(self) -> tuple[tuple[int, int, int], tuple[float, ...]]:
+        """``((bins, tails, style), numbers)``, as the kernels take it."""
+        floors = self.min_width, self.min_height, self.min_derivative, self.logit_scale
+        return (self.bins, TAILS.index(self.tails), STYLES.index(self.style)), (*self.interval, *floors)
+
+    @property
     def outer_slope(self) -> float:
         """Of linear tails: the derivative at the outer knots."""
         return 1 - self.min_derivative if self.style == "pyro" else 1.0
 
 
+def decoded(codes: Sequence[int], numbers: Sequence[float]) -> Spline:
+    """The spline that is so ``encoded``."""
+    bins, tails, style = codes
+    left, right, bottom, top, *floors = numbers
+    return Spline(bins, (left, right, bottom, top), TAILS[tails], STYLES[style], *floors)
+
+
 def _finite(name: str, number: float) -> float:
     _checks.real(NAME, name, number)
     if not math.isfinite(number):
-        raise _checks.fail(NAME, name, "finite", number)
+        raise _checks.value_error(NAME, name, "finite", number)
     return float(number)

@@ -476,9 +476,7 @@ def _backward_kernel(
 
 
 @triton.jit
-def _store_slopes(
-    to, at, stride, b, lower, upper, mask, BINS: tl.constexpr, TAIL: tl.constexpr, SLOPES: tl.constexpr
-):
+def _store_slopes(to, at, stride, b, lower, upper, mask, BINS: tl.constexpr, TAIL: tl.constexpr, SLOPES: tl.constexpr):
     """The gradients of the two slopes where they belong, zeros elsewhere."""
     for k in range(SLOPES):
         knot = k + 1 if TAIL == _LINEAR else k

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from hvae_kernels._triton.device import store
-from hvae_kernels.ops.gaussian_leapfrog.triton.dual import (
+from hvae_kernels._triton.dual import (
     Dual,
     Plain,
     add_product,

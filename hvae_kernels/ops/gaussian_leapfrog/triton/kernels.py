@@ -10,14 +10,7 @@ import triton
 import triton.language as tl
 
 from hvae_kernels._triton.device import load, store
-from hvae_kernels.ops.gaussian_leapfrog.triton.chain import (
-    Columns,
-    chain_backward,
-    compose,
-    load_composed,
-    store_map,
-)
-from hvae_kernels.ops.gaussian_leapfrog.triton.dual import (
+from hvae_kernels._triton.dual import (
     Dual,
     Plain,
     as_row,
@@ -26,6 +19,13 @@ from hvae_kernels.ops.gaussian_leapfrog.triton.dual import (
     dot,
     load_number,
     sub,
+)
+from hvae_kernels.ops.gaussian_leapfrog.triton.chain import (
+    Columns,
+    chain_backward,
+    compose,
+    load_composed,
+    store_map,
 )
 
 

@@ -9,6 +9,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
+from hvae_kernels._triton.dual import Dual, Plain
 from hvae_kernels._triton.launch import cdiv, next_power_of_2, on_device_of
 from hvae_kernels.ops.gaussian_leapfrog._layout import Layout, layout
 from hvae_kernels.ops.gaussian_leapfrog.autograd import NEEDS_OUTPUTS, NEEDS_PARAMETERS, NEEDS_STATE
@@ -20,7 +21,6 @@ from hvae_kernels.ops.gaussian_leapfrog.triton.config import (
     row_tiling,
     small_tiling,
 )
-from hvae_kernels.ops.gaussian_leapfrog.triton.dual import Dual, Plain
 from hvae_kernels.ops.gaussian_leapfrog.triton.kernels import (
     backward_kernel,
     compose_kernel,
