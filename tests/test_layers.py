@@ -45,7 +45,8 @@ KINDS = {
     "reference": "reference",
     "autograd": "autograd",
     "triton": "triton",
-    "triton_small": "triton",
+    # device functions that know a table of the ops
+    "_triton.gates": "triton",
     # parts of one op's way from api to the kernels
     "gaussian_leapfrog.dense": "autograd",
     "leapfrog.field": "autograd",
@@ -60,6 +61,8 @@ def kind_of(module):
         return "hvae"
     if not path or path == ["__main__"]:
         return "package"
+    if path[0] == "_triton":
+        return KINDS.get(".".join(path), "base")
     if path[0] == "ops":
         return "op" if len(path) < 3 else KINDS.get(".".join(path[1:]), KINDS.get(path[2], "shared"))
     return path[0] if path[0] in ALLOWED else "base"
