@@ -28,12 +28,11 @@ def kernel(
     signature: str,
     fake: Callable,
     implementations: tuple[str, ...] = ("cpp", "triton"),
-    module: str = "triton",
 ) -> dict[str, Callable]:
-    """Define a raw op; returns its overloads by implementation. Triton's is ``name`` in ``package``'s ``module``."""
+    """Define a raw op; returns its overloads by implementation. Triton's is ``name`` in ``package.triton``."""
     overloads = _library.define(name, signature, fake, implementations)
     if "triton" in implementations:
-        _library.implement(name, "triton", lazy(f"{package}.{module}", name))
+        _library.implement(name, "triton", lazy(f"{package}.triton", name))
     return overloads
 
 

@@ -29,9 +29,9 @@ def network(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
 ) -> Network:
-    """A network, of splines where a ``tail`` is given; ``order`` is natural, shuffled or levels (some features share one degree).
+    """A network; ``order`` is natural, shuffled or levels (some features share one degree).
 
-    Its tensors are random, or, without a dtype, placeholders for ``with_tensors``.
+    With a ``tail`` it is one of splines. Its tensors are random, or, without a dtype, placeholders for ``with_tensors``.
     """
     degrees = {
         "natural": torch.arange(features),

@@ -78,7 +78,7 @@ def test_one_step_with_several_groups_of_units(implementation):
 @settings(max_examples=25)
 @given(st.lists(st.lists(st.integers(-3, 3), max_size=6), min_size=2, max_size=4))
 def test_plan_counts_who_sees_whom(layers):
-    from hvae_kernels.ops.autoregressive_network.triton import plan
+    from hvae_kernels.ops.autoregressive_network.triton.network import plan
 
     made = plan([torch.tensor(layer, dtype=torch.int64) for layer in layers])
     ascending = [sorted(range(len(layer)), key=layer.__getitem__) for layer in layers]
@@ -91,7 +91,7 @@ def test_plan_counts_who_sees_whom(layers):
 
 @needs_triton
 def test_launch_keeps_to_its_limits():
-    from hvae_kernels.ops.autoregressive_network.triton import MANY_PROGRAMS, launch
+    from hvae_kernels.ops.autoregressive_network.triton.sweep import MANY_PROGRAMS, launch
 
     for rows, features, widest in ((1, 1, 2), (16, 5, 0), (8192, 784, 4096), (8193, 3, 512), (10**6, 64, 512)):
         made = launch(rows, features, widest)

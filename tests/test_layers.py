@@ -48,7 +48,8 @@ KINDS = {
     "reference": "reference",
     "autograd": "autograd",
     "triton": "triton",
-    "triton_small": "triton",
+    # device functions that know a table of the ops
+    "_triton.gates": "triton",
     # parts of one op's way from api to the kernels
     "gaussian_leapfrog.dense": "autograd",
     "leapfrog.field": "autograd",
@@ -63,6 +64,8 @@ def kind_of(module):
         return "hvae"
     if not path or path == ["__main__"]:
         return "package"
+    if path[0] == "_triton":
+        return KINDS.get(".".join(path), "base")
     if path[0] == "ops":
         return "op" if len(path) < 3 else KINDS.get(".".join(path[1:]), KINDS.get(path[2], "shared"))
     return path[0] if path[0] in ALLOWED else "base"
@@ -179,6 +182,7 @@ FAMILY = {
     "stl_surrogate": "iwae",
     "autoregressive_forward": "autoregressive_network",
     "autoregressive_inverse": "autoregressive_network",
+    "autoregressive_spline_inverse": "autoregressive_network",
     "sweep": "autoregressive_network",
 }
 #: Without kernels of their own.
@@ -187,6 +191,7 @@ COMPOSED = {"leapfrog"}
 UNTIMED = {
     "autoregressive_forward": "timed in whole flows, benchmarks/autoregressive.py",
     "autoregressive_inverse": "timed in whole flows, benchmarks/autoregressive.py",
+    "autoregressive_spline_inverse": "timed in whole flows, benchmarks/accelerate.py",
     "dreg_surrogate": "the kernels of iwae_bound, with another power",
     "gaussian_mixture_responsibilities": "the kernels of gaussian_mixture_log_prob, with another output",
     "leapfrog_update": "a part of dense_gaussian_leapfrog, and of the trajectories in benchmarks/hamiltonian.py",

@@ -72,7 +72,7 @@ def test_largest(dtype):
 
 
 def test_several_tiles_of_either_width():
-    from hvae_kernels.ops.autoregressive_network.triton_small import FEWEST_ROWS, MANY_PROGRAMS, launch
+    from hvae_kernels.ops.autoregressive_network.triton.small import FEWEST_ROWS, MANY_PROGRAMS, launch
 
     most = MANY_PROGRAMS * FEWEST_ROWS
     assert launch(most).block_rows < launch(most + 1).block_rows

@@ -66,6 +66,14 @@ def decay(x):
 
 
 @triton.jit
+def logistic(x):
+    """``(e, value, rest)``: ``exp(-|x|)``, the logistic function and what it lacks to 1."""
+    e = decay(x)
+    large = 1.0 / (1.0 + e)
+    return e, tl.where(x < 0, e * large, large), tl.where(x < 0, large, e * large)
+
+
+@triton.jit
 def log1p_unit(x):
     """``log(1 + x)`` for ``0 <= x <= 1``, with what rounding the sum has lost."""
     total = 1.0 + x

@@ -60,8 +60,11 @@ class FusedMaskedPiecewiseRationalQuadraticAutoregressiveTransform(
 
 
 FUSED = {
-    MaskedAffineAutoregressiveTransform: FusedMaskedAffineAutoregressiveTransform,
-    MaskedPiecewiseRationalQuadraticAutoregressiveTransform: FusedMaskedPiecewiseRationalQuadraticAutoregressiveTransform,
+    kind.library_class: kind
+    for kind in (
+        FusedMaskedAffineAutoregressiveTransform,
+        FusedMaskedPiecewiseRationalQuadraticAutoregressiveTransform,
+    )
 }
 
 

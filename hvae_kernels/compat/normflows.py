@@ -55,8 +55,8 @@ class FusedMaskedPiecewiseRationalQuadraticAutoregressive(_made.Fused, MaskedPie
 
 
 FUSED = {
-    MaskedAffineAutoregressive: FusedMaskedAffineAutoregressive,
-    MaskedPiecewiseRationalQuadraticAutoregressive: FusedMaskedPiecewiseRationalQuadraticAutoregressive,
+    kind.library_class: kind
+    for kind in (FusedMaskedAffineAutoregressive, FusedMaskedPiecewiseRationalQuadraticAutoregressive)
 }
 
 

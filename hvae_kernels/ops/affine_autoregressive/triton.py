@@ -9,17 +9,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hvae_kernels._triton.device import decay, exponential, load, log1p_unit, store
+from hvae_kernels._triton.device import load, store
+from hvae_kernels._triton.gates import SIGMOID, gate
 from hvae_kernels._triton.launch import cdiv, next_power_of_2, on_device_of
 from hvae_kernels.ops.affine_autoregressive.autograd import INPUT_BITS, NEEDS_LOG_ABS_DET, NEEDS_OUTPUT
-from hvae_kernels.ops.affine_autoregressive.gates import CODES
 
 _ACCUMULATORS = {torch.float64: tl.float64}
-_CLIPPED = tl.constexpr(CODES["clipped"])
-_SOFT_CLIPPED = tl.constexpr(CODES["soft-clipped"])
-_SOFTPLUS = tl.constexpr(CODES["softplus"])
-_SHIFTED_SIGMOID = tl.constexpr(CODES["shifted-sigmoid"])
-_SIGMOID = tl.constexpr(CODES["sigmoid"])
 
 
 @dataclass(frozen=True)
@@ -51,69 +46,6 @@ def _store(pointer, at, value, mask):
 
 
 @triton.jit
-def _log_scale(s, first, second, GATE: tl.constexpr):
-    """``(log sigma, its first and second derivative)`` of the gates that are an exponential."""
-    one = tl.full(s.shape, 1.0, s.dtype)
-    zero = tl.zeros_like(s)
-    if GATE == _CLIPPED:
-        low = tl.where(s < first, first, s)
-        return tl.where(low > second, second, low), one, zero
-    elif GATE == _SOFT_CLIPPED:
-        sign = tl.where(s > 0, one, tl.where(s < 0, -one, zero))
-        q = 1.0 / (1.0 + tl.abs(s) / first)
-        return s * q, q * q, -2.0 * sign / first * q * q * q
-    else:
-        return s, one, zero
-
-
-@triton.jit
-def _logistic(x):
-    """``(e, value, rest)``: ``exp(-|x|)``, the logistic function and what it lacks to 1."""
-    e = decay(x)
-    large = 1.0 / (1.0 + e)
-    return e, tl.where(x < 0, e * large, large), tl.where(x < 0, large, e * large)
-
-
-@triton.jit
-def _log_of_sum(a, b):
-    """``log(a + b)`` for ``0 <= |b| <= a``, without the error of rounding the sum."""
-    total = a + b
-    return tl.log(total) + (b - (total - a)) / total
-
-
-@triton.jit
-def _gate(s, first, second, GATE: tl.constexpr):
-    """``(sigma, tau, log sigma, sigma', (log sigma)', sigma'', (log sigma)'')``."""
-    one = tl.full(s.shape, 1.0, s.dtype)
-    if GATE == _SOFTPLUS:
-        e, p, rest = _logistic(s)
-        scale = tl.where(s < 0, tl.zeros_like(s), s) + log1p_unit(e) + first
-        curve = p * rest
-        d_log = p / scale
-        return scale, one, tl.log(scale), p, d_log, curve, curve / scale - d_log * d_log
-    elif GATE == _SHIFTED_SIGMOID:
-        x = s + first
-        _, p, rest = _logistic(x)
-        scale = p + second
-        slope = p * rest
-        curve = slope * (rest - p)
-        d_log = slope / scale
-        # Near 1 the logarithm is taken of what the scale lacks to 1: the sum would have lost it.
-        log = _log_of_sum(tl.where(x > 0, one, p), tl.where(x > 0, second - rest, second))
-        return scale, one, log, slope, d_log, curve, curve / scale - d_log * d_log
-    elif GATE == _SIGMOID:
-        x = s + first
-        e, p, rest = _logistic(x)
-        slope = p * rest
-        log = tl.where(x > 0, tl.zeros_like(x), x) - log1p_unit(e)
-        return p, rest, log, slope, rest, slope * (rest - p), -slope
-    else:
-        log, d_log, dd_log = _log_scale(s, first, second, GATE)
-        scale = exponential(log)
-        return scale, one, log, scale * d_log, d_log, scale * (d_log * d_log + dd_log), dd_log
-
-
-@triton.jit
 def _forward_kernel(
     z, shift, log_scale, output, log_abs_det, rows, features,
     GATE: tl.constexpr, FIRST: tl.constexpr, SECOND: tl.constexpr,
@@ -126,7 +58,7 @@ def _forward_kernel(
         column = start + tl.arange(0, BLOCK_FEATURES)
         mask = (row < rows)[:, None] & (column < features)[None, :]
         at = row[:, None] * features + column[None, :]
-        scale, rest, log, _, _, _, _ = _gate(load(log_scale, at, mask, DTYPE), first, second, GATE)
+        scale, rest, log, _, _, _, _ = gate(load(log_scale, at, mask, DTYPE), first, second, GATE)
         _store(output, at, scale * load(z, at, mask, DTYPE) + rest * load(shift, at, mask, DTYPE), mask)
         logs += tl.where(mask, log, 0.0)
     _store(log_abs_det, row, tl.sum(logs.to(tl.float64), 1), row < rows)
@@ -145,10 +77,10 @@ def _backward_kernel(
         column = start + tl.arange(0, BLOCK_FEATURES)
         mask = (row < rows)[:, None] & (column < features)[None, :]
         at = row[:, None] * features + column[None, :]
-        scale, rest, _, d_scale, d_log, _, _ = _gate(load(log_scale, at, mask, DTYPE), first, second, GATE)
+        scale, rest, _, d_scale, d_log, _, _ = gate(load(log_scale, at, mask, DTYPE), first, second, GATE)
         g = load(grad, at, mask, DTYPE)
         y = load(z, at, mask, DTYPE)
-        if GATE == _SIGMOID:
+        if GATE == SIGMOID:
             y -= load(shift, at, mask, DTYPE)
         _store(d_z, at, g * scale, mask)
         _store(d_shift, at, g * rest, mask)
@@ -171,7 +103,7 @@ def _double_backward_kernel(
         mask = (row < rows)[:, None] & (column < features)[None, :]
         at = row[:, None] * features + column[None, :]
         s = load(log_scale, at, mask, DTYPE)
-        scale, rest, _, d_scale, d_log, dd_scale, dd_log = _gate(s, first, second, GATE)
+        scale, rest, _, d_scale, d_log, dd_scale, dd_log = gate(s, first, second, GATE)
         g = load(grad, at, mask, DTYPE)
         y = load(z, at, mask, DTYPE)
         hz = load(h_z, at, mask, DTYPE)
@@ -180,7 +112,7 @@ def _double_backward_kernel(
         pulled = hs * g * d_scale
         hy = hz
         pushed = tl.zeros_like(pulled)
-        if GATE == _SIGMOID:
+        if GATE == SIGMOID:
             y -= load(shift, at, mask, DTYPE)
             hy = hz - hb
             pushed = -pulled

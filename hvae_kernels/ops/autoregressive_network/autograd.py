@@ -47,13 +47,11 @@ def _solve_fake(grad, grad_log_abs_det, x, *network):
     return _empty(x), x.new_empty(x.shape[0], 2 * x.shape[1])
 
 
-def _define(name: str, arguments: str, results: str, fake, *implementations: str, module: str = "triton") -> dict:
-    return kernel(__package__, name, f"({arguments}, {_NETWORK}) -> {results}", fake, implementations, module)
+def _define(name: str, arguments: str, results: str, fake, *implementations: str) -> dict:
+    return kernel(__package__, name, f"({arguments}, {_NETWORK}) -> {results}", fake, implementations)
 
 
-RAW_FORWARD = _define(
-    "autoregressive_forward", "Tensor x", "(Tensor, Tensor)", _map_fake, "cpp", "triton", module="triton_small"
-)
+RAW_FORWARD = _define("autoregressive_forward", "Tensor x", "(Tensor, Tensor)", _map_fake, "cpp", "triton")
 RAW_TRAINING = _define("autoregressive_training", "Tensor x", "(Tensor, Tensor, Tensor)", _training_fake, "cpp")
 RAW_INVERSE = _define("autoregressive_inverse", "Tensor y", "(Tensor, Tensor)", _map_fake, "cpp", "triton")
 RAW_BACKWARD = _define(

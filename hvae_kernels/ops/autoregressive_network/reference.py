@@ -16,7 +16,7 @@ from hvae_kernels.ops.rational_quadratic_spline.spline import Spline
 
 
 def outputs(x: Tensor, network: Network, linear: Callable[..., Tensor] = masked_linear) -> Tensor:
-    """The last stage's values ``(rows, parameters d)`` at features ``x (rows, d)``; ``linear`` is the masked map to use."""
+    """The last stage's values ``(rows, parameters d)`` at ``x (rows, d)``; ``linear`` is the masked map to use."""
     raws: list[Tensor] = []
     values: list[Tensor] = []
     for stage in network.stages:

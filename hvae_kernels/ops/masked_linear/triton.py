@@ -89,28 +89,28 @@ def _sees(column_degree, term_degree, FORWARD: tl.constexpr, STRICT: tl.constexp
 
 @triton.jit
 def _ranges(
-    degrees, terms, eager, reluctant, FORWARD: tl.constexpr, STRICT: tl.constexpr, BLOCK: tl.constexpr
+    degrees, terms, widest, narrowest, FORWARD: tl.constexpr, STRICT: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
-    """``(first, last, whole, hole)``, in blocks of terms, for columns between these extreme degrees.
+    """``(first, last, dense_begin, dense_end)``, in blocks of terms, for columns between these extreme degrees.
 
     All that is connected to the columns lies between the first two, and all between the others, which lie within, is
     connected. If degrees are sorted, ascending or descending, no ranges could be better.
     """
     first, last = terms, terms * 0
-    first_hole, last_hole = terms, terms * 0 - 1
+    first_gap, last_gap = terms, terms * 0 - 1
     for start in range(0, terms, _LOOK):
         at = start + tl.arange(0, _LOOK)
         degree, known = _degrees(degrees, at, terms), at < terms
-        some = known & _sees(eager, degree, FORWARD, STRICT)
-        hole = known & (_sees(reluctant, degree, FORWARD, STRICT) == 0)
+        some = known & _sees(widest, degree, FORWARD, STRICT)
+        gap = known & (_sees(narrowest, degree, FORWARD, STRICT) == 0)
         first = tl.minimum(first, tl.min(tl.where(some, at, terms), 0))
         last = tl.maximum(last, tl.max(tl.where(some, at + 1, 0), 0))
-        first_hole = tl.minimum(first_hole, tl.min(tl.where(hole, at, terms), 0))
-        last_hole = tl.maximum(last_hole, tl.max(tl.where(hole, at, -1), 0))
+        first_gap = tl.minimum(first_gap, tl.min(tl.where(gap, at, terms), 0))
+        last_gap = tl.maximum(last_gap, tl.max(tl.where(gap, at, -1), 0))
     last = tl.cdiv(last, BLOCK)
     first = tl.minimum(first // BLOCK, last)
     complete = tl.minimum(last, terms // BLOCK)  # the last block may stick out
-    before, behind = tl.minimum(first_hole // BLOCK, complete), tl.maximum((last_hole + BLOCK) // BLOCK, first)
+    before, behind = tl.minimum(first_gap // BLOCK, complete), tl.maximum((last_gap + BLOCK) // BLOCK, first)
     if before - first >= complete - behind:
         return first, last, first, tl.maximum(before, first)
     else:
@@ -133,25 +133,26 @@ def _product_kernel(
     row, column, within = top + down, edge + across, tl.arange(0, BLOCK_TERMS).to(tl.int64)
     column_degree = _degrees(column_degrees, column, columns)
     if FORWARD:
-        eager, reluctant = tl.max(column_degree, 0), tl.min(column_degree, 0)
+        widest, narrowest = tl.max(column_degree, 0), tl.min(column_degree, 0)
     else:
-        eager, reluctant = tl.min(column_degree, 0), tl.max(column_degree, 0)
-    first, last, whole, hole = _ranges(term_degrees, terms, eager, reluctant, FORWARD, STRICT, BLOCK_TERMS)
+        widest, narrowest = tl.min(column_degree, 0), tl.max(column_degree, 0)
+    first, last, dense_begin, dense_end = _ranges(term_degrees, terms, widest, narrowest, FORWARD, STRICT, BLOCK_TERMS)
+    n_dense = dense_end - dense_begin
     left += top * left_row + (down[:, None] * left_row + within[None, :] * left_term)
     weight += edge * weight_column + (within[:, None] * weight_term + across[None, :] * weight_column)
     known_row, known_column = (row < rows)[:, None], (column < columns)[None, :]
     sums = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), ACCUMULATOR)
-    for i in tl.range(first, last - (hole - whole), num_stages=1):
-        start = tl.where(i < whole, i, i + (hole - whole)).to(tl.int64) * BLOCK_TERMS
+    for i in tl.range(first, last - n_dense, num_stages=1):
+        start = tl.where(i < dense_begin, i, i + n_dense).to(tl.int64) * BLOCK_TERMS
         known = start + within < terms
         degree = _degrees(term_degrees, start + within, terms)
-        if tl.max(_sees(eager, degree, FORWARD, STRICT).to(tl.int32), 0) > 0:
+        if tl.max(_sees(widest, degree, FORWARD, STRICT).to(tl.int32), 0) > 0:
             connected = _sees(column_degree[None, :], degree[:, None], FORWARD, STRICT)
             a = load(left, start * left_term, known_row & known[None, :], DTYPE)
             b = load(weight, start * weight_term, known_column & known[:, None], DTYPE)
             b = tl.where(connected, b, tl.zeros_like(b))
             sums += tl.dot(a, b, input_precision="ieee", out_dtype=ACCUMULATOR)
-    for i in range(whole, hole):
+    for i in range(dense_begin, dense_end):
         start = tl.cast(i, tl.int64) * BLOCK_TERMS
         a = load(left, start * left_term, known_row, DTYPE)
         b = load(weight, start * weight_term, known_column, DTYPE)

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hvae_kernels._triton.device import decay, exponential, load, log1p_unit, square_root, store
+from hvae_kernels._triton.device import exponential, load, log1p_unit, logistic, square_root, store
 from hvae_kernels._triton.dual import (
     Dual,
     Plain,
@@ -142,10 +142,7 @@ def _slope(r, rate, least, STYLE: tl.constexpr):
         value = exponential(clipped)
         return value, value * first, value * (first * first + second)
     else:
-        e = decay(r)
-        large = 1.0 / (1.0 + e)
-        p = tl.where(r < 0, e * large, large)
-        rest = tl.where(r < 0, large, e * large)
+        e, p, rest = logistic(r)
         return least + tl.where(r < 0, 0.0, r) + log1p_unit(e), p, p * rest
 
 

@@ -14,10 +14,10 @@ import triton.language as tl
 from torch import Tensor
 
 from hvae_kernels._triton.device import load, store
+from hvae_kernels._triton.gates import gate
 from hvae_kernels._triton.launch import cdiv, next_power_of_2, on_device_of
-from hvae_kernels.ops.affine_autoregressive.triton import _gate
 from hvae_kernels.ops.autoregressive_network.network import fits_whole
-from hvae_kernels.ops.autoregressive_network.triton import activate, parts, require
+from hvae_kernels.ops.autoregressive_network.triton.network import activate, parts, require
 
 #: Terms of a product: a thread holds that many of each factor at a time.
 _TERMS = tl.constexpr(32)
@@ -101,7 +101,7 @@ def _forward_kernel(
         scale_first + scale_step * feature, feature < features, row, rows, ACTIVATIONS[LAST],
     )  # fmt: skip
     first, second = tl.full([1, 1], FIRST, DTYPE), tl.full([1, 1], SECOND, DTYPE)
-    scale, rest, log, _, _, _, _ = _gate(raw, first, second, GATE)
+    scale, rest, log, _, _, _, _ = gate(raw, first, second, GATE)
     store(y, here, scale * known + rest * shift, mask)
     store(log_abs_det, row, tl.sum(tl.where(mask, log, 0.0).to(tl.float64), 1).to(DTYPE), row < rows)
 
