@@ -31,7 +31,7 @@ def network(
 ) -> Network:
     """A network; ``order`` is natural, shuffled or levels (some features share one degree).
 
-    With a ``tail`` it is one of splines. Its tensors are random, or, without a dtype, placeholders for ``with_tensors``.
+    With a ``tail``, of splines. Its tensors are random, or, without a dtype, placeholders for ``with_tensors``.
     """
     degrees = {
         "natural": torch.arange(features),
