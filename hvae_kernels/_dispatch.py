@@ -153,7 +153,7 @@ def _lookup_in_graph(name: str, requested: str, device_type: str, dtype: torch.d
 
 def resolve(name: str, tensor: torch.Tensor, implementation: str | None = None) -> str:
     """What the op ``name`` uses for ``tensor``'s device and dtype: ``implementation``, or else the present choice."""
-    choice = requested() if implementation is None else validate(implementation, name)
+    choice = _State.choices[-1].implementation if implementation is None else validate(implementation, name)
     if torch.compiler.is_compiling():
         return _lookup_in_graph(name, choice, tensor.device.type, tensor.dtype)
     return _lookup(name, choice, tensor.device.type, tensor.dtype)

@@ -103,7 +103,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation("hvae_kernels/compat/pyro.py", "self._cached_log_scale = -minus.unsqueeze(-1)", "self._cached_log_scale = minus.unsqueeze(-1)", _COMPAT_TESTS + " -k pyro"),
     Mutation("hvae_kernels/_blocks.py", "before = self._before if self._open else self._read()", "before = self._read()", _BLOCK_TESTS),
     Mutation("hvae_kernels/_dispatch.py", "_State.choices.remove(choice)", "_State.choices.pop()", _BLOCK_TESTS),
-    Mutation("hvae_kernels/_dispatch.py", "requested() if implementation is None else validate(implementation, name)", "requested()", "tests/test_contract.py -k implementation_of and radial_flow"),
+    Mutation("hvae_kernels/_dispatch.py", "_State.choices[-1].implementation if implementation is None else validate(implementation, name)", "requested()", "tests/test_contract.py -k implementation_of and radial_flow"),
     Mutation("hvae_kernels/_checks.py", "if first.layout is not torch.strided:", "if False:", _ARGUMENT_TESTS),
     Mutation("hvae_kernels/_library.py", "if not isinstance(tensor, Tensor):", "if False:", _ARGUMENT_TESTS),
     Mutation(_MADE, 'getattr(self, name).copy_(torch.tensor(degrees, device="cpu"))', "pass", _DEFERRED_TESTS),

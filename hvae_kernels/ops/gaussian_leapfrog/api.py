@@ -80,8 +80,9 @@ def gaussian_leapfrog(
         ...     rho = alpha * (rho - step_size / 2 * precision * (z - loc))
         >>> torch.testing.assert_close(fused, (z, rho))
     """
-    arguments = z, rho, precision, loc, step_size, tempering
-    return _checked(_gaussian_leapfrog, "gaussian_leapfrog", implementation, *arguments)
+    return _checked(
+        _gaussian_leapfrog, "gaussian_leapfrog", implementation, z, rho, precision, loc, step_size, tempering
+    )
 
 
 def _gaussian_leapfrog(name: str, implementation: str | None, *arguments: Tensor) -> tuple[Tensor, Tensor]:
@@ -221,8 +222,7 @@ def dense_gaussian_leapfrog(
         ...     rho = alpha * (rho - step_size / 2 * ((z - loc) @ symmetric))
         >>> torch.testing.assert_close(fused, (z, rho))
     """
-    arguments = z, rho, precision, loc, step_size, tempering
-    return _checked(_dense_gaussian_leapfrog, DENSE, implementation, *arguments)
+    return _checked(_dense_gaussian_leapfrog, DENSE, implementation, z, rho, precision, loc, step_size, tempering)
 
 
 def _dense_gaussian_leapfrog(name: str, implementation: str | None, *arguments: Tensor) -> tuple[Tensor, Tensor]:
