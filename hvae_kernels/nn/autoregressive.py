@@ -15,10 +15,13 @@ from hvae_kernels.ops import autoregressive_network
 from hvae_kernels.ops.affine_autoregressive import Gate, affine_autoregressive
 from hvae_kernels.ops.affine_autoregressive.gates import scale_of
 from hvae_kernels.ops.autoregressive_network.reference import refuse_underflow
+from hvae_kernels.ops.rational_quadratic_spline import Spline, rational_quadratic_spline
 
 
 class InverseAutoregressiveFlow(Flow):
     r"""One step of an inverse autoregressive flow: :math:`z'_j = \sigma_j(z_{<j}) z_j + \tau_j(z_{<j}) \mu_j(z_{<j})`.
+
+    Or a spline of :math:`z_j` whose parameters depend on :math:`z_{<j}`: a neural spline flow.
 
     ``forward`` is parallel. ``inverse`` is sequential in the features, and costs about one forward pass all the same:
     the kernels read the network's weights. Where a call of ``made`` is more than that, by hooks (hook forms of
@@ -29,7 +32,8 @@ class InverseAutoregressiveFlow(Flow):
         features: d.
         hidden_features: width of the hidden layers, or a sequence with one for each.
         context_features: width of the context; 0 for none.
-        gate: how the network's raw scale becomes a scale: a name or a ``Gate`` of ``affine_autoregressive``.
+        gate: how the network's raw scale becomes a scale, a name or a ``Gate`` of ``affine_autoregressive``; or a
+            ``Spline`` of ``rational_quadratic_spline``.
         order: a permutation of ``range(features)``; None is the natural order.
         activation: as for :class:`MADE`.
         hidden_degrees: as for :class:`MADE`.
@@ -41,7 +45,8 @@ class InverseAutoregressiveFlow(Flow):
         ValueError: as for :class:`MADE`, or an unknown gate.
 
     References:
-        Kingma et al., Improving variational inference with inverse autoregressive flow, 2016.
+        Kingma et al., Improving variational inference with inverse autoregressive flow, 2016; Durkan et al., Neural
+        spline flows, 2019.
 
     Equivalent to:
         >>> import torch, hvae_kernels as hk
@@ -50,6 +55,10 @@ class InverseAutoregressiveFlow(Flow):
         >>> torch.testing.assert_close(flow(z), (z * log_scale.exp() + shift, log_scale.sum(-1)))
         >>> image, log_abs_det = flow(z)
         >>> torch.testing.assert_close(flow.inverse(image), (z, -log_abs_det))
+        >>> spline = hk.functional.Spline(8)
+        >>> flow = hk.nn.InverseAutoregressiveFlow(5, [32, 32], gate=spline)
+        >>> parameters = flow.made(z).mT
+        >>> torch.testing.assert_close(flow(z), hk.functional.rational_quadratic_spline(z, parameters, spline))
     """
 
     def __init__(
@@ -57,7 +66,7 @@ class InverseAutoregressiveFlow(Flow):
         features: int,
         hidden_features: int | Sequence[int],
         context_features: int = 0,
-        gate: str | Gate = "affine",
+        gate: str | Gate | Spline = "affine",
         order: Sequence[int] | Tensor | None = None,
         *,
         activation: str = "relu",
@@ -67,11 +76,12 @@ class InverseAutoregressiveFlow(Flow):
     ) -> None:
         super().__init__()
         self.features = features
-        if not isinstance(gate, (str, Gate)):
-            raise _checks.type_error(type(self).__name__, "gate", "a name or a Gate", gate)
-        self.gate = gate if isinstance(gate, Gate) else Gate(gate)
+        if not isinstance(gate, (str, Gate, Spline)):
+            raise _checks.type_error(type(self).__name__, "gate", "a name, a Gate or a Spline", gate)
+        self.gate = Gate(gate) if isinstance(gate, str) else gate
+        outputs = self.gate.parameters if isinstance(self.gate, Spline) else 2
         options: dict[str, Any] = {"hidden_degrees": hidden_degrees, "device": device, "dtype": dtype}
-        self.made = MADE(features, hidden_features, 2, context_features, order, activation, **options)
+        self.made = MADE(features, hidden_features, outputs, context_features, order, activation, **options)
 
     @property
     def is_conditional(self) -> bool:
@@ -110,17 +120,20 @@ class InverseAutoregressiveFlow(Flow):
         return image.reshape(z.shape), log_abs_det.reshape(z.shape[:-1])
 
     def _forward_by_call(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        shift, raw = self.made(z, context).unbind(-2)
+        parameters = self.made(z, context)
+        if isinstance(self.gate, Spline):
+            return rational_quadratic_spline(z, parameters.mT, self.gate)
+        shift, raw = parameters.unbind(-2)
         return affine_autoregressive(z, shift, raw, gate=self.gate)
 
     def _inverse_by_calls(self, image: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         """A call finds one feature more, as only the kernels know how to go on from one feature to the next."""
         z = torch.zeros_like(image)
         for _ in range(self.features + 1):  # the last one has to find what is there already
-            shift, raw = self.made(z, context).unbind(-2)
-            scale, weight, log_scale = scale_of(self.gate, raw)
-            before, z = z, (image - (shift if weight is None else weight * shift)) / scale
-        refuse_underflow(scale)
+            before = z
+            z, log_abs_det, scale = self._inverse_of(image, self.made(z, context))
+        if scale is not None:
+            refuse_underflow(scale)
         tolerance = torch.finfo(z.dtype).eps ** 0.5
         if _checks.values_readable(z) and not torch.allclose(z, before, tolerance, tolerance, equal_nan=True):
             raise RuntimeError(
@@ -128,10 +141,18 @@ class InverseAutoregressiveFlow(Flow):
                 "features, so there is no inverse: call eval() if that is so in training only, remove them, or use the "
                 "other direction alone"
             )
-        return z, -log_scale.sum(-1)
+        return z, log_abs_det
+
+    def _inverse_of(self, image: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Each feature by itself: ``(z, log_abs_det)``, and the scale of an affine map."""
+        if isinstance(self.gate, Spline):
+            return *rational_quadratic_spline(image, parameters.mT, self.gate, inverse=True), None
+        shift, raw = parameters.unbind(-2)
+        scale, weight, log_scale = scale_of(self.gate, raw)
+        return (image - (shift if weight is None else weight * shift)) / scale, -log_scale.sum(-1), scale
 
     def extra_repr(self) -> str:
-        """The gate."""
+        """The gate, or the spline."""
         return f"gate={self.gate}"
 
 

@@ -14,6 +14,7 @@ from hvae_kernels import _checks, _live
 from hvae_kernels.ops.affine_autoregressive import Gate
 from hvae_kernels.ops.autoregressive_network import ACTIVATIONS, FEATURES, Network, Stage
 from hvae_kernels.ops.masked_linear import masked_linear
+from hvae_kernels.ops.rational_quadratic_spline import Spline
 
 
 class MaskedLinear(nn.Module):
@@ -218,8 +219,8 @@ class MADE(nn.Module):
             raise _checks.value_error("MADE", "context", expected, context)
         return self.context(context).expand(*batch, self.context.out_features)
 
-    def network(self, tail: Gate, context: Tensor | None, batch: torch.Size) -> Network:
-        """The network as data, for the kernels that walk through it; ``outputs_per_feature`` must be 2."""
+    def network(self, tail: Gate | Spline, context: Tensor | None, batch: torch.Size) -> Network:
+        """The network as data, for the kernels that walk through it; ``outputs_per_feature`` are the tail's."""
         offset = self.offset(context, batch)
         last = len(self.layers) - 1
         stages = tuple(

@@ -10,7 +10,7 @@ from torch import Tensor
 from hvae_kernels import _checks, _dispatch, _library
 from hvae_kernels.ops.autoregressive_network import autograd, reference
 from hvae_kernels.ops.autoregressive_network.network import Network
-from hvae_kernels.ops.rational_quadratic_spline import Spline
+from hvae_kernels.ops.rational_quadratic_spline.spline import Spline
 
 FORWARD, INVERSE = "autoregressive_forward", "autoregressive_inverse"
 _dispatch.register(_dispatch.Op(FORWARD, ("cpp", "triton", "reference")))
