@@ -1,6 +1,7 @@
 """Drop-in modules on the fused ops."""
 
 from hvae_kernels.nn.autoregressive import InverseAutoregressiveFlow, MaskedAutoregressiveFlow
+from hvae_kernels.nn.coupling import CouplingFlow
 from hvae_kernels.nn.flow import FlowTransform
 from hvae_kernels.nn.hamiltonian import GaussianPotential, HamiltonianFlow
 from hvae_kernels.nn.local_reparam import LocalReparamLinear
@@ -11,6 +12,7 @@ from hvae_kernels.nn.stack import FlowStack
 
 __all__ = [
     "MADE",
+    "CouplingFlow",
     "FlowStack",
     "FlowTransform",
     "GaussianPotential",

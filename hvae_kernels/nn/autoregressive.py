@@ -9,13 +9,12 @@ import torch
 from torch import Tensor
 
 from hvae_kernels import _checks, _live
+from hvae_kernels.nn import tail
 from hvae_kernels.nn.flow import Flow
 from hvae_kernels.nn.made import MADE, is_read
 from hvae_kernels.ops import autoregressive_network
-from hvae_kernels.ops.affine_autoregressive import Gate, affine_autoregressive
-from hvae_kernels.ops.affine_autoregressive.gates import scale_of
-from hvae_kernels.ops.autoregressive_network.reference import refuse_underflow
-from hvae_kernels.ops.rational_quadratic_spline import Spline, rational_quadratic_spline
+from hvae_kernels.ops.affine_autoregressive import Gate
+from hvae_kernels.ops.rational_quadratic_spline import Spline
 
 
 class InverseAutoregressiveFlow(Flow):
@@ -76,10 +75,8 @@ class InverseAutoregressiveFlow(Flow):
     ) -> None:
         super().__init__()
         self.features = features
-        if not isinstance(gate, (str, Gate, Spline)):
-            raise _checks.type_error(type(self).__name__, "gate", "a name, a Gate or a Spline", gate)
-        self.gate = Gate(gate) if isinstance(gate, str) else gate
-        outputs = self.gate.parameters if isinstance(self.gate, Spline) else 2
+        self.gate = tail.checked(type(self).__name__, gate)
+        outputs = tail.outputs_of(self.gate)
         options: dict[str, Any] = {"hidden_degrees": hidden_degrees, "device": device, "dtype": dtype}
         self.made = MADE(features, hidden_features, outputs, context_features, order, activation, **options)
 
@@ -120,20 +117,15 @@ class InverseAutoregressiveFlow(Flow):
         return image.reshape(z.shape), log_abs_det.reshape(z.shape[:-1])
 
     def _forward_by_call(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        parameters = self.made(z, context)
-        if isinstance(self.gate, Spline):
-            return rational_quadratic_spline(z, parameters.mT, self.gate)
-        shift, raw = parameters.unbind(-2)
-        return affine_autoregressive(z, shift, raw, gate=self.gate)
+        return tail.apply(self.gate, z, self.made(z, context))
 
     def _inverse_by_calls(self, image: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         """A call finds one feature more, as only the kernels know how to go on from one feature to the next."""
         z = torch.zeros_like(image)
         for _ in range(self.features + 1):  # the last one has to find what is there already
             before = z
-            z, log_abs_det, scale = self._inverse_of(image, self.made(z, context))
-        if scale is not None:
-            refuse_underflow(scale)
+            z, log_abs_det, scale = tail.invert(self.gate, image, self.made(z, context))
+        tail.refuse_underflow("autoregressive_inverse", scale)
         tolerance = torch.finfo(z.dtype).eps ** 0.5
         if _checks.values_readable(z) and not torch.allclose(z, before, tolerance, tolerance, equal_nan=True):
             raise RuntimeError(
@@ -142,14 +134,6 @@ class InverseAutoregressiveFlow(Flow):
                 "other direction alone"
             )
         return z, log_abs_det
-
-    def _inverse_of(self, image: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Each feature by itself: ``(z, log_abs_det)``, and the scale of an affine map."""
-        if isinstance(self.gate, Spline):
-            return *rational_quadratic_spline(image, parameters.mT, self.gate, inverse=True), None
-        shift, raw = parameters.unbind(-2)
-        scale, weight, log_scale = scale_of(self.gate, raw)
-        return (image - (shift if weight is None else weight * shift)) / scale, -log_scale.sum(-1), scale
 
     def extra_repr(self) -> str:
         """The gate, or the spline."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from hvae_kernels import _checks, _live
 from hvae_kernels.nn.autoregressive import InverseAutoregressiveFlow
+from hvae_kernels.nn.coupling import CouplingFlow
 from hvae_kernels.nn.flow import Flow
 
 
@@ -104,6 +105,32 @@ class FlowStack(Flow):
                 order.reverse()
             flows.append(kind(features, hidden_features, order=order, **options))
         return cls(flows)
+
+    @classmethod
+    def coupling(cls, n_layers: int, features: int, hidden_features: int | Sequence[int], **options: Any) -> FlowStack:
+        """``n_layers`` coupling flows; every other one transforms the features that pass through its neighbours.
+
+        Args:
+            n_layers: how many.
+            features: d, at least 2.
+            hidden_features: as for the flow.
+            **options: further arguments of :class:`CouplingFlow`; ``mask`` is that of the first one.
+
+        Raises:
+            TypeError: an argument is nothing of its kind.
+            ValueError: a size is out of range, or a mask that transforms all features or none.
+        """
+        _checks.integer("FlowStack", "n_layers", n_layers, 1)
+        _checks.integer("FlowStack", "features", features, 2)
+        if options.get("conditioner") is not None:
+            expected = "absent, as all layers would share it: make a FlowStack of CouplingFlow"
+            raise _checks.value_error("FlowStack", "conditioner", expected, options["conditioner"])
+        first = CouplingFlow(features, hidden_features, **options)
+        others = (
+            CouplingFlow(features, hidden_features, **{**options, "mask": first.masks[place % 2]})
+            for place in range(1, n_layers)
+        )
+        return cls([first, *others])
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """All flows in order; raises ``ValueError`` where no flow takes the context."""
