@@ -162,7 +162,8 @@ def _swap(name: str, layer: nn.Module, adapter: ModuleType, report: Report) -> N
     try:
         if type(layer) not in adapter.FUSED:
             raise Unfused(_foreign(type(layer), adapter))
-        what = prove(layer, adapter)
+        fused = adapter.FUSED[type(layer)]
+        what = fused.prove(layer) if hasattr(fused, "prove") else prove(layer, adapter)
     except Unfused as reason:
         report.left.append((name, str(reason)))
     except Exception as error:  # an edited layer, or another version of its library

@@ -324,7 +324,7 @@ LEAST = {
 _WEIGHTS: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
 
 
-def _is_recorded() -> bool:
+def is_recorded() -> bool:
     """Whether the call is compiled, traced, counted or faked: whoever does that knows the library's code, not ours."""
     return (
         torch.compiler.is_compiling()  # first: Dynamo must meet neither the others nor the weak dictionaries
@@ -335,7 +335,7 @@ def _is_recorded() -> bool:
 
 def gains(net: nn.Module, x: Tensor) -> bool:
     """Whether a parallel call is worth fusing; asked before anything else, as small calls cost microseconds."""
-    if _is_recorded():
+    if is_recorded():
         return False
     if _dispatch.requested() != "auto":
         return True
@@ -352,7 +352,7 @@ def served(
     adapter_lay_out: Callable[..., Layout], layer: nn.Module, x: Tensor, *context: Tensor | None
 ) -> Network | None:
     """The network for one call of a swapped layer, or None where the library's own code has to run."""
-    if _is_recorded() or _torch.functorch_is_active():
+    if is_recorded() or _torch.functorch_is_active():
         return None
     try:
         layout = adapter_lay_out(layer, x.shape[:-1], *context)

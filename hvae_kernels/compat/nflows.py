@@ -9,13 +9,14 @@ from nflows.transforms.autoregressive import (
     MaskedAffineAutoregressiveTransform,
     MaskedPiecewiseRationalQuadraticAutoregressiveTransform,
 )
+from nflows.transforms.coupling import CouplingTransform, PiecewiseRationalQuadraticCouplingTransform
 from nflows.transforms.made import MADE, MaskedFeedforwardBlock, MaskedLinear, MaskedResidualBlock
 from torch import Size, Tensor, nn
 
-from hvae_kernels.compat import _made, _network
+from hvae_kernels.compat import _coupling, _made, _network
 from hvae_kernels.compat._network import Foreign, Layout
 
-SLOW = (AutoregressiveTransform,)
+SLOW = (AutoregressiveTransform, CouplingTransform)
 
 _LIBRARY = _made.Library(
     MADE, MaskedLinear, MaskedFeedforwardBlock, MaskedResidualBlock, gates=False, preactivates=True
@@ -59,11 +60,18 @@ class FusedMaskedPiecewiseRationalQuadraticAutoregressiveTransform(
     library_class = MaskedPiecewiseRationalQuadraticAutoregressiveTransform
 
 
+class FusedPiecewiseRationalQuadraticCouplingTransform(_coupling.Fused, PiecewiseRationalQuadraticCouplingTransform):
+    """The layer with its splines fused."""
+
+    library_class = PiecewiseRationalQuadraticCouplingTransform
+
+
 FUSED = {
     kind.library_class: kind
     for kind in (
         FusedMaskedAffineAutoregressiveTransform,
         FusedMaskedPiecewiseRationalQuadraticAutoregressiveTransform,
+        FusedPiecewiseRationalQuadraticCouplingTransform,
     )
 }
 

@@ -6,13 +6,14 @@ import copy
 
 from normflows.flows.affine.autoregressive import Autoregressive, MaskedAffineAutoregressive
 from normflows.flows.neural_spline.autoregressive import MaskedPiecewiseRationalQuadraticAutoregressive
+from normflows.flows.neural_spline.coupling import Coupling, PiecewiseRationalQuadraticCoupling
 from normflows.nets.made import MADE, MaskedFeedforwardBlock, MaskedLinear, MaskedResidualBlock
 from torch import Size, Tensor, nn
 
-from hvae_kernels.compat import _made, _network
+from hvae_kernels.compat import _coupling, _made, _network
 from hvae_kernels.compat._network import Foreign, Layout
 
-SLOW = (Autoregressive,)
+SLOW = (Autoregressive, Coupling)
 
 _LIBRARY = _made.Library(
     MADE, MaskedLinear, MaskedFeedforwardBlock, MaskedResidualBlock, gates=True, preactivates=False
@@ -54,9 +55,19 @@ class FusedMaskedPiecewiseRationalQuadraticAutoregressive(_made.Fused, MaskedPie
     library_class = MaskedPiecewiseRationalQuadraticAutoregressive
 
 
+class FusedPiecewiseRationalQuadraticCoupling(_coupling.Fused, PiecewiseRationalQuadraticCoupling):
+    """The layer with its splines fused."""
+
+    library_class = PiecewiseRationalQuadraticCoupling
+
+
 FUSED = {
     kind.library_class: kind
-    for kind in (FusedMaskedAffineAutoregressive, FusedMaskedPiecewiseRationalQuadraticAutoregressive)
+    for kind in (
+        FusedMaskedAffineAutoregressive,
+        FusedMaskedPiecewiseRationalQuadraticAutoregressive,
+        FusedPiecewiseRationalQuadraticCoupling,
+    )
 }
 
 
