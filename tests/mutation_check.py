@@ -82,6 +82,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation("python/hvae/runs.py", 'if state.pop("sha256") != _checksum(state):', 'if state.pop("sha256") == "":', "tests/test_runs.py -k flipped"),
     Mutation("python/hvae/runs.py", "partial.unlink(missing_ok=True)", "pass", "tests/test_runs.py -k full_disk"),
     Mutation("python/hvae/runs.py", "if before != value:", "if False:", "tests/test_runs.py -k another"),
+    Mutation("python/hvae/experiment.py", "setattr(self.state, name, part.state_dict())", "pass", "tests/test_priors.py -k killed"),
+    Mutation("python/hvae/experiment.py", "self.job_of_row(row).key not in keys", "False", "tests/test_gaussian_command.py -k without_states"),
     Mutation("python/hvae/data/mnist.py", "stream.read(size + 1)", "stream.read()", "tests/test_runs.py -k unzipped"),
     Mutation("hvae_kernels/_library.py", "not torch.is_grad_enabled()", "not torch.is_inference_mode_enabled()", _CPP),
     Mutation("hvae_kernels/nn/hamiltonian.py", "temperature[..., 1:] / temperature[..., :-1]", "temperature[..., :-1] / temperature[..., 1:]", "tests/test_gaussian_leapfrog.py"),

@@ -12,7 +12,7 @@ import time
 
 import pytest
 import torch
-from hvae import cli, runs
+from hvae import cli, experiment, runs
 from hvae.gaussian import published, report, train
 from hvae.gaussian.study import Job
 
@@ -111,7 +111,11 @@ def test_a_bound_that_overflows_is_left_out():
     job = Job("published", 5, "vb", 0)
     figures = {name: [1.0] for name in ("delta_error", "sigma_error", "theta_error", "log_evidence")}
     state = train.State(
-        1, 1, torch.zeros(1, 2), torch.zeros(1, 2), history=[{"epoch": 1, "elbo": [-math.inf], **figures}]
+        epochs=1,
+        epoch=1,
+        flat=torch.zeros(1, 2),
+        square_average=torch.zeros(1, 2),
+        history=[{"epoch": 1, "elbo": [-math.inf], **figures}],
     )
     state.oracles = {"elbo_ceiling": [2.0]}
     (row,) = report.rows_of(job, state)
@@ -145,7 +149,7 @@ def test_resume_after_a_kill(finished, tmp_path, monkeypatch, capsys):
         saves.append(path)
         save(self, path)
 
-    monkeypatch.setattr(train, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    monkeypatch.setattr(experiment, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
     monkeypatch.setattr(train.State, "save", killed)
     assert hvae(tmp_path) == 130
     assert "--resume" in capsys.readouterr().err
@@ -170,8 +174,8 @@ def test_a_job_that_fails_does_not_stop_the_others(workers, tmp_path, capsys):
     (tmp_path / "jobs").mkdir()
     run = {"experiment": "gaussian", "seed": 12345, "datasets": 2}
     (tmp_path / "jobs" / runs.RUN).write_text(json.dumps(run))
-    other = train.State(7, 0, torch.zeros(1), torch.zeros(1))
-    other.save(report.state_path(tmp_path, Job("corrected", 6, "vb", 0)))
+    other = train.State(epochs=7, flat=torch.zeros(1), square_average=torch.zeros(1))
+    other.save(experiment.state_path(tmp_path, Job("corrected", 6, "vb", 0)))
     assert hvae(tmp_path, "--resume", "--methods", "vb", "--workers", workers) == 1
     message = capsys.readouterr().err.strip().splitlines()[-1]
     assert message.endswith("is a run of 7 epochs, not 3")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hvae import experiment
 from hvae.gaussian import data, exact, train
 from hvae.gaussian.study import Job, plan
 from hvae.runs import StudyError
@@ -48,7 +49,7 @@ def run(job, sets, epochs, path, state=None, progress=lambda state: None):
 
 @pytest.mark.parametrize("job", JOBS, ids=lambda job: job.key)
 def test_a_killed_run_goes_on_to_the_same_bits(job, sets, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    monkeypatch.setattr(experiment, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
     whole = run(job, sets, 6, tmp_path / "whole.pt")
 
     def kill(state):

@@ -7,9 +7,9 @@ import sys
 
 import pytest
 import torch
-from hvae import cli, runs
+from hvae import cli, experiment
 from hvae.data import mnist
-from hvae.mnist import report, study, train
+from hvae.mnist import study, train
 from hvae.mnist.models import Model
 from hvae.mnist.study import Job, Setting
 
@@ -124,7 +124,7 @@ def test_priors_and_gates_that_cannot_be_are_refused(wrong, said, tmp_path, caps
 
 
 def test_pictures_are_of_the_digits(finished):
-    state = runs.load(train.State, report.state_path(finished, Job("hvae", 2, 1)))
+    state = train.State.load(experiment.state_path(finished, Job("hvae", 2, 1)))
     originals, reconstructions = state.pictures["reconstructions"]
     assert torch.equal(originals, mnist.load().validation[:16])
     assert 0 < reconstructions.float().mean() < 255
@@ -148,17 +148,17 @@ def test_a_killed_run_goes_on_to_the_same_bits(saves, finished, tmp_path, monkey
 
     for job in study.plan(list(study.MODELS), 2, 3):
         saved.clear()
-        monkeypatch.setattr(train, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+        monkeypatch.setattr(experiment, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
         monkeypatch.setattr(train.State, "save", killed)
         with pytest.raises(Killed):
             hvae(tmp_path, "--model", job.model, "--resume")
         monkeypatch.undo()
-        state = runs.load(train.State, report.state_path(tmp_path, job))
+        state = train.State.load(experiment.state_path(tmp_path, job))
         assert (state.epoch, len(state.log_likelihoods)) == {1: (1, 0), 3: (2, 20)}[saves]
     assert strict_json(tmp_path / "results.json")["rows"] == []
     assert hvae(tmp_path, "--resume") == 0
     for job in study.plan(list(study.MODELS), 2, 3):
-        whole, resumed = (runs.load(train.State, report.state_path(out, job)) for out in (finished, tmp_path))
+        whole, resumed = (train.State.load(experiment.state_path(out, job)) for out in (finished, tmp_path))
         assert resumed.history == whole.history
         assert torch.equal(resumed.log_likelihoods, whole.log_likelihoods)
         assert all(torch.equal(resumed.model[name], value) for name, value in whole.model.items())
@@ -189,7 +189,7 @@ def test_batch_norms_and_gates_are_resumed(model, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return epoch(self, pixels)
 
-    monkeypatch.setattr(train, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    monkeypatch.setattr(experiment, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
     monkeypatch.setattr(train.Trainer, "train_epoch", killed)
     assert cli.main([*command, str(tmp_path / "killed")]) == 130
     monkeypatch.undo()
@@ -264,7 +264,7 @@ def test_tensorboard(tmp_path):
 
     assert hvae(tmp_path, "--model", "vae", "--tensorboard") == 0
     events = EventAccumulator(str(tmp_path / "tensorboard" / "vae-K0-S1")).Reload()
-    history = runs.load(train.State, report.state_path(tmp_path, Job("vae", 0, 1))).history
+    history = train.State.load(experiment.state_path(tmp_path, Job("vae", 0, 1))).history
     for name in ("train", "validation", "elbo"):
         points = [(scalar.step, scalar.value) for scalar in events.Scalars(f"bound/{name}")]
         assert points == [(record["epoch"], pytest.approx(record[name])) for record in history]

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from hvae import cli, densities, runs
+from hvae import cli, densities, experiment, runs
 from hvae.priors import data, likelihood, models, study, train
 from hvae.priors.study import PRIORS, Job
 from torch import nn
@@ -223,7 +223,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(prior, finished, tmp_path, monkey
 
     train_epoch = train.train_epoch
     with monkeypatch.context() as patch:
-        patch.setattr(train, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+        patch.setattr(experiment, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
         patch.setattr(train, "train_epoch", killed)
         assert hvae(tmp_path, "--priors", prior) == 130
     assert "--resume" in capsys.readouterr().err

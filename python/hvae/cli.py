@@ -12,15 +12,15 @@ from pathlib import Path
 from hvae import gaussian, mnist, priors, runs
 
 EXTRA = ("matplotlib", "numpy", "tabulate", "tqdm")
-EXPERIMENTS = {"gaussian": gaussian, "mnist": mnist, "priors": priors}
+STUDIES = {study.name: study for study in (gaussian.STUDY, mnist.STUDY, priors.STUDY)}
 
 
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
     root = argparse.ArgumentParser(prog="hvae", description="Experiments with Hamiltonian variational auto-encoders.")
     commands = root.add_subparsers(dest="command", required=True)
-    for experiment in EXPERIMENTS.values():
-        experiment.register(commands)
+    for study in STUDIES.values():
+        study.register(commands)
     report = commands.add_parser("report", help="tables and figures from what earlier runs wrote")
     report.add_argument("directory", type=Path, metavar="DIR", help="the --out of an earlier run")
     report.set_defaults(run=lambda args: print(write_report(args.directory)))
@@ -30,9 +30,9 @@ def parser() -> argparse.ArgumentParser:
 def write_report(directory: Path) -> str:
     """Write the report of whichever experiment the directory holds; returns its text."""
     config, _ = runs.read_results(directory)
-    if config["experiment"] not in EXPERIMENTS:
+    if config["experiment"] not in STUDIES:
         raise runs.StudyError(f"{directory} holds no experiment that is known here: {config['experiment']}")
-    return EXPERIMENTS[config["experiment"]].write_report(directory)
+    return STUDIES[config["experiment"]].write_report(directory)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

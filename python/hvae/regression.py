@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hvae import runs
+from hvae import experiment, runs
 from hvae_kernels.nn import LocalReparamLinear
 
 ROWS, FEATURES, NOISE_SCALE = 10_000, 20, 1.0
@@ -144,7 +144,7 @@ def run(out: Path, seed: int) -> str:
 The variance over the noise of the gradient of the bound, per row of the data, for one batch at the best factorised
 posterior, summed over the parameters ({DRAWS} draws):
 
-{runs.table(["batch", *variances, "ratio"], measured)}
+{experiment.table(["batch", *variances, "ratio"], measured)}
 
 ![variance](variance.png)
 
@@ -154,7 +154,7 @@ so a larger batch does not average it away. The variance over the choice of the 
 After {STEPS:,} steps of Adam with batches of {BATCH}: root mean squares of the means' distance from the exact ones, in
 posterior standard deviations, and of the logarithm of the ratio of the standard deviations.
 
-{runs.table(["sampled", "means", "log-scales"], trained)}
+{experiment.table(["sampled", "means", "log-scales"], trained)}
 """
     out.mkdir(parents=True, exist_ok=True)
     runs.write(out / "report.md", report.encode())
@@ -166,7 +166,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the example and print its report."""
     parser = argparse.ArgumentParser(prog="hvae.regression", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/regression"), metavar="DIR")
-    parser.add_argument("--seed", type=runs.seed, default=12345)
+    parser.add_argument("--seed", type=experiment.seed, default=12345)
     options = parser.parse_args(arguments)
     print(run(options.out, options.seed))
 

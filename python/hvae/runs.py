@@ -1,4 +1,4 @@
-"""What every experiment shares: its directory, ``results.json``, state files, tables and kinds of arguments."""
+"""A run's directory and its files: held by one command, whole, tied to their run, checked before believed."""
 
 from __future__ import annotations
 
@@ -41,29 +41,6 @@ def understood(path: Path) -> Iterator[None]:
         yield
     except (AttributeError, LookupError, TypeError, ValueError, ArithmeticError) as error:
         raise unreadable(path) from error
-
-
-def integer(minimum: int = 1, maximum: float = math.inf) -> Callable[[str], int]:
-    """An argument's type: an integer in a range."""
-
-    def integer(text: str) -> int:
-        if int(text) < minimum:
-            raise argparse.ArgumentTypeError(f"{text} is below {minimum}")
-        if int(text) > maximum:
-            raise argparse.ArgumentTypeError(f"{text} is above {maximum}")
-        return int(text)
-
-    return integer
-
-
-#: The type of ``--seed``.
-seed = integer(0, 2**63 - 1)
-
-
-def generator(*purpose: object) -> torch.Generator:
-    """A stream of random numbers for each purpose (a seed, a job, an epoch...), so that a run can go on anywhere."""
-    digest = hashlib.blake2b(" ".join(map(str, purpose)).encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
 
 
 @contextlib.contextmanager
@@ -226,21 +203,3 @@ def _checksum(value: Any) -> str:
 
     add(value)
     return digest.hexdigest()
-
-
-def table(headers: list[str], lines: list[list[Any]]) -> str:
-    """A Markdown table of four significant digits, without the columns in which nothing is known."""
-    from tabulate import tabulate
-
-    keep = [i for i in range(len(headers)) if any(line[i] is not None for line in lines)]
-    body = [[_text(line[i]) for i in keep] for line in lines]
-    align = ["left" if isinstance(lines[0][i], str) else "right" for i in keep] if lines else None
-    return tabulate(body, [headers[i] for i in keep], tablefmt="github", disable_numparse=True, colalign=align)
-
-
-def _text(value: float | str | None) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, float):
-        return f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
-    return f"{value:,}" if isinstance(value, int) else value

@@ -4,7 +4,6 @@
 is run in the two settings, ``train`` the loop, ``report`` the results, ``command`` the command line.
 """
 
-from hvae.gaussian.command import register
-from hvae.gaussian.report import write_report
+from hvae.gaussian.command import STUDY
 
-__all__ = ["register", "write_report"]
+__all__ = ["STUDY"]

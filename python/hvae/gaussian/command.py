@@ -20,7 +20,8 @@ from typing import Any
 
 import torch
 
-from hvae import runs
+from hvae import experiment, runs
+from hvae.experiment import Study, integer
 from hvae.gaussian import report, study, train
 from hvae.gaussian.study import Job
 from hvae.gaussian.train import State
@@ -30,29 +31,20 @@ from hvae.runs import StudyError
 Outcome = list[str | StudyError]
 
 
-def register(commands: Any) -> None:
-    """Add ``hvae gaussian`` to the command line's subcommands."""
-    command = commands.add_parser(
-        "gaussian",
-        help="learn a Gaussian model's shift and scales by several variational methods",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    add = command.add_argument
-    add("--dims", type=runs.integer(2), nargs="+", default=list(study.DIMS), help="dimensions")
+def arguments(add: Callable[..., Any]) -> None:
+    """The command's own."""
+    add("--dims", type=integer(2), nargs="+", default=list(study.DIMS), help="dimensions")
     add("--methods", nargs="+", choices=study.METHODS, default=list(study.METHODS), help="methods")
-    add("--leapfrog-steps", type=runs.integer(), nargs="+", default=[1, 10], metavar="K", help="for the hvae methods")
-    add("--planar-layers", type=runs.integer(), nargs="+", default=[1, 30], metavar="K", help="for the planar flow")
+    add("--leapfrog-steps", type=integer(), nargs="+", default=[1, 10], metavar="K", help="for the hvae methods")
+    add("--planar-layers", type=integer(), nargs="+", default=[1, 30], metavar="K", help="for the planar flow")
     add(
         "--setting", choices=study.SETTINGS, nargs="+", default=["corrected"],
         help="corrected bounds, or the printed tables' own",
     )  # fmt: skip
-    add("--datasets", type=runs.integer(), default=3, help="how many data sets, trained side by side")
-    add("--epochs", type=runs.integer(), help="of 40 steps; by default the setting's own number")
-    add("--seed", type=runs.integer(0, 2**32 - 1), default=12345, help="of data, initial values and training noise")
-    add("--out", type=Path, default=Path("runs/gaussian"), help="directory for results, report and figures")
-    add("--resume", action="store_true", help="go on with what --out holds, and add to it")
-    add("--workers", type=runs.integer(), default=os.cpu_count() or 1, help="processes, each training one job")
-    command.set_defaults(run=run)
+    add("--datasets", type=integer(), default=3, help="how many data sets, trained side by side")
+    add("--epochs", type=integer(), help="of 40 steps; by default the setting's own number")
+    experiment.add_common(add, "gaussian", "data, initial values and training noise", seed=integer(0, 2**32 - 1))
+    add("--workers", type=integer(), default=os.cpu_count() or 1, help="processes, each training one job")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -62,23 +54,26 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _run(args: argparse.Namespace, config: dict[str, Any]) -> None:
-    _write_results(args.out, config)
     steps = {"planar": args.planar_layers, "iaf": [1], "vb": [0]}
     steps |= dict.fromkeys(("hvae", "hvae-untempered"), args.leapfrog_steps)
     jobs = [job for setting in args.setting for job in study.plan(setting, args.dims, args.methods, steps)]
     jobs = sorted(set(jobs), key=lambda job: (-job.dim, job.method != "planar", -job.n_steps, job.key))
     one = functools.partial(_run_job, out=args.out, datasets=args.datasets, epochs=args.epochs, seed=args.seed)
-    errors = []
-    for outcome in _outcomes(one, _tasks(jobs), args.workers):
+    errors: list[StudyError] = []
+    STUDY.keep_results(args.out, config, _told(_outcomes(one, _tasks(jobs), args.workers), errors))
+    if errors:
+        raise StudyError("; ".join(map(str, errors)))
+
+
+def _told(outcomes: Iterator[Outcome], errors: list[StudyError]) -> Iterator[Outcome]:
+    """The outcomes, with lines printed and errors collected."""
+    for outcome in outcomes:
         for line in outcome:
             if isinstance(line, StudyError):
                 errors.append(line)
             else:
                 print(line, file=sys.stderr)
-        _write_results(args.out, config)
-    print(report.write_report(args.out))
-    if errors:
-        raise StudyError("; ".join(map(str, errors)))
+        yield outcome
 
 
 def _tasks(jobs: list[Job]) -> list[tuple[Job, ...]]:
@@ -96,12 +91,8 @@ def _outcomes(one: Callable[[Job], str], tasks: list[tuple[Job, ...]], workers: 
     if min(workers, len(tasks)) > 1:
         yield from _outcomes_of_processes(one, tasks, min(workers, len(tasks)))
         return
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the tensors are too small to share
-    try:
+    with experiment.threads(1):  # the tensors are too small to share
         yield from (_attempt(one, (job,)) for task in tasks for job in task)
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _outcomes_of_processes(one: Callable[[Job], str], tasks: list[tuple[Job, ...]], workers: int) -> Iterator[Outcome]:
@@ -172,7 +163,7 @@ def _attempt(one: Callable[[Job], str], task: tuple[Job, ...]) -> Outcome:
 
 def _run_job(job: Job, *, out: Path, datasets: int, epochs: int | None, seed: int) -> str:
     """Bring a job to its end, from its checkpoint if there is one; returns a line to print."""
-    path, epochs = report.state_path(out, job), epochs or job.default_epochs
+    path, epochs = experiment.state_path(out, job), epochs or job.default_epochs
     state = State.load(path) if path.exists() else None
     if state is not None and state.epochs != epochs:
         raise StudyError(f"{job.key} in {out} is a run of {state.epochs} epochs, not {epochs}")
@@ -180,29 +171,25 @@ def _run_job(job: Job, *, out: Path, datasets: int, epochs: int | None, seed: in
         return f"{job.key}: finished before"
     data_sets = job.data_sets(datasets, seed)
     state = state or train.initial_state(job, data_sets, epochs, seed)
-    from tqdm import tqdm
-
-    with tqdm(
-        desc=job.key, total=epochs, initial=state.epoch, unit="epoch", position=_PLACE, leave=False, mininterval=0.5
-    ) as bar:
-
-        def progress(state: State) -> None:
-            bound = state.history[-1]["objective"]
-            bar.set_postfix(bound=f"{sum(bound) / len(bound):.1f}", refresh=False)
-            bar.update()
-
+    with experiment.epoch_bar(job, state, epochs, _mean_bound, position=_PLACE, leave=False) as progress:
         train.train(job, data_sets, state, seed, path, progress)
     return f"{job.key}: {state.seconds:.1f} s"
 
 
-def _write_results(directory: Path, config: dict[str, Any]) -> None:
-    """Collect every finished job in the directory; rows of jobs whose states are not there stay as they are."""
-    finished = report.finished_jobs(directory)
-    rows = [row for job, state in finished for row in report.rows_of(job, state)]
-    path = directory / "results.json"
-    with runs.understood(path):
-        if path.exists():
-            keys = {job.key for job, _ in finished}
-            rows += [row for row in runs.read_results(directory)[1] if report.job_of(row).key not in keys]
-        rows.sort(key=report.order)
-    runs.write_results(directory, config, rows)
+def _mean_bound(record: dict[str, Any]) -> str:
+    bound = record["objective"]
+    return f"{sum(bound) / len(bound):.1f}"
+
+
+STUDY = Study(
+    name="gaussian",
+    help="learn a Gaussian model's shift and scales by several variational methods",
+    arguments=arguments,
+    run=run,
+    state=State,
+    job=lambda key, config: Job.from_key(key),
+    rows=lambda job, state, config: report.rows_of(job, state),
+    tables=report.tables,
+    figures=report.drawn,
+    job_of_row=report.job_of,
+)

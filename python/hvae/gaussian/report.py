@@ -6,13 +6,13 @@ import functools
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
+from hvae.experiment import Config, table, versions
 from hvae.gaussian import figures, published, texts
 from hvae.gaussian.data import BATCHES_PER_EPOCH
 from hvae.gaussian.study import FLOORS, METHODS, SETTINGS, Job, method_label
 from hvae.gaussian.train import State
-from hvae.runs import Row, finite, read_results, table, understood, unreadable, write
+from hvae.runs import Row, finite
 
 
 def rows_of(job: Job, state: State) -> list[Row]:
@@ -30,22 +30,10 @@ def rows_of(job: Job, state: State) -> list[Row]:
     ]
 
 
-def write_report(directory: Path) -> str:
-    """Write ``report.md`` and the figures of a run's directory; returns the report's text."""
-    config, rows = read_results(directory)
-    with understood(directory / "results.json"):
-        parts = _tables(config, rows)
-        keys = {job_of(row).key for row in rows}
-    for number, title in enumerate(_drawn(directory, keys), 1):
-        parts += [f"## Figure {number}. {title}", f"![{title}]({figures.name(number)})"] if title else []
-    text = "\n\n".join(part.strip() for part in parts) + "\n"
-    write(directory / "report.md", text.encode())
-    return text
-
-
-def _tables(config: dict[str, Any], rows: list[Row]) -> list[str]:
-    versions = ", ".join(f"{name} {version}" for name, version in config["versions"].items())
-    parts = ["# The Gaussian study", f"Seed {config['seed']}, {config['datasets']} data sets; {versions}.", texts.NOTES]
+def tables(config: Config, rows: list[Row]) -> list[str]:
+    """The report but for its figures."""
+    about = f"Seed {config['seed']}, {config['datasets']} data sets; {versions(config)}."
+    parts = ["# The Gaussian study", about, texts.NOTES]
     for heading, name, methods, text in texts.TABLES:
         some = [row for row in rows if row["method"] in methods]
         if some:
@@ -54,12 +42,14 @@ def _tables(config: dict[str, Any], rows: list[Row]) -> list[str]:
     return parts
 
 
-def _drawn(directory: Path, keys: set[str]) -> list[str | None]:
-    """Titles of the figures there are; drawn anew only from the states of all the rows' jobs."""
-    jobs = finished_jobs(directory)
-    if {job.key for job, _ in jobs} >= keys:
-        return figures.draw(directory, jobs)
-    return [title if (directory / figures.name(i)).exists() else None for i, title in enumerate(figures.TITLES, 1)]
+def drawn(directory: Path, jobs: figures.Jobs, rows: list[Row]) -> list[str]:
+    """The report's figures, drawn anew only from the states of all the rows' jobs."""
+    if {job.key for job, _ in jobs} >= {job_of(row).key for row in rows}:
+        titles = figures.draw(directory, jobs)
+    else:
+        titles = [t if (directory / figures.name(i)).exists() else None for i, t in enumerate(figures.TITLES, 1)]
+    shown = [(number, title) for number, title in enumerate(titles, 1) if title]
+    return [f"## Figure {number}. {title}\n\n![{title}]({figures.name(number)})" for number, title in shown]
 
 
 def job_of(row: Row) -> Job:
@@ -67,11 +57,6 @@ def job_of(row: Row) -> Job:
     if row["setting"] not in SETTINGS or row["method"] not in METHODS:
         raise LookupError(f"{row['setting']}, {row['method']}")
     return Job(row["setting"], row["dim"], row["method"], row["leapfrog_steps"])
-
-
-def order(row: Row) -> tuple:
-    """Of rows in ``results.json``."""
-    return row["setting"], _order(*_case(row)), row["dataset"]
 
 
 def error_table(name: str, rows: list[Row]) -> str:
@@ -128,40 +113,14 @@ def time_table(rows: list[Row]) -> str:
     """Seconds of training, all data sets of a row together, a column a dimension."""
     dims = sorted({row["dim"] for row in rows})
     seconds: dict[tuple, dict[int, float]] = defaultdict(lambda: defaultdict(float))
-    for setting in SETTINGS:
-        for row in sorted(_of(rows, setting), key=lambda row: _order(*_case(row))):
-            label = method_label(row["method"], row["leapfrog_steps"])
-            for line in ((setting, label), (setting, "all")):
-                seconds[line][row["dim"]] += row["seconds"]
+    for job, row in sorted(((job_of(row), row) for row in rows), key=lambda item: item[0].order):
+        for label in (method_label(job.method, job.n_steps), "all"):
+            seconds[job.setting, label][job.dim] += row["seconds"]
     lines = [
         [*line, *(own.get(dim) for dim in dims), sum(own.values())]
         for line, own in sorted(seconds.items(), key=lambda item: (item[0][0], item[0][1] == "all"))
     ]
     return table(["setting", "method", *(f"d = {dim}" for dim in dims), "seconds"], lines)
-
-
-def finished_jobs(directory: Path) -> list[tuple[Job, State]]:
-    """The finished jobs whose state the directory keeps, in the tables' order."""
-    states = [(_job_of(path), State.load(path)) for path in (directory / "jobs").glob("*.pt")]
-    done = [(job, state) for job, state in states if state.finished]
-    return sorted(done, key=lambda item: (item[0].setting, _order(item[0].dim, item[0].method, item[0].n_steps)))
-
-
-def state_path(directory: Path, job: Job) -> Path:
-    """Where a job's state is kept."""
-    return directory / "jobs" / f"{job.key}.pt"
-
-
-def _job_of(path: Path) -> Job:
-    """The job whose :func:`state_path` this is."""
-    try:
-        return Job.from_key(path.stem)
-    except ValueError as error:
-        raise unreadable(path) from error
-
-
-def _order(dim: int, method: str, n_steps: int) -> tuple[int, int, int]:
-    return dim, METHODS.index(method), n_steps
 
 
 def _case(row: Row) -> tuple[int, str, int]:
@@ -172,7 +131,7 @@ def _groups(rows: list[Row]) -> list[tuple[tuple[int, str, int], list[Row]]]:
     groups = defaultdict(list)
     for row in rows:
         groups[_case(row)].append(row)
-    return sorted(groups.items(), key=lambda item: _order(*item[0]))
+    return sorted(groups.items(), key=lambda item: (item[0][0], METHODS.index(item[0][1]), item[0][2]))
 
 
 def _of(rows: list[Row], setting: str) -> list[Row]:

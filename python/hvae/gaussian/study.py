@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hvae import runs
+from hvae import experiment
 from hvae.gaussian import data, exact
 from hvae.gaussian.data import BATCHES_PER_EPOCH, DataSets, Statistics
 from hvae.gaussian.models import (
@@ -75,6 +75,11 @@ class Job:
         if job.key != key or job.setting not in SETTINGS or job.method not in METHODS:
             raise ValueError(f"no job is named {key}")
         return job
+
+    @property
+    def order(self) -> tuple[str, int, int, int]:
+        """Where the job stands in tables."""
+        return self.setting, self.dim, METHODS.index(self.method), self.n_steps
 
     @property
     def published(self) -> bool:
@@ -144,7 +149,8 @@ class Job:
         if model.noise_rows is None:
             return None
         shape = (data_sets, BATCHES_PER_EPOCH, *model.noise_rows, self.dim)
-        return torch.randn(shape, generator=runs.generator(seed, self.key, epoch)).permute(1, 2, 0, 3, 4).contiguous()
+        noise = torch.randn(shape, generator=experiment.generator(seed, self.key, epoch))
+        return noise.permute(1, 2, 0, 3, 4).contiguous()
 
     def oracles(self, data: DataSets) -> dict[str, list[float | None]]:
         """What the best possible result of this job would be, for each data set.

@@ -5,7 +5,6 @@
 the results, ``command`` the command line.
 """
 
-from hvae.mnist.command import register
-from hvae.mnist.report import write_report
+from hvae.mnist.command import STUDY
 
-__all__ = ["register", "write_report"]
+__all__ = ["STUDY"]

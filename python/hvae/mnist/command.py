@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import sys
+import functools
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
-from hvae import runs
+from hvae import experiment, runs
 from hvae.data import mnist
+from hvae.experiment import Study, integer
 from hvae.mnist import distributed, networks, report, study
 from hvae.mnist.state import State
 from hvae.mnist.study import Job, Setting
@@ -24,46 +25,34 @@ Watcher = Callable[[Trainer], None]
 MEMORY = ("reversible", "store")
 
 
-def register(commands: Any) -> None:
-    """Add ``hvae mnist`` to the command line's subcommands."""
-    command = commands.add_parser(
-        "mnist",
-        help="variational auto-encoders on MNIST: Hamiltonian, importance-weighted, structured; flows and priors",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        epilog="Under torchrun every process takes its part of each batch and of the importance samples.",
-    )
-    add = command.add_argument
+def arguments(add: Callable[..., Any]) -> None:
+    """The command's own."""
     add("--model", nargs="+", choices=study.ALL_MODELS, default=list(study.MODELS), help="models")
     add("--prior", choices=study.PRIORS, default="normal", help="a standard normal, or a VampPrior")
-    add("--components", type=runs.integer(), help=f"of a VampPrior, by default {study.COMPONENTS}")
-    add("--gate-epochs", type=runs.integer(), help="in which structured models learn their gates, by default a quarter")
+    add("--components", type=integer(), help=f"of a VampPrior, by default {study.COMPONENTS}")
+    add("--gate-epochs", type=integer(), help="in which structured models learn their gates, by default a quarter")
     add("--data", default="sample", help="'sample' in the package, 'torchvision', or a folder of IDX files")
-    add("--train-size", type=runs.integer(), default=mnist.N_TRAIN, help="how many of the training digits")
-    add("--validation-size", type=runs.integer(), default=mnist.N_VALIDATION, help="how many of the test digits")
+    add("--train-size", type=integer(), default=mnist.N_TRAIN, help="how many of the training digits")
+    add("--validation-size", type=integer(), default=mnist.N_VALIDATION, help="how many of the test digits")
     add("--binarisation", choices=mnist.BINARISATIONS, default="round", help="drawn never, once, or every epoch")
     add("--network", choices=networks.NETWORKS, default="conv", help="the report's, without batch norm, perceptrons")
-    add("--epochs", type=runs.integer(), default=study.EPOCHS, help="of training")
-    add("--batch-size", type=runs.integer(), default=study.BATCH_SIZE, help="images a step")
-    add("--leapfrog-steps", type=runs.integer(0), metavar="K", help="by default 15, and 20 for hvae-iaf")
+    add("--epochs", type=integer(), default=study.EPOCHS, help="of training")
+    add("--batch-size", type=integer(), default=study.BATCH_SIZE, help="images a step")
+    add("--leapfrog-steps", type=integer(0), metavar="K", help="by default 15, and 20 for hvae-iaf")
     add(
         "--importance-samples",
-        type=runs.integer(),
+        type=integer(),
         default=study.IMPORTANCE_SAMPLES,
         help="of the bounds of iwae and its kin",
     )
-    add("--likelihood-samples", type=runs.integer(), default=5000, help="for the log-likelihood of an image")
-    add(
-        "--likelihood-images", type=runs.integer(0), help="how many have theirs estimated; by default all of validation"
-    )
-    add("--seed", type=runs.integer(0, 2**63 - 1), default=12345, help="of parameters, order of data and noise")
-    add("--out", type=Path, default=Path("runs/mnist"), help="directory for results, report and figures")
-    add("--resume", action="store_true", help="go on with what --out holds, and add to it")
+    add("--likelihood-samples", type=integer(), default=5000, help="for the log-likelihood of an image")
+    add("--likelihood-images", type=integer(0), help="how many have theirs estimated; by default all of validation")
+    experiment.add_common(add, "mnist", "parameters, order of data and noise")
     add("--tensorboard", action="store_true", help="write the curves for TensorBoard, too")
     add("--device", type=_device, default="cpu", help="to compute on")
     add("--memory", choices=MEMORY, default="reversible", help="of leapfrog steps; stored ones are faster")
     add("--compile", action="store_true", help="compile the gradient of leapfrog steps")
-    add("--threads", type=runs.integer(), help="torch's; by default its own choice")
-    command.set_defaults(run=run)
+    add("--threads", type=integer(), help="torch's; by default its own choice")
 
 
 def _device(text: str) -> torch.device:
@@ -101,13 +90,15 @@ def run(args: argparse.Namespace) -> None:
     if setting.likelihood_images > setting.n_validation:
         raise StudyError(f"--likelihood-images {setting.likelihood_images} is more than --validation-size")
     digits, jobs = setting.digits(), _plan(args)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(args.threads or threads)
-    try:
-        with distributed.processes():
-            _run_jobs(jobs, setting, digits, args)
-    finally:
-        torch.set_num_threads(threads)
+    train = functools.partial(_train, setting=setting, digits=digits, args=args)
+    trained = STUDY.train_jobs(args.out, jobs, train)
+    with experiment.threads(args.threads), distributed.processes():
+        if distributed.rank() != 0:
+            for _ in trained:
+                pass
+            return
+        with runs.open_directory(args, **asdict(setting)) as config:
+            STUDY.keep_results(args.out, config, trained)
 
 
 def _plan(args: argparse.Namespace) -> list[Job]:
@@ -128,26 +119,9 @@ def _plan(args: argparse.Namespace) -> list[Job]:
         raise StudyError(str(error)) from error
 
 
-def _run_jobs(jobs: list[Job], setting: Setting, digits: mnist.Digits, args: argparse.Namespace) -> None:
-    if distributed.rank() != 0:
-        for job in jobs:
-            _train(job, setting, digits, args)
-        return
-    with runs.open_directory(args, **asdict(setting)) as config:
-        _write_results(args.out, config, setting)
-        for job in jobs:
-            _train(job, setting, digits, args)
-            _write_results(args.out, config, setting)
-        print(report.write_report(args.out))
-
-
-def _train(job: Job, setting: Setting, digits: mnist.Digits, args: argparse.Namespace) -> None:
-    """Bring a job to its end from wherever it stands."""
-    path = report.state_path(args.out, job)
-    state = runs.load(State, path) if path.exists() else State(epoch=0)
-    if state.finished:
-        print(f"{job.key}: finished before", file=sys.stderr)
-        return
+def _train(
+    job: Job, state: State, path: Path, *, setting: Setting, digits: mnist.Digits, args: argparse.Namespace
+) -> None:
     trainer = Trainer(job, setting, state, path, args.device, {"memory": args.memory, "compile": args.compile})
     with ExitStack() as stack:
         if distributed.rank() == 0:
@@ -194,7 +168,15 @@ def _scalars(stack: ExitStack, directory: Path, state: State) -> Watcher:
     return write
 
 
-def _write_results(directory: Path, config: dict[str, Any], setting: Setting) -> None:
-    """Collect every finished job in the directory, of this and of earlier commands."""
-    rows = [report.row_of(job, state, setting) for job, state in report.finished_jobs(directory)]
-    runs.write_results(directory, config, rows)
+STUDY = Study(
+    name="mnist",
+    help="variational auto-encoders on MNIST: Hamiltonian, importance-weighted, structured; flows and priors",
+    epilog="Under torchrun every process takes its part of each batch and of the importance samples.",
+    arguments=arguments,
+    run=run,
+    state=State,
+    job=lambda key, config: Job.from_key(key),
+    rows=lambda job, state, config: [report.row_of(job, state, Setting.of(config))],
+    tables=report.tables,
+    figures=lambda directory, jobs, rows: report.drawn(directory, jobs),
+)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from hvae import runs
+from hvae.experiment import Config, table, versions
 from hvae.mnist import figures
 from hvae.mnist.state import State
 from hvae.mnist.study import LAST_EPOCHS, PUBLISHED, Job, Setting
-from hvae.runs import Row, write
+from hvae.runs import Row
 
 NOTES = f"""Figures are means over images, in nats an image, with every constant.
 
@@ -48,22 +49,22 @@ def row_of(job: Job, state: State, setting: Setting) -> Row:
     }
 
 
-def write_report(directory: Path) -> str:
-    """Write ``report.md`` and the figures of a run's directory; returns the report's text."""
-    config, rows = runs.read_results(directory)
-    with runs.understood(directory / "results.json"):
-        versions = ", ".join(f"{name} {version}" for name, version in config["versions"].items())
-        about = (
-            f"Seed {config['seed']}; data {config['data']}: {config['n_train']:,} digits for training, "
-            f"{config['n_validation']:,} for validation, binarisation {config['binarisation']!r}; network "
-            f"{config['network']!r}, batches of {config['batch_size']}; {versions}."
-        )
-        parts = ["# MNIST", about, NOTES, bound_table(rows)]
-    for title, paths in figures.draw(directory, finished_jobs(directory)).items():
+def tables(config: Config, rows: list[Row]) -> list[str]:
+    """The report but for its figures."""
+    about = (
+        f"Seed {config['seed']}; data {config['data']}: {config['n_train']:,} digits for training, "
+        f"{config['n_validation']:,} for validation, binarisation {config['binarisation']!r}; network "
+        f"{config['network']!r}, batches of {config['batch_size']}; {versions(config)}."
+    )
+    return ["# MNIST", about, NOTES, bound_table(rows)]
+
+
+def drawn(directory: Path, jobs: list[tuple[Job, State]]) -> list[str]:
+    """The report's figures."""
+    parts = []
+    for title, paths in figures.draw(directory, jobs).items():
         parts += [f"## {title}", *(f"![{path.stem}]({path.name})" for path in paths)]
-    text = "\n\n".join(part.strip() for part in parts) + "\n"
-    write(directory / "report.md", text.encode())
-    return text
+    return parts
 
 
 def bound_table(rows: list[Row]) -> str:
@@ -87,23 +88,4 @@ def bound_table(rows: list[Row]) -> str:
         *("printed, train", "printed, validation", "printed, log-likelihood"),
         *("log-likelihood", "images", "samples", "epochs", "seconds an epoch"),
     ]
-    return runs.table(headers, lines)
-
-
-def finished_jobs(directory: Path) -> list[tuple[Job, State]]:
-    """The finished jobs whose state the directory keeps, in the tables' order."""
-    states = [(_job_of(path), runs.load(State, path)) for path in (directory / "jobs").glob("*.pt")]
-    return sorted(((job, state) for job, state in states if state.finished), key=lambda item: item[0].order)
-
-
-def state_path(directory: Path, job: Job) -> Path:
-    """Where a job's state is kept."""
-    return directory / "jobs" / f"{job.key}.pt"
-
-
-def _job_of(path: Path) -> Job:
-    """The job whose :func:`state_path` this is."""
-    try:
-        return Job.from_key(path.stem)
-    except (ValueError, IndexError) as error:
-        raise runs.unreadable(path) from error
+    return table(headers, lines)

@@ -9,30 +9,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hvae import runs
+from hvae import experiment
 from hvae.mnist import distributed
 
 
-@dataclass
-class State:
-    """Everything a job needs to go on; noise is a function of where it is used, so no generator is among it.
+@dataclass(kw_only=True)
+class State(experiment.State):
+    """With a record an epoch in its history.
+
+    It holds ``train`` and ``validation`` bounds and the one-sample ``elbo`` of the validation images, each a mean over
+    images.
 
     Attributes:
-        epoch: how many epochs are done.
         model: the model's state dict.
         optimizer: the optimiser's.
-        seconds: of training so far.
-        history: a record an epoch: ``epoch``, ``train`` and ``validation`` bounds and the one-sample ``elbo`` of the
-            validation images, each a mean over images.
         log_likelihoods: of the validation images that are done, float64.
         pictures: what :func:`figures.pictures` shows; empty before the end.
     """
 
-    epoch: int
     model: dict[str, Tensor] = field(default_factory=dict)
     optimizer: dict[str, Any] = field(default_factory=dict)
-    seconds: float = 0.0
-    history: list[dict[str, float]] = field(default_factory=list)
     log_likelihoods: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
     pictures: dict[str, Tensor] = field(default_factory=dict)
 
@@ -44,4 +40,4 @@ class State:
     def save(self, path: Path) -> None:
         """Write to ``path``, whole or not at all; of several processes the first does."""
         if distributed.rank() == 0:
-            runs.save(vars(self), path)
+            super().save(path)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from hvae import experiment
 from hvae.autoencoder import AutoEncoder
 from hvae.data import mnist
 from hvae.mnist import networks
@@ -58,6 +58,11 @@ class Setting:
     likelihood_images: int
     likelihood_samples: int
 
+    @classmethod
+    def of(cls, config: dict[str, Any]) -> Setting:
+        """A run's, from its config."""
+        return cls(**{field.name: config[field.name] for field in fields(cls)})
+
     @property
     def steps_per_epoch(self) -> int:
         """The last step may have fewer images."""
@@ -65,8 +70,7 @@ class Setting:
 
     def generator(self, *purpose: object) -> torch.Generator:
         """A stream of random numbers for each purpose, so that a run can go on anywhere."""
-        digest = hashlib.blake2b(repr((self.seed, *purpose)).encode(), digest_size=8).digest()
-        return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
+        return experiment.generator(repr((self.seed, *purpose)))
 
     def digits(self) -> mnist.Digits:
         """The intensities."""

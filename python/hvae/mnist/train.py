@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hvae import runs
+from hvae import experiment
 from hvae.data.mnist import Digits
 from hvae.mnist import distributed, figures
 from hvae.mnist.likelihood import log_likelihood
@@ -21,7 +20,6 @@ from hvae.mnist.study import LEARNING_RATE, Job, Setting
 from hvae.runs import StudyError
 from hvae_kernels.functional import iwae_bound
 
-SECONDS_BETWEEN_CHECKPOINTS = 20.0
 EVALUATION_BATCH = 250
 LIKELIHOOD_IMAGES, LIKELIHOOD_SAMPLES = 20, 50  # at a time
 
@@ -53,41 +51,21 @@ class Trainer:
         state, device = self.state, self.device
         self.model = self.job.build(self.setting, digits.train, **self.leapfrog).to(device)
         self.optimizer = torch.optim.Adam(self.model.parameters(), LEARNING_RATE)
-        if state.epoch:
-            self._load()
+        parts = {"model": self.model, "optimizer": self.optimizer}
+        checkpoint = experiment.Checkpoints(state, self.path, lambda state: self.report(), **parts)
         self.parallel = distributed.parallel(self.model)
-        self.saved, self.step = time.perf_counter(), state.epoch * self.setting.steps_per_epoch
+        self.step = state.epoch * self.setting.steps_per_epoch
         validation = self.setting.validation_pixels(digits.validation).to(device)
-        while state.epoch < self.setting.epochs:
-            start = time.perf_counter()
-            pixels = self.setting.training_pixels(digits.train, state.epoch).to(device)
+        for epoch in checkpoint.epochs(self.setting.epochs):
+            pixels = self.setting.training_pixels(digits.train, epoch).to(device)
             train = self.train_epoch(pixels)
             bound, elbo = self.evaluate(validation)
-            state.epoch += 1
-            state.history.append({"epoch": state.epoch, "train": train, "validation": bound, "elbo": elbo})
-            state.seconds += time.perf_counter() - start
-            self.checkpoint(force=state.epoch == self.setting.epochs)
+            state.history.append({"epoch": epoch + 1, "train": train, "validation": bound, "elbo": elbo})
         self.model.begin_epoch(state.epoch)
         self.model.eval()
-        self.estimate_log_likelihoods(validation)
+        self.estimate_log_likelihoods(validation, checkpoint)
         state.pictures = figures.pictures(self.model, validation, self.setting.generator("pictures"))
-        self.checkpoint(force=True)
-
-    def _load(self) -> None:
-        """Bring model and optimiser to where the state stands."""
-        try:
-            self.model.load_state_dict(self.state.model)
-            self.optimizer.load_state_dict(self.state.optimizer)
-        except (RuntimeError, ValueError, KeyError) as error:
-            raise runs.unreadable(self.path) from error
-
-    def checkpoint(self, force: bool) -> None:
-        """Save now, or if the last time is long ago."""
-        if force or time.perf_counter() - self.saved > SECONDS_BETWEEN_CHECKPOINTS:
-            self.state.model, self.state.optimizer = self.model.state_dict(), self.optimizer.state_dict()
-            self.state.save(self.path)
-            self.saved = time.perf_counter()
-        self.report()
+        checkpoint(force=True)
 
     def report(self) -> None:
         """Tell the watchers."""
@@ -136,7 +114,7 @@ class Trainer:
         bound, elbo = (distributed.all_reduce(total) / len(pixels)).tolist()
         return bound, elbo
 
-    def estimate_log_likelihoods(self, pixels: Tensor) -> None:
+    def estimate_log_likelihoods(self, pixels: Tensor, checkpoint: Callable[[], None]) -> None:
         """Of the images that :attr:`State.log_likelihoods` lacks."""
         pixels = pixels[: self.setting.likelihood_images]
         for start in range(len(self.state.log_likelihoods), len(pixels), LIKELIHOOD_IMAGES):
@@ -144,7 +122,7 @@ class Trainer:
             noise = functools.partial(self.likelihood_noise, start, len(batch))
             done = log_likelihood(self.model, batch, self.setting.likelihood_samples, noise, LIKELIHOOD_SAMPLES)
             self.state.log_likelihoods = torch.cat([self.state.log_likelihoods, done])
-            self.checkpoint(force=False)
+            checkpoint()
 
     def likelihood_noise(self, start: int, images: int, number: int, samples: int) -> Tensor:
         """For the ``number``-th batch of samples of the images from ``start`` on."""

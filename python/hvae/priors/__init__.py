@@ -4,7 +4,6 @@
 log-likelihood, ``study`` what is run, ``train`` the loop, ``report`` the results, ``command`` the command line.
 """
 
-from hvae.priors.command import register
-from hvae.priors.report import write_report
+from hvae.priors.command import STUDY
 
-__all__ = ["register", "write_report"]
+__all__ = ["STUDY"]

@@ -18,8 +18,8 @@ N_SHOWN = 1_000
 COLOURS = ("tab:orange", "tab:blue")
 
 
-def draw(directory: Path, jobs: Jobs) -> list[tuple[str, Path]]:
-    """Draw the figures in ``directory``; returns titles and paths, those with nothing to show left out."""
+def draw(directory: Path, jobs: Jobs) -> list[str]:
+    """Draw the figures in ``directory``; returns the report's part of each, those with nothing to show left out."""
     first = [(job, state) for job, state in jobs if job.dataset == 0]
     mixtures = [(job, state) for job, state in jobs if job.prior == "mixture"]
     pictures = [
@@ -34,7 +34,7 @@ def draw(directory: Path, jobs: Jobs) -> list[tuple[str, Path]]:
             path = directory / f"{name}.png"
             with writing(path) as partial:
                 picture(shown).savefig(partial, dpi=80)
-            drawn.append((title, path))
+            drawn.append(f"## {title}\n\n![{title}]({path.name})")
     return drawn
 
 

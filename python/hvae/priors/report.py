@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 from hvae import runs
-from hvae.priors import figures, models, study
+from hvae.experiment import Config, table, versions
+from hvae.priors import models, study
 from hvae.priors.study import PRIORS, PUBLISHED, Job
 from hvae.priors.train import State
-from hvae.runs import Row, write
+from hvae.runs import Row
 
 MODEL = """\
 10,000 points of `0.3 N((2, 2), I) + 0.7 N((-2, -2), I)`. The decoder's covariance is I, so a model equals the truth
@@ -47,19 +45,12 @@ def row_of(job: Job, state: State) -> Row:
     }
 
 
-def write_report(directory: Path) -> str:
-    """Write ``report.md`` and the figures of a run's directory; returns the report's text."""
-    config, rows = runs.read_results(directory)
-    with runs.understood(directory / "results.json"):
-        versions = ", ".join(f"{name} {version}" for name, version in config["versions"].items())
-        about = f"Seed {config['seed']}, {config['epochs']} epochs, {config['components']} pseudo-inputs; {versions}."
-        parts = ["# Priors", about, MODEL, CHOICES, "## Log-likelihood", LIKELIHOOD, likelihood_table(rows)]
-        parts += ["## The weight", WEIGHT, weight_table(rows)]
-    for title, path in figures.draw(directory, finished_jobs(directory, config)):
-        parts += [f"## {title}", f"![{title}]({path.name})"]
-    text = "\n\n".join(part.strip() for part in parts) + "\n"
-    write(directory / "report.md", text.encode())
-    return text
+def tables(config: Config, rows: list[Row]) -> list[str]:
+    """The report but for its figures."""
+    about = f"Seed {config['seed']}, {config['epochs']} epochs, {config['components']} pseudo-inputs"
+    parts = ["# Priors", f"{about}; {versions(config)}.", MODEL, CHOICES]
+    parts += ["## Log-likelihood", LIKELIHOOD, likelihood_table(rows)]
+    return [*parts, "## The weight", WEIGHT, weight_table(rows)]
 
 
 def likelihood_table(rows: list[Row]) -> str:
@@ -72,7 +63,7 @@ def likelihood_table(rows: list[Row]) -> str:
         line = [PRIORS[row["method"]], row["dataset"], *estimates, row["true_log_likelihood"], below]
         lines.append([*line, printed and "{} ± {}".format(*printed)])
     headers = ["prior", "data set", "bound", "from the prior", "log p(x)", "truth", "below", "printed"]
-    return runs.table(headers, lines)
+    return table(headers, lines)
 
 
 def weight_table(rows: list[Row]) -> str:
@@ -81,26 +72,4 @@ def weight_table(rows: list[Row]) -> str:
         [PRIORS[row["method"]], row["dataset"], row["weight"], row["generated_weight"], row["training_weight"]]
         for row in rows
     ]
-    return runs.table(["prior", "data set", "learned", "generated", "in the data"], lines)
-
-
-def finished_jobs(directory: Path, config: dict[str, Any]) -> list[tuple[Job, State]]:
-    """The finished jobs whose state the directory keeps, in the tables' order."""
-    paths = (directory / "jobs").glob("*.pt")
-    states = [(_job_of(path, config), runs.load(State, path)) for path in paths]
-    order = list(PRIORS)
-    done = [(job, state) for job, state in states if state.finished]
-    return sorted(done, key=lambda item: (order.index(item[0].prior), item[0].dataset))
-
-
-def state_path(directory: Path, job: Job) -> Path:
-    """Where a job's state is kept."""
-    return directory / "jobs" / f"{job.key}.pt"
-
-
-def _job_of(path: Path, config: dict[str, Any]) -> Job:
-    """The job whose :func:`state_path` this is."""
-    prior, _, dataset = path.stem.rpartition("-")
-    if prior not in PRIORS or not dataset.isdecimal():
-        raise runs.unreadable(path)
-    return Job(prior, int(dataset), config["components"], config["seed"])
+    return table(["prior", "data set", "learned", "generated", "in the data"], lines)

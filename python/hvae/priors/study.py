@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hvae import runs
+from hvae import experiment
 from hvae.priors import data, models
 
 N_TRAIN, N_TEST = 10_000, 5_000
@@ -53,9 +53,22 @@ class Job:
         """The name of the job and of its files."""
         return f"{self.prior}-{self.dataset}"
 
+    @classmethod
+    def from_key(cls, key: str, components: int, seed: int) -> Job:
+        """The job of that name; ValueError where no job has it."""
+        prior, _, dataset = key.rpartition("-")
+        if prior not in PRIORS or not dataset.isdecimal():
+            raise ValueError(f"no job is named {key}")
+        return cls(prior, int(dataset), components, seed)
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Where the job stands in tables."""
+        return list(PRIORS).index(self.prior), self.dataset
+
     def generator(self, *purpose: object) -> torch.Generator:
         """A stream of random numbers for each purpose, the same for all priors unless the prior is in it."""
-        return runs.generator(self.seed, self.dataset, *purpose)
+        return experiment.generator(self.seed, self.dataset, *purpose)
 
     def points(self) -> Points:
         """The data set."""

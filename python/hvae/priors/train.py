@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,34 +10,25 @@ from typing import Any
 
 import torch
 
-from hvae import runs
+from hvae import experiment
 from hvae.priors import data, likelihood, study
 from hvae.priors.models import VAE
 from hvae.priors.study import Job, Points
 from hvae.runs import StudyError
 
-SECONDS_BETWEEN_CHECKPOINTS = 20.0
 
-
-@dataclass
-class State:
-    """Everything a job needs to go on; noise is a function of the epoch, so no generator is among it.
+@dataclass(kw_only=True)
+class State(experiment.State):
+    """With a record an epoch in its history: the mean training ``bound``, and the ``weight`` of the smaller Gaussian.
 
     Attributes:
-        epoch: how many are done.
         model: the model's state dict.
         optimizer: the optimiser's.
-        seconds: of training so far.
-        history: a record an epoch: ``epoch``, its mean training ``bound``, and the ``weight`` of the smaller Gaussian
-            of a prior of two (None for others).
         figures: what :func:`measure` says of the finished model; empty before.
     """
 
-    epoch: int = 0
     model: dict[str, Any] = field(default_factory=dict)
     optimizer: dict[str, Any] = field(default_factory=dict)
-    seconds: float = 0.0
-    history: list[dict[str, Any]] = field(default_factory=list)
     figures: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -51,24 +41,14 @@ def train(job: Job, points: Points, state: State, epochs: int, path: Path, progr
     """Bring ``state`` to its end; ``progress`` is called after each epoch. Returns the model."""
     model = job.model(points)
     optimizer = torch.optim.Adam(model.parameters(), study.LEARNING_RATE, fused=True)
-    if state.epoch:
-        model.load_state_dict(state.model)
-        optimizer.load_state_dict(state.optimizer)
-    start, saved = time.perf_counter() - state.seconds, time.perf_counter()
-    while state.epoch < epochs:
-        bound = train_epoch(job, points, model, optimizer, state.epoch)
+    checkpoint = experiment.Checkpoints(state, path, progress, model=model, optimizer=optimizer)
+    for epoch in checkpoint.epochs(epochs):
+        bound = train_epoch(job, points, model, optimizer, epoch)
         if not math.isfinite(bound):
-            raise StudyError(f"{job.key}: the bound of epoch {state.epoch + 1} is not finite")
-        state.epoch += 1
-        state.seconds = time.perf_counter() - start
-        state.history.append({"epoch": state.epoch, "bound": bound, "weight": smaller_weight(model)})
-        if time.perf_counter() - saved > SECONDS_BETWEEN_CHECKPOINTS or state.epoch == epochs:
-            state.model, state.optimizer = model.state_dict(), optimizer.state_dict()
-            runs.save(vars(state), path)
-            saved = time.perf_counter()
-        progress(state)
+            raise StudyError(f"{job.key}: the bound of epoch {epoch + 1} is not finite")
+        state.history.append({"epoch": epoch + 1, "bound": bound, "weight": smaller_weight(model)})
     state.figures = measure(job, model, points)
-    runs.save(vars(state), path)
+    checkpoint(force=True)
     return model
 
 

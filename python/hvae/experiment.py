@@ -1,0 +1,296 @@
+"""What a study is, and what all do alike: jobs, states that go on after a kill, results, report, the command's frame.
+
+A study gives its models, what an epoch does and its report; a :class:`Study` lists what that comes to. ``runs`` keeps
+the files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import math
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+import torch
+
+from hvae import runs
+from hvae.runs import Row
+
+SECONDS_BETWEEN_CHECKPOINTS = 20.0
+
+Config = dict[str, Any]
+
+
+class Job(Protocol):
+    """One thing to train."""
+
+    @property
+    def key(self) -> str:
+        """The name of the job and of its files."""
+
+    @property
+    def order(self) -> tuple[Any, ...]:
+        """Where the job stands in tables."""
+
+
+@dataclass(kw_only=True)
+class State:
+    """Everything a job needs to go on, as it is kept in a file.
+
+    Noise is a function of where it is used, so no generator is among it.
+
+    Attributes:
+        epoch: how many are done.
+        seconds: of training so far.
+        history: records of what the study follows, each with its ``epoch``.
+    """
+
+    epoch: int = 0
+    seconds: float = 0.0
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to do."""
+        raise NotImplementedError
+
+    def save(self, path: Path) -> None:
+        """Write to ``path``, whole or not at all."""
+        runs.save(vars(self), path)
+
+    @classmethod
+    def load(cls: type[S], path: Path) -> S:
+        """What :meth:`save` wrote; StudyError where it is anything else."""
+        return runs.load(cls, path)
+
+
+J = TypeVar("J", bound=Job)
+S = TypeVar("S", bound=State)
+
+
+class Checkpoints:
+    """Saves a state from time to time on its way to the end.
+
+    Args:
+        state: where the job stands.
+        path: of its file.
+        watch: called with the state whenever it could be saved, after each epoch among others.
+        parts: modules and optimisers, each by the name of the state's field for its state dict; if the job has begun
+            they are brought to where it stands.
+    """
+
+    def __init__(self, state: State, path: Path, watch: Callable[[Any], None], **parts: Any):
+        self.state, self.path, self.watch, self.parts = state, path, watch, parts
+        self._saved = time.perf_counter()
+        try:
+            for name, part in parts.items() if state.epoch else ():
+                part.load_state_dict(getattr(state, name))
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise runs.unreadable(path) from error
+
+    def __call__(self, force: bool = False) -> None:
+        """Save now, or if the last time is long ago; and tell the watcher."""
+        if force or time.perf_counter() - self._saved > SECONDS_BETWEEN_CHECKPOINTS:
+            for name, part in self.parts.items():
+                setattr(self.state, name, part.state_dict())
+            self.state.save(self.path)
+            self._saved = time.perf_counter()
+        self.watch(self.state)
+
+    def epochs(self, count: int) -> Iterator[int]:
+        """The epochs that are left of ``count``; each is timed, and is done when the next one is asked for."""
+        while self.state.epoch < count:
+            start = time.perf_counter()
+            yield self.state.epoch
+            self.state.epoch += 1
+            self.state.seconds += time.perf_counter() - start
+            self(force=self.state.epoch == count)
+
+
+@dataclass(frozen=True)
+class Study(Generic[J, S]):
+    """A subcommand of ``hvae``.
+
+    Args:
+        name: of the subcommand, and of the experiment in ``results.json``.
+        help: a line on it.
+        arguments: adds its arguments, :func:`add_common` among them, through ``add_argument``.
+        run: runs the command, in the end by :meth:`keep_results`.
+        state: the kind of its jobs' states; those of :meth:`train_jobs` begin without arguments.
+        job: the job of a key in a run of this config; ValueError or IndexError where there is none.
+        rows: of a finished job, for ``results.json``.
+        tables: the report's parts, from the config and the rows.
+        figures: draws in a directory, from its finished jobs and all rows; returns the report's last parts.
+        job_of_row: for rows that are to outlive their job's state file; LookupError for a row of no job.
+        epilog: below the help.
+    """
+
+    name: str
+    help: str
+    arguments: Callable[[Callable[..., Any]], None]
+    run: Callable[[argparse.Namespace], None]
+    state: type[S]
+    job: Callable[[str, Config], J]
+    rows: Callable[[J, S, Config], list[Row]]
+    tables: Callable[[Config, list[Row]], list[str]]
+    figures: Callable[[Path, list[tuple[J, S]], list[Row]], list[str]]
+    job_of_row: Callable[[Row], J] | None = None
+    epilog: str | None = None
+
+    def register(self, commands: Any) -> None:
+        """Add the study to the command line's subcommands."""
+        kind = argparse.ArgumentDefaultsHelpFormatter
+        command = commands.add_parser(self.name, help=self.help, formatter_class=kind, epilog=self.epilog)
+        self.arguments(command.add_argument)
+        command.set_defaults(run=self.run)
+
+    def train_jobs(self, directory: Path, jobs: list[J], train: Callable[[J, S, Path], None]) -> Iterator[J]:
+        """Bring one job after another to its end from wherever it stands; ``train`` is told its state's file, too."""
+        for job in jobs:
+            path = state_path(directory, job)
+            state = self.state.load(path) if path.exists() else self.state()
+            if state.finished:
+                print(f"{job.key}: finished before", file=sys.stderr)
+            else:
+                train(job, state, path)
+            yield job
+
+    def keep_results(self, directory: Path, config: Config, progress: Iterable[Any]) -> None:
+        """Write ``results.json`` first and at every item of ``progress``; print the report in the end."""
+        self.write_results(directory, config)
+        for _ in progress:
+            self.write_results(directory, config)
+        print(self.write_report(directory))
+
+    def write_results(self, directory: Path, config: Config) -> None:
+        """Collect every finished job in the directory, of this and of earlier commands."""
+        finished = self.finished_jobs(directory, config)
+        rows = [row for job, state in finished for row in self.rows(job, state, config)]
+        path = directory / "results.json"
+        if self.job_of_row and path.exists():
+            keys = {job.key for job, _ in finished}
+            with runs.understood(path):
+                kept = [row for row in runs.read_results(directory)[1] if self.job_of_row(row).key not in keys]
+                rows = sorted([*rows, *kept], key=lambda row: self.job_of_row(row).order)
+        runs.write_results(directory, config, rows)
+
+    def write_report(self, directory: Path) -> str:
+        """Write ``report.md`` and the figures of a run's directory; returns the report's text."""
+        config, rows = runs.read_results(directory)
+        with runs.understood(directory / "results.json"):
+            parts = self.tables(config, rows)
+        parts += self.figures(directory, self.finished_jobs(directory, config), rows)
+        text = "\n\n".join(part.strip() for part in parts) + "\n"
+        runs.write(directory / "report.md", text.encode())
+        return text
+
+    def finished_jobs(self, directory: Path, config: Config) -> list[tuple[J, S]]:
+        """The finished jobs whose state the directory keeps, in the tables' order."""
+        paths = (directory / "jobs").glob("*.pt")
+        states = [(self._job_of(path, config), self.state.load(path)) for path in paths]
+        return sorted(((job, state) for job, state in states if state.finished), key=lambda item: item[0].order)
+
+    def _job_of(self, path: Path, config: Config) -> J:
+        """The job whose :func:`state_path` this is."""
+        try:
+            return self.job(path.stem, config)
+        except (ValueError, IndexError) as error:
+            raise runs.unreadable(path) from error
+
+
+def state_path(directory: Path, job: Job) -> Path:
+    """Where a job's state is kept."""
+    return directory / "jobs" / f"{job.key}.pt"
+
+
+# ---- The command's frame ----
+
+
+def integer(minimum: int = 1, maximum: float = math.inf) -> Callable[[str], int]:
+    """An argument's type: an integer in a range."""
+
+    def integer(text: str) -> int:
+        if int(text) < minimum:
+            raise argparse.ArgumentTypeError(f"{text} is below {minimum}")
+        if int(text) > maximum:
+            raise argparse.ArgumentTypeError(f"{text} is above {maximum}")
+        return int(text)
+
+    return integer
+
+
+#: The type of ``--seed``.
+seed = integer(0, 2**63 - 1)
+
+
+def add_common(add: Callable[..., Any], name: str, seeded: str, seed: Callable[[str], int] = seed) -> None:
+    """``--seed``, of what is ``seeded``, ``--out`` and ``--resume``, through ``add_argument``."""
+    add("--seed", type=seed, default=12345, help=f"of {seeded}")
+    add("--out", type=Path, default=Path("runs", name), help="directory for results, report and figures")
+    add("--resume", action="store_true", help="go on with what --out holds, and add to it")
+
+
+def generator(*purpose: object) -> torch.Generator:
+    """A stream of random numbers for each purpose (a seed, a job, an epoch...), so that a run can go on anywhere."""
+    digest = hashlib.blake2b(" ".join(map(str, purpose)).encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
+
+
+@contextlib.contextmanager
+def threads(count: int | None) -> Iterator[None]:
+    """As many of torch's threads, or as there are; then as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def epoch_bar(
+    job: Job, state: State, epochs: int, bound: Callable[[dict[str, Any]], str], **options: Any
+) -> Iterator[Callable[[State], None]]:
+    """A progress bar, as a watcher of :class:`Checkpoints`; ``bound`` is shown of the last record."""
+    from tqdm import tqdm
+
+    style = {"unit": "epoch", "mininterval": 0.5, **options}
+    with tqdm(desc=job.key, total=epochs, initial=state.epoch, **style) as bar:
+
+        def watch(state: State) -> None:
+            bar.set_postfix(bound=bound(state.history[-1]), refresh=False)
+            bar.update(state.epoch - bar.n)
+
+        yield watch
+
+
+# ---- Reports ----
+
+
+def versions(config: Config) -> str:
+    """Of what a run was made with."""
+    return ", ".join(f"{name} {version}" for name, version in config["versions"].items())
+
+
+def table(headers: list[str], lines: list[list[Any]]) -> str:
+    """A Markdown table of four significant digits, without the columns in which nothing is known."""
+    from tabulate import tabulate
+
+    keep = [i for i in range(len(headers)) if any(line[i] is not None for line in lines)]
+    body = [[_text(line[i]) for i in keep] for line in lines]
+    align = ["left" if isinstance(lines[0][i], str) else "right" for i in keep] if lines else None
+    return tabulate(body, [headers[i] for i in keep], tablefmt="github", disable_numparse=True, colalign=align)
+
+
+def _text(value: float | str | None) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
+    return f"{value:,}" if isinstance(value, int) else value
