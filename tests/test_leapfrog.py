@@ -1,10 +1,12 @@
 """``leapfrog`` through any potential: equal to autograd through the unrolled formula, and what it promises beside."""
 
+import contextlib
 import copy
 import os
 import subprocess
 import sys
 import threading
+import types
 
 import pytest
 import torch
@@ -392,6 +394,40 @@ def test_running_statistics_are_updated_once_by_each_of_several_threads(memory, 
     assert not statistics._UPDATING
 
 
+@contextlib.contextmanager
+def updating(norm):
+    updates = statistics.Updates()
+    updates.begin(norm)
+    try:
+        yield
+    finally:
+        updates.end()
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [(updating, updating), (updating, statistics.held), (statistics.held, updating)]
+)
+def test_updates_wait_for_other_threads_and_are_waited_for(first, second):
+    """The order that the threads above meet by chance."""
+    norm, entered = nn.BatchNorm1d(PIXELS), threading.Event()
+
+    def enter(block):
+        return block([norm] if block is statistics.held else norm)
+
+    def work():
+        with enter(second):
+            entered.set()
+
+    thread = threading.Thread(target=work, daemon=True)
+    with enter(first):
+        thread.start()
+        assert not entered.wait(0.2)
+    assert entered.wait(60)
+    thread.join(60)
+    assert not statistics._HELD
+    assert not statistics._UPDATING
+
+
 @each_memory
 def test_a_trajectory_inside_an_evaluation_of_another_updates_once(memory):
     """Both meet the same batch norm; in a thread, as neither may wait for the other."""
@@ -453,6 +489,17 @@ def test_changes_before_the_backward_pass_are_seen():
     z, _ = leapfrog(*leaves[:2], potential, *leaves[2:])
     with torch.no_grad():
         potential.network[1].weight += 1
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        z.sum().backward()
+
+
+def test_a_change_of_params_is_seen_wherever_potential_holds_them():
+    """Autograd watches those that the snapshot of what ``potential`` reads does not find: here, too deep for it."""
+    (z, rho, *steps), weight = inputs(), double(FEATURES).requires_grad_()
+    model = types.SimpleNamespace(layer=types.SimpleNamespace(weight=weight))
+    z, _ = leapfrog(z, rho, lambda x: ((x * model.layer.weight) ** 4).sum(-1), *steps, params=[weight])
+    with torch.no_grad():
+        weight += 1e-9
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         z.sum().backward()
 
