@@ -61,6 +61,7 @@ _FLOWS_TESTS = "tests/test_autoregressive.py"
 
 MUTATIONS: tuple[Mutation, ...] = (
     *collected("MUTATIONS"),
+    Mutation("hvae_kernels/_triton/dual.py", "a.tangent + b.value * c.tangent + b.tangent * c.value", "a.tangent + b.value * c.tangent", "tests/test_contract.py -k gaussian_leapfrog/triton"),
     Mutation("csrc/cpu/rows.h", "part < parts; ++part", "part < 1; ++part", _CPP, ("gaussian_leapfrog",)),
     Mutation("csrc/kernels/rows.h", "for (; j < width; ++j) rest += terms[j];", "", _TAIL_CPP, ("affine_autoregressive",)),
     Mutation("csrc/kernels/rows.h", "const T value = values ? values[i] : T(0);", "const T value = values ? values[0] : T(0);", _TAIL_CPP, ("affine_autoregressive",)),

@@ -162,7 +162,6 @@ MUTATIONS = (
     Mutation(f"{_TRITON}/chain.py", "return affine(-0.5, pee, 1.0), mul", "return affine(-0.25, pee, 1.0), mul", _TRITON_TESTS),
     Mutation(f"{_TRITON}/chain.py", "alpha_s, alpha_c = mul(alpha, s), mul(alpha, c)\n        A, C", "alpha_s, alpha_c = s, c\n        A, C", _TRITON_TESTS),
     Mutation(f"{_TRITON}/chain.py", "d_loc = derivative_part(affine(-1.0, A, 1.0)) * sum_z", "d_loc = sum_z", _TRITON_TESTS),
-    Mutation(f"{_TRITON}/dual.py", "a.tangent + b.value * c.tangent + b.tangent * c.value", "a.tangent + b.value * c.tangent", _TRITON_TESTS),
     Mutation(f"{_TRITON}/kernels.py", "tl.store(rho_out + at, dot(C, y, D, r).value, mask=inside)", "tl.store(rho_out + at, dot(B, y, D, r).value, mask=inside)", _TRITON_TESTS),
     Mutation(f"{_TRITON}/kernels.py", "derivative_part(B) * gz + derivative_part(D) * gr", "derivative_part(B) * gz - derivative_part(D) * gr", _TRITON_TESTS),
     Mutation(f"{_TRITON}/kernels.py", "third += load(partials, at + 2 * features", "third += load(partials, at + 3 * features", _TRITON_TESTS),
