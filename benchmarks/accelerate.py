@@ -1,7 +1,8 @@
 """Other libraries' flows before and after ``hk.accelerate``: ``python benchmarks/accelerate.py [--tiny] [--cpu SET]``.
 
-Masked autoregressive flows of zuko, nflows, normflows and pyro, on the CPU: density takes one pass through every
-network, sampling one a feature before and one in all after. A flow and its swapped copy take turns; the ratio is that
+Masked autoregressive flows of zuko, nflows, normflows and pyro, affine and of splines, and spline coupling flows, on
+the CPU: density takes one pass through every network, sampling an autoregressive flow one a feature before and one in
+all after. A flow and its swapped copy take turns; the ratio is that
 of their 20th percentiles. What takes half a second or more before is measured once: it is d passes, and noise is small.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import copy
 import importlib.metadata
+import itertools
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -42,15 +44,18 @@ FIELDS = (
 
 @dataclass(frozen=True)
 class Size:
-    """A flow: features, units of each of two hidden layers, layers, and rows of a call."""
+    """A flow: features, units of each of two hidden layers, layers, rows of a call, and bins of its splines."""
 
     features: int
     hidden: int
     layers: int
     batch: int
+    bins: int = 8
 
 
 SIZES = (Size(64, 128, 5, 256), Size(784, 1024, 1, 128))
+#: The second is that of sbi's flows.
+SPLINE_SIZES = (Size(64, 128, 5, 256), Size(5, 50, 5, 200, bins=10))
 TINY = (Size(4, 8, 2, 3),)
 
 
@@ -60,7 +65,7 @@ TINY = (Size(4, 8, 2, 3),)
 class Zuko(nn.Module):
     """``MAF``."""
 
-    package = "zuko"
+    name, package = "zuko", "zuko"
 
     def __init__(self, size: Size):
         super().__init__()
@@ -80,7 +85,7 @@ class Zuko(nn.Module):
 class Nflows(nn.Module):
     """``MaskedAffineAutoregressiveTransform`` with feed-forward blocks, reversed in between."""
 
-    package = "nflows"
+    name, package = "nflows", "nflows"
 
     def __init__(self, size: Size):
         super().__init__()
@@ -88,13 +93,16 @@ class Nflows(nn.Module):
 
         steps = []
         for _ in range(size.layers):
-            steps.append(
-                transforms.MaskedAffineAutoregressiveTransform(
-                    size.features, size.hidden, num_blocks=1, use_residual_blocks=False
-                )
-            )
-            steps.append(transforms.ReversePermutation(size.features))
+            steps += [self.layer(size), transforms.ReversePermutation(size.features)]
         self.flow = flows.Flow(transforms.CompositeTransform(steps), distributions.StandardNormal([size.features]))
+
+    def layer(self, size: Size) -> nn.Module:
+        """One of them."""
+        from nflows import transforms
+
+        return transforms.MaskedAffineAutoregressiveTransform(
+            size.features, size.hidden, num_blocks=1, use_residual_blocks=False
+        )
 
     def log_prob(self, x: Tensor) -> Tensor:
         """``(batch,)``."""
@@ -108,7 +116,7 @@ class Nflows(nn.Module):
 class Normflows(nn.Module):
     """``MaskedAffineAutoregressive`` with feed-forward blocks inside ``Reverse``, permuted in between."""
 
-    package = "normflows"
+    name, package = "normflows", "normflows"
 
     def __init__(self, size: Size):
         super().__init__()
@@ -132,7 +140,7 @@ class Normflows(nn.Module):
 class Pyro(nn.Module):
     """``AffineAutoregressive``, inverted."""
 
-    package = "pyro-ppl"
+    name, package = "pyro", "pyro-ppl"
 
     def __init__(self, size: Size):
         super().__init__()
@@ -160,7 +168,61 @@ class Pyro(nn.Module):
         return x, flow.log_prob(x)
 
 
+class ZukoSplines(Zuko):
+    """``NSF``."""
+
+    name = "zuko NSF"
+
+    def __init__(self, size: Size):
+        nn.Module.__init__(self)
+        import zuko
+
+        self.flow = zuko.flows.NSF(
+            size.features, transforms=size.layers, hidden_features=(size.hidden,) * 2, bins=size.bins
+        )
+
+
+class NflowsSplines(Nflows):
+    """``MaskedPiecewiseRationalQuadraticAutoregressiveTransform``."""
+
+    name = "nflows splines"
+
+    def layer(self, size: Size) -> nn.Module:
+        """One of them."""
+        from nflows import transforms
+
+        return transforms.MaskedPiecewiseRationalQuadraticAutoregressiveTransform(
+            size.features,
+            size.hidden,
+            num_bins=size.bins,
+            tails="linear",
+            tail_bound=3.0,
+            num_blocks=1,
+            use_residual_blocks=False,
+        )
+
+
+class NflowsCoupling(Nflows):
+    """``PiecewiseRationalQuadraticCouplingTransform`` with residual networks of one block."""
+
+    name = "nflows spline coupling"
+
+    def layer(self, size: Size) -> nn.Module:
+        """One of them."""
+        from nflows import transforms
+        from nflows.nn.nets import ResidualNet
+
+        return transforms.PiecewiseRationalQuadraticCouplingTransform(
+            [place % 2 for place in range(size.features)],
+            lambda inputs, outputs: ResidualNet(inputs, outputs, hidden_features=size.hidden, num_blocks=1),
+            num_bins=size.bins,
+            tails="linear",
+            tail_bound=3.0,
+        )
+
+
 LIBRARIES = (Zuko, Nflows, Normflows, Pyro)
+SPLINES = (ZukoSplines, NflowsSplines, NflowsCoupling)
 
 
 # ---- What is timed ----
@@ -225,10 +287,11 @@ def measure(library: type, size: Size, plan: Plan) -> Iterator[dict[str, object]
         raise AssertionError(str(report))
     x = torch.randn(size.batch, size.features)
     agree(before, after, x)
-    origin = {"library": library.__name__.lower(), "version": importlib.metadata.version(library.package)}
+    origin = {"library": library.name, "version": importlib.metadata.version(library.package)}
     ours = directions(after, x)
     for direction, call in directions(before, x).items():
-        if direction.endswith("(samples)") and size.features > 100:
+        most = 16 if library in SPLINES else 100
+        if direction.endswith("(samples)") and size.features > most:
             continue  # before, the graph of d passes does not fit into memory
         pair = (Candidate("before", call, lambda i: i), Candidate("after", ours[direction], lambda i: i))
         slow, fast = compare(*pair, plan)
@@ -261,21 +324,25 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tiny", action="store_true", help="tiny flows, to see that everything runs; writes no CSV")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where the CSV goes (benchmarks/results/flows)")
+    parser.add_argument("--keep", default="", help="only libraries whose name contains this")
     options = cpu.parse(parser, arguments)
     run.keep_freed_memory()
     device = torch.device("cpu")
     origin, records = run.provenance(device), []
-    for size in TINY if options.tiny else SIZES:
-        for library in LIBRARIES:
+    for libraries, sizes in ((LIBRARIES, SIZES), (SPLINES, SPLINE_SIZES)):
+        for library, size in itertools.product(libraries, TINY if options.tiny else sizes):
+            if options.keep not in library.name:
+                continue
             for record in measure(library, size, FULL):
                 records.append({key: results.text((record | origin).get(key)) for key in FIELDS})
             print(f"  timed {records[-1]['library']}, d = {size.features}", flush=True)
     print(f"\n{results.machine(origin)}, torch {origin['torch']}\n\n{table(records)}")
-    if options.out or not options.tiny:
+    whole = not options.tiny and not options.keep
+    if options.out or whole:
         path = (options.out or results.FLOWS) / f"accelerate-{results.stem(origin)}.csv"
         results.write(path, records, FIELDS)
         print(f"wrote {path}")
-    if not options.out and not options.tiny:
+    if not options.out and whole:
         print(readme.update_flows(ROOT / "README.md"))
     return 0
 
