@@ -4,6 +4,7 @@ import importlib.util
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -210,12 +211,15 @@ def test_processes_end_with_the_command(kind, tmp_path):
     """Killed, or interrupted with its whole group as by Ctrl-C: no process goes on training."""
     command = ["gaussian", "--dims", "5", "6", "--methods", "vb", "--epochs", "1000000", "--workers", "2"]
     code = f"import sys; from hvae import cli; sys.exit(cli.main({[*command, '--out', str(tmp_path)]!r}))"
-    options = {"start_new_session": True, "stderr": subprocess.DEVNULL}
+    options = {"start_new_session": True}
     options["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # which background jobs ignore
-    process = subprocess.Popen([sys.executable, "-c", code], **options)
+    said = tmp_path / "stderr"
+    with said.open("wb") as stderr:
+        process = subprocess.Popen([sys.executable, "-c", code], stderr=stderr, **options)
     try:
-        wait_for(lambda: len(group_of(process.pid)) >= 3)
-        time.sleep(2)  # into their first epochs
+        for dim in (5, 6):  # both train: a bar shows the bound of an epoch
+            wait_for(lambda dim=dim: re.search(rf"d{dim}-vb-K0: .*bound=", said.read_text(errors="replace")))
+        assert len(group_of(process.pid)) >= 3
         os.killpg(process.pid, kind) if kind == signal.SIGINT else process.kill()
         process.wait(120)
         wait_for(lambda: not group_of(process.pid))

@@ -13,6 +13,8 @@ from hvae.mnist import study, train
 from hvae.mnist.models import Model
 from hvae.mnist.study import Job, Setting
 
+from hvae_kernels import testing
+
 SMALL = ["--train-size", "40", "--validation-size", "24", "--batch-size", "16", "--epochs", "2", "--network", "mlp"]
 SHORT = ["--leapfrog-steps", "2", "--importance-samples", "3", "--likelihood-samples", "7"]
 COMMAND = ["mnist", *SMALL, *SHORT]
@@ -36,10 +38,8 @@ def without_times(rows):
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with testing.threads(1):
+        yield
 
 
 @pytest.fixture(scope="module")

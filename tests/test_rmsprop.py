@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import hvae_kernels as hk
+from hvae_kernels import testing
 from hvae_kernels.ops.rmsprop import rmsprop_step_
 
 each_implementation = pytest.mark.parametrize("implementation", ["reference", "cpp"])
@@ -69,15 +70,12 @@ def test_autograd_sees_the_change(implementation):
 
 def test_repeats_to_the_bit_on_any_number_of_threads():
     inputs = torch.rand(3, 2, 100_003)
-    results, before = [], torch.get_num_threads()
-    try:
-        for threads in (1, 2, 1):
-            torch.set_num_threads(threads)
+    results = []
+    for threads in (1, 2, 1):
+        with testing.threads(threads):
             parameter, gradient, square_average = inputs.clone()
             rmsprop_step_(parameter, gradient, square_average, 1e-3, max_norm=0.1)
             results.append(parameter)
-    finally:
-        torch.set_num_threads(before)
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
 
