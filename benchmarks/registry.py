@@ -19,6 +19,7 @@ FIRST = (
     "iwae",
     "planar_flow",
     "radial_flow",
+    "rational_quadratic_spline",
     "gaussian_mixture",
 )
 

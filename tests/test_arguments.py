@@ -15,6 +15,7 @@ from hvae_kernels.ops.leapfrog_update import leapfrog_update
 from hvae_kernels.ops.rmsprop import rmsprop_step_
 
 FLOW = hk.nn.InverseAutoregressiveFlow(3, [4], 2)
+SPLINE = F.Spline(4)
 
 
 def energy(z):
@@ -77,6 +78,10 @@ CALLS = {
     "planar_flow": (F.planar_flow, _PLANAR),
     "planar_flow_with_vjp": (F.planar_flow_with_vjp, _PLANAR),
     "radial_flow": (F.radial_flow, {"z": ones(4, 3), "center": ones(2, 3), "alpha": _STEPS, "beta": _STEPS}),
+    "rational_quadratic_spline": (
+        F.rational_quadratic_spline,
+        {"x": ones(4, 3), "parameters": ones(4, 3, 11), "spline": SPLINE, "inverse": False, "event_ndims": 1},
+    ),
     "rmsprop_step_": (
         rmsprop_step_,
         {
@@ -86,6 +91,13 @@ CALLS = {
     ),
     "stl_surrogate": (F.stl_surrogate, {"log_weights": ones(4, 3), "dim": 0}),
     "Gate": (F.Gate, {"name": "clipped", "parameters": (-1.0, 1.0)}),
+    "Spline": (
+        F.Spline,
+        {
+            **{"bins": 4, "bound": [-3.0, 3.0, -3.0, 3.0], "tails": "linear", "style": "nflows"},
+            **{"min_width": 1e-3, "min_height": 1e-3, "min_derivative": 1e-3, "logit_scale": 1.0},
+        },
+    ),
     "accelerate": (hk.accelerate, {"module": torch.nn.Linear(2, 2)}),
     "use_impl": (lambda implementation: hk.use_impl(implementation).__enter__(), {"implementation": "auto"}),
     "use_cpu": (lambda instruction_set: hk.use_cpu(instruction_set).__enter__(), {"instruction_set": "auto"}),
@@ -148,9 +160,10 @@ STRANGERS = {
 }
 #: Where these are not strangers: a float is a number, None is the default, a list holds degrees.
 WELCOME = {
-    "float": {"learning_rate", "alpha", "eps", "max_norm", "prior_scale", "init_temperature"} | {"max_step_size"},
+    "float": {"learning_rate", "alpha", "eps", "max_norm", "prior_scale", "init_temperature"}
+    | {"max_step_size", "bound", "min_derivative", "logit_scale"},
     "none": {"generator", "bias", "bias_loc", "bias_log_scale", "params", "on_drift", "replicas", "memory", "order"}
-    | {"hidden_degrees", "context", "implementation"},
+    | {"hidden_degrees", "context", "implementation", "tails"},
 }
 
 
@@ -183,6 +196,7 @@ BY_PLACE = {
     "MADE": {"outputs_per_feature", "context_features", "order", "activation"},
     "MaskedAutoregressiveFlow": {"context_features", "gate", "order"},
     "PlanarFlow": {"shared"},
+    "Spline": {"bound"},
     "bernoulli_log_prob": {"event_ndims"},
     "dreg_surrogate": {"dim"},
     "iwae_bound": {"dim"},

@@ -181,7 +181,7 @@ def spline(bins: int, bound: float, tails: str | None, style: str, **numbers: fl
     if tails not in ("linear", "circular"):
         raise Unfused(f"its splines have the tails {tails!r}: linear and circular ones have kernels")
     try:
-        return Spline(bins, bound, tails, style, **numbers)
+        return Spline(bins, bound, tails=tails, style=style, **numbers)
     except (TypeError, ValueError) as error:
         raise Unfused(str(error)) from error
 

@@ -87,7 +87,7 @@ def rational_quadratic_spline(
 def _validate(x: Tensor, parameters: Tensor, spline: Spline, inverse: bool, event_ndims: int) -> None:
     _checks.same_kind(NAME, x=x, parameters=parameters)
     if not isinstance(spline, Spline):
-        raise _checks.wrong_type(NAME, "spline", "a Spline", spline)
+        raise _checks.type_error(NAME, "spline", "a Spline", spline)
     _checks.flag(NAME, "inverse", inverse)
     _checks.integer(NAME, "event_ndims", event_ndims, 0)
     if not x.shape:

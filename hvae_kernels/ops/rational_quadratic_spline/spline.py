@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 from hvae_kernels import _checks
 
@@ -65,6 +65,7 @@ class Spline:
 
     bins: int
     bound: float | tuple[float, float, float, float] = 3.0
+    _: KW_ONLY
     tails: str | None = "linear"
     style: str = "nflows"
     min_width: float = 1e-3
@@ -143,8 +144,9 @@ class Spline:
 def decoded(codes: Sequence[int], numbers: Sequence[float]) -> Spline:
     """The spline that is so ``encoded``."""
     bins, tails, style = codes
-    left, right, bottom, top, *floors = numbers
-    return Spline(bins, (left, right, bottom, top), TAILS[tails], STYLES[style], *floors)
+    left, right, bottom, top, *rest = numbers
+    named = dict(zip(("min_width", "min_height", "min_derivative", "logit_scale"), rest, strict=True))
+    return Spline(bins, (left, right, bottom, top), tails=TAILS[tails], style=STYLES[style], **named)
 
 
 def _finite(name: str, number: float) -> float:
