@@ -19,6 +19,9 @@ import zuko  # noqa: E402
 from nflows import distributions as nflows_distributions  # noqa: E402
 from nflows import flows as nflows_flows  # noqa: E402
 from nflows import transforms as nflows_transforms  # noqa: E402
+from normflows.flows.neural_spline.autoregressive import (  # noqa: E402
+    MaskedPiecewiseRationalQuadraticAutoregressive as NormflowsSpline,
+)
 from pyro import distributions as dist  # noqa: E402
 from pyro.distributions import transforms as pyro_transforms  # noqa: E402
 from pyro.nn import AutoRegressiveNN, ConditionalAutoRegressiveNN  # noqa: E402
@@ -165,8 +168,18 @@ def _maf(d: int, c: int, **options) -> nn.Module:
     return zuko.flows.MAF(d, c, transforms=2, hidden_features=(16, 12), **options)
 
 
-def _zuko_inverted(d: int, c: int) -> nn.Module:
-    flow = _maf(d, c)
+def _nsf(d: int, c: int, **options) -> nn.Module:
+    return zuko.flows.NSF(d, c, transforms=2, hidden_features=(16, 12), **options)
+
+
+def _zuko_bound(d: int, c: int) -> nn.Module:
+    """Splines with an interval of their own, as partial sets it: part of the points lies outside."""
+    univariate = functools.partial(zuko.transforms.MonotonicRQSTransform, bound=1.5, slope=0.05)
+    return _zuko_inverted(d, c, univariate=univariate, shapes=[(4,), (4,), (3,)])
+
+
+def _zuko_inverted(d: int, c: int, **options) -> nn.Module:
+    flow = _maf(d, c, **options)
     return zuko.flows.Flow([step.inv for step in flow.transform.transforms], flow.base)
 
 
@@ -180,10 +193,15 @@ def _zuko_adjacency(d: int, c: int) -> nn.Module:
     return zuko.flows.Flow([step], _maf(d, c).base)
 
 
-def _nflows(d: int, c: int, inverted: bool = False, **options) -> nn.Module:
+def _nflows(d: int, c: int, inverted: bool = False, spline: bool = False, **options) -> nn.Module:
+    kind = nflows_transforms.MaskedAffineAutoregressiveTransform
+    if spline:
+        kind = functools.partial(
+            nflows_transforms.MaskedPiecewiseRationalQuadraticAutoregressiveTransform, tails="linear", tail_bound=2.0
+        )
     steps = []
     for _ in range(2):
-        step = nflows_transforms.MaskedAffineAutoregressiveTransform(d, 14, context_features=c or None, **options)
+        step = kind(d, 14, context_features=c or None, **options)
         steps += [
             nflows_transforms.InverseTransform(step) if inverted else step,
             nflows_transforms.ReversePermutation(d),
@@ -191,26 +209,52 @@ def _nflows(d: int, c: int, inverted: bool = False, **options) -> nn.Module:
     return nflows_flows.Flow(nflows_transforms.CompositeTransform(steps), nflows_distributions.StandardNormal([d]))
 
 
-def _normflows(d: int, c: int, inverted: bool = False, permute: bool = False, **options) -> nn.Module:
+def _normflows(
+    d: int, c: int, inverted: bool = False, permute: bool = False, tails: str | None = None, **options
+) -> nn.Module:
+    kind = normflows.flows.MaskedAffineAutoregressive
+    if tails:
+        kind = functools.partial(NormflowsSpline, tails=tails, tail_bound=2.0)
     steps = []
     for _ in range(2):
-        step = normflows.flows.MaskedAffineAutoregressive(d, 14, context_features=c or None, **options)
+        step = kind(d, 14, context_features=c or None, **options)
         if permute:
             step.autoregressive_net = normflows.nets.MADE(d, 14, output_multiplier=2, permute_mask=True)
         steps.append(normflows.flows.Reverse(step) if inverted else step)
+    return _normflow(d, c, steps)
+
+
+def _normflows_wrapped(d: int, c: int) -> nn.Module:
+    wrapper = normflows.flows.AutoregressiveRationalQuadraticSpline
+    return _normflow(d, c, [wrapper(d, 1, 14, c or None, num_bins=4, permute_mask=True) for _ in range(2)])
+
+
+def _normflow(d: int, c: int, steps: list[nn.Module]) -> nn.Module:
     base = normflows.distributions.DiagGaussian(d)
     return (normflows.ConditionalNormalizingFlow if c else normflows.NormalizingFlow)(base, steps)
 
 
-def _pyro(d: int, c: int, inverted: bool = False, skip: bool = False, nonlinearity: nn.Module | None = None, **options):
-    steps = nn.ModuleList()
+def _pyro(
+    d: int,
+    c: int,
+    inverted: bool = False,
+    skip: bool = False,
+    nonlinearity: nn.Module | None = None,
+    bins: int = 0,
+    **options,
+):
+    steps, kind = nn.ModuleList(), "AffineAutoregressive"
+    settings = {"skip_connections": skip, "nonlinearity": nonlinearity or nn.ReLU()}
+    if bins:
+        kind, settings["param_dims"] = "SplineAutoregressive", [bins, bins, bins - 1]
+        options |= {"input_dim": d, "count_bins": bins, "order": "quadratic"}
     for _ in range(2):
-        settings = {"skip_connections": skip, "nonlinearity": nonlinearity or nn.ReLU()}
         if c:
             net = ConditionalAutoRegressiveNN(d, c, [12, 15], **settings)
-            steps.append(pyro_transforms.ConditionalAffineAutoregressive(net, **options))
+            steps.append(getattr(pyro_transforms, f"Conditional{kind}")(autoregressive_nn=net, **options))
         else:
-            steps.append(pyro_transforms.AffineAutoregressive(AutoRegressiveNN(d, [12, 15], **settings), **options))
+            net = AutoRegressiveNN(d, [12, 15], **settings)
+            steps.append(getattr(pyro_transforms, kind)(autoregressive_nn=net, **options))
     steps.inverted, steps.features = inverted, d
     return steps
 
@@ -227,6 +271,9 @@ FLOWS = {
     "zuko-random-order": Flow(Zuko, _bind(_maf, randperm=True, activation=nn.SiLU)),
     "zuko-two-passes": Flow(Zuko, _bind(_maf, passes=2)),
     "zuko-adjacency": Flow(Zuko, _zuko_adjacency, layers=1),
+    "zuko-spline": Flow(Zuko, _bind(_nsf, bins=5)),
+    "zuko-spline-residual-context": Flow(Zuko, _bind(_nsf, slope=0.01, residual=True, randperm=True), 3),
+    "zuko-spline-bound": Flow(Zuko, _zuko_bound),
     "nflows-residual": Flow(Nflows, _nflows),
     "nflows-residual-context": Flow(Nflows, _nflows, 3),
     "nflows-feedforward-random": Flow(Nflows, _bind(_nflows, use_residual_blocks=False, random_mask=True)),
@@ -235,16 +282,23 @@ FLOWS = {
     ),
     "nflows-inverted": Flow(Nflows, _bind(_nflows, inverted=True, num_blocks=1, activation=nn.Softplus())),
     "nflows-linear": Flow(Nflows, _bind(_nflows, num_blocks=0)),
+    "nflows-spline": Flow(Nflows, _bind(_nflows, spline=True, random_mask=True, use_residual_blocks=False)),
+    "nflows-spline-residual-context": Flow(Nflows, _bind(_nflows, spline=True, num_bins=4, inverted=True), 3),
     "normflows-residual": Flow(Normflows, _normflows),
     "normflows-residual-context": Flow(Normflows, _normflows, 3),
     "normflows-feedforward": Flow(Normflows, _bind(_normflows, use_residual_blocks=False, random_mask=True)),
     "normflows-reverse": Flow(Normflows, _bind(_normflows, inverted=True, activation=nn.functional.gelu)),
     "normflows-permuted": Flow(Normflows, _bind(_normflows, permute=True)),
+    "normflows-spline": Flow(Normflows, _normflows_wrapped),
+    "normflows-spline-context": Flow(Normflows, _bind(_normflows, tails="linear", num_bins=4), 3),
+    "normflows-spline-circular": Flow(Normflows, _bind(_normflows, tails="circular", use_residual_blocks=False)),
     "pyro": Flow(Pyro, _pyro),
     "pyro-inverted": Flow(Pyro, _bind(_pyro, inverted=True)),
     "pyro-stable": Flow(Pyro, _bind(_pyro, stable=True)),
     "pyro-skip": Flow(Pyro, _bind(_pyro, skip=True, nonlinearity=nn.Sigmoid())),
     "pyro-clipped": Flow(Pyro, _bind(_pyro, log_scale_min_clip=-0.1, log_scale_max_clip=0.05)),
+    "pyro-spline": Flow(Pyro, _bind(_pyro, bins=5, bound=2.0)),
+    "pyro-spline-context": Flow(Pyro, _bind(_pyro, bins=4, inverted=True, skip=True), 3),
     "pyro-context": Flow(Pyro, _pyro, 3),
     "pyro-context-stable-skip-inverted": Flow(Pyro, _bind(_pyro, inverted=True, skip=True, stable=True), 3),
 }

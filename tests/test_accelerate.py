@@ -440,14 +440,26 @@ def _maf(**options):
 
 
 LEFT = {
-    "zuko spline": (lambda: peers.zuko.flows.NSF(D, transforms=1), "univariate map is MonotonicRQSTransform"),
+    "zuko circular spline": (lambda: peers.zuko.flows.NCSF(D, transforms=1), "univariate map is CircularRQSTransform"),
+    "zuko univariate map": (
+        lambda: _maf(univariate=peers.zuko.transforms.SignedPowerTransform, shapes=[()]),
+        "univariate map is SignedPowerTransform, not MonotonicAffineTransform or MonotonicRQSTransform",
+    ),
+    "zuko spline's shapes": (
+        lambda: _maf(univariate=peers.zuko.transforms.MonotonicRQSTransform, shapes=[(4,), (5,), (3,)]),
+        r"splines have parameters of shapes \[\(4,\), \(5,\), \(3,\)\]",
+    ),
     "zuko graph": (lambda: _maf(adjacency=_graph), "masks are no staircase"),
     "zuko activation": (lambda: _maf(activation=nn.LeakyReLU), "activation LeakyReLU.* has no kernel"),
     "activation's settings": (lambda: _maf(activation=lambda: nn.ELU(alpha=0.5)), r"activation ELU\(alpha=0.5\)"),
     "activation function": (lambda: _nflows_layer(activation=torch.sin), "activation sin has no kernel"),
     "nflows spline": (
         lambda: peers.nflows_transforms.MaskedPiecewiseRationalQuadraticAutoregressiveTransform(D, 12),
-        "MaskedPiecewiseRationalQuadraticAutoregressiveTransform is not the affine map",
+        "splines have the tails None: linear and circular ones have kernels",
+    ),
+    "nflows quadratic spline": (
+        lambda: peers.nflows_transforms.MaskedPiecewiseQuadraticAutoregressiveTransform(D, 12),
+        "MaskedPiecewiseQuadraticAutoregressiveTransform is not an affine map or a rational-quadratic spline",
     ),
     "subclass": (lambda: _Subclass(D, 12), "_Subclass is a subclass of MaskedAffineAutoregressiveTransform"),
     "batch norm": (lambda: _nflows_layer(use_batch_norm=True), "batch norm inside its network"),
@@ -476,13 +488,29 @@ LEFT = {
     "half precision": (lambda: _nflows_layer().bfloat16(), "parameters are bfloat16"),
     "meta device": (lambda: _nflows_layer().to("meta"), "parameters are on meta: the kernels run on the CPU"),
     "normflows spline": (
-        lambda: peers.normflows.flows.AutoregressiveRationalQuadraticSpline(D, 1, 12),
-        "MaskedPiecewiseRationalQuadraticAutoregressive is not the affine map",
+        lambda: peers.normflows.flows.CircularAutoregressiveRationalQuadraticSpline(D, 1, 12, [0, 2]),
+        "its features have tails or bounds of their own",
+    ),
+    "normflows bounds": (
+        lambda: peers.NormflowsSpline(D, 12, tails="linear", tail_bound=torch.arange(1.0, D + 1)),
+        "its features have tails or bounds of their own",
     ),
     "preprocessing": (_preprocessed, "input is preprocessed by Tanh"),
     "pyro spline": (
         lambda: peers.pyro_transforms.spline_autoregressive(D),
-        "SplineAutoregressive is not the affine map",
+        "splines are of order 'linear': quadratic ones have kernels",
+    ),
+    "pyro conditional spline": (
+        lambda: peers.pyro_transforms.conditional_spline_autoregressive(D, 2),
+        "splines are of order 'linear': quadratic ones have kernels",
+    ),
+    "pyro spline's parameters": (
+        lambda: peers.pyro_transforms.spline_autoregressive(D, count_bins=4, order="quadratic"),
+        r"param_dims is \[4, 4, 3, 4\], not \[4, 4, 3\]",
+    ),
+    "pyro neural": (
+        lambda: peers.pyro_transforms.neural_autoregressive(D),
+        "NeuralAutoregressive is not an affine map or a rational-quadratic spline",
     ),
     "pyro network of one's own": (
         lambda: peers.pyro_transforms.AffineAutoregressive(nn.Linear(D, 2 * D)),
@@ -628,9 +656,8 @@ def test_dropout_layer_is_fused_again_in_evaluation():
 
 
 #: One of each library, by the classes that can be swapped.
-each_kind = pytest.mark.parametrize(
-    "name", ["zuko-context", "nflows-residual", "normflows-residual", "pyro", "pyro-stable", "pyro-context"]
-)
+KINDS = ["zuko-context", "nflows-residual", "normflows-residual", "pyro", "pyro-stable", "pyro-context"]
+each_kind = pytest.mark.parametrize("name", KINDS)
 
 
 def linears(flow):
@@ -685,7 +712,7 @@ ALTERED = {
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*")
-@each_kind
+@pytest.mark.parametrize("name", [*KINDS, "pyro-spline"])  # which no trace takes, not even pyro's own
 @pytest.mark.parametrize("case", ALTERED)
 def test_a_call_that_is_more_than_its_weights_is_made_in_both_directions(name, case):
     library, flow, (x, c) = FLOWS[name].library, make(name, spread=0.4), points(name)
@@ -932,7 +959,7 @@ def test_zuko_sample_and_density_in_one_pass():
     assert (inverse.call_count, passes.count) == (2, 0)
 
 
-@pytest.mark.parametrize("name", ["pyro", "pyro-stable", "pyro-context"])
+@pytest.mark.parametrize("name", ["pyro", "pyro-stable", "pyro-spline", "pyro-context"])
 @pytest.mark.parametrize("shape", [(), (4,), (2, 3), (0,)])
 def test_pyro_takes_any_batch(name, shape):
     flow = make(name)
@@ -946,9 +973,10 @@ def test_pyro_takes_any_batch(name, shape):
     torch.testing.assert_close(results, expected, rtol=1e-9, atol=1e-9)
 
 
-def test_pyro_keeps_its_cache():
+@pytest.mark.parametrize("name", ["pyro", "pyro-spline"])
+def test_pyro_keeps_its_cache(name):
     """What a call found serves the log-determinant of that very pair, in both directions."""
-    (layer, _) = fused(make("pyro"))
+    (layer, _) = fused(make(name))
     y = torch.randn(ROWS, FEATURES)
     served = mock.Mock(side_effect=_network.served)
     with mock.patch.object(_network, "served", served):

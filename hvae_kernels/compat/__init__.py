@@ -179,4 +179,4 @@ def _foreign(kind: type, adapter: ModuleType) -> str:
     for known in adapter.FUSED:
         if issubclass(kind, known):
             return f"{kind.__name__} is a subclass of {known.__name__}, which may do something else"
-    return f"{kind.__name__} is not the affine map"
+    return f"{kind.__name__} is not an affine map or a rational-quadratic spline"

@@ -1,4 +1,4 @@
-"""pyro: ``AffineAutoregressive`` and its conditional form."""
+"""pyro: ``AffineAutoregressive``, ``SplineAutoregressive`` of quadratic order, and their conditional forms."""
 
 from __future__ import annotations
 
@@ -9,19 +9,28 @@ from dataclasses import replace
 
 import torch
 from pyro.distributions import transforms
-from pyro.distributions.transforms import AffineAutoregressive, ConditionalAffineAutoregressive
+from pyro.distributions.transforms import (
+    AffineAutoregressive,
+    ConditionalAffineAutoregressive,
+    ConditionalSpline,
+    ConditionalSplineAutoregressive,
+    SplineAutoregressive,
+)
 from pyro.nn import AutoRegressiveNN, ConditionalAutoRegressiveNN
 from pyro.nn.auto_reg_nn import MaskedLinear
 from torch import Size, Tensor
 
 from hvae_kernels.compat import _network
 from hvae_kernels.compat._network import Foreign, Layout, Part, Unfused
+from hvae_kernels.ops.rational_quadratic_spline import Spline
 
-_OTHERS = ("SplineAutoregressive", "NeuralAutoregressive", "BlockAutoregressive", "ConditionalSplineAutoregressive")
+_CONDITIONAL = (ConditionalAffineAutoregressive, ConditionalSplineAutoregressive)
+_OTHERS = ("NeuralAutoregressive", "BlockAutoregressive", "ConditionalNeuralAutoregressive")
 SLOW = (
     AffineAutoregressive,
-    ConditionalAffineAutoregressive,
-    *(getattr(transforms, name) for name in (*_OTHERS, "ConditionalNeuralAutoregressive") if hasattr(transforms, name)),
+    SplineAutoregressive,
+    *_CONDITIONAL,
+    *(getattr(transforms, name) for name in _OTHERS if hasattr(transforms, name)),
 )
 
 
@@ -31,20 +40,24 @@ def guides() -> tuple[type, ...]:
     return () if module is None else (module.AutoNormalizingFlow,)
 
 
-def sizes(layer: AffineAutoregressive | ConditionalAffineAutoregressive) -> tuple[int, int | None]:
+def sizes(layer: Foreign) -> tuple[int, int | None]:
     """Features and context features, None without."""
-    if isinstance(layer, ConditionalAffineAutoregressive):
+    if isinstance(layer, _CONDITIONAL):
         _network.require(layer.nn, ConditionalAutoRegressiveNN)
         return layer.nn.input_dim, layer.nn.context_dim
     return _split(layer.arn)[0].input_dim, None
 
 
-def twin(layer: AffineAutoregressive | ConditionalAffineAutoregressive) -> Foreign:
+def twin(layer: Foreign) -> Foreign:
     """A copy without the tensors of the last call, which a deep copy refuses."""
-    if isinstance(layer, ConditionalAffineAutoregressive):
+    if isinstance(layer, _CONDITIONAL):
         return copy.deepcopy(layer)
+    net = copy.deepcopy(layer.arn)
+    if isinstance(layer, SplineAutoregressive):
+        spline = layer.spline
+        return SplineAutoregressive(spline.input_dim, net, spline.count_bins, spline.bound, spline.order)
     clips = layer.log_scale_min_clip, layer.log_scale_max_clip
-    return AffineAutoregressive(copy.deepcopy(layer.arn), *clips, layer.sigmoid_bias, layer.stable)
+    return AffineAutoregressive(net, *clips, layer.sigmoid_bias, layer.stable)
 
 
 def parallel(layer: Foreign, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -60,13 +73,7 @@ def lay_out(layer: Foreign, batch: Size, context: Tensor | None = None) -> Layou
     own, known = layer.__dict__, _stable(layer)
     _network.require_unchanged(layer, *(name for name in ("_call", "_inverse") if own.get(name) != known.get(name)))
     net, context = _split(layer.arn)
-    d = net.input_dim
-    if list(net.param_dims) != [1, 1]:
-        raise Unfused(f"param_dims is {net.param_dims}, not [1, 1]")
-    if layer.stable:
-        tail = _network.gate("sigmoid", layer.sigmoid_bias)
-    else:
-        tail = _network.gate("clipped", layer.log_scale_min_clip, layer.log_scale_max_clip)
+    tail = _spline(layer, net) if isinstance(layer, SplineAutoregressive) else _gate(layer, net)
     name = _network.activation(net.f)
     *hidden, last = net.layers
     parts = [Part(linear, place - 1, name) for place, linear in enumerate(hidden)]
@@ -79,17 +86,43 @@ def lay_out(layer: Foreign, batch: Size, context: Tensor | None = None) -> Layou
     parts[-1] = replace(parts[-1], offset=_given(net.skip_layer, net, context, batch))
     columns = slice(net.context_dim, None)
     degrees = functools.partial(_degrees, net, parts, columns)
-    return Layout(net, parts, columns, degrees, tail, outputs=(0, 1, d))
+    return Layout(net, parts, columns, degrees, tail, outputs=(0, 1, net.input_dim))
 
 
-def _stable(layer: AffineAutoregressive) -> dict[str, object]:
+def _gate(layer: AffineAutoregressive, net: Foreign) -> _network.Gate:
+    if list(net.param_dims) != [1, 1]:
+        raise Unfused(f"param_dims is {net.param_dims}, not [1, 1]")
+    if layer.stable:
+        return _network.gate("sigmoid", layer.sigmoid_bias)
+    return _network.gate("clipped", layer.log_scale_min_clip, layer.log_scale_max_clip)
+
+
+def _spline(layer: SplineAutoregressive, net: Foreign) -> Spline:
+    spline = layer.spline
+    _network.require(spline, ConditionalSpline)
+    _network.require_unchanged(spline, "condition", "_params")
+    if spline.order != "quadratic":
+        raise Unfused(f"its splines are of order {spline.order!r}: quadratic ones have kernels")
+    if spline.nn is not layer.arn or spline.input_dim != net.input_dim:
+        raise Unfused("its splines have a network of their own")
+    bins = spline.count_bins
+    if list(net.param_dims) != [bins, bins, bins - 1]:
+        raise Unfused(f"param_dims is {net.param_dims}, not {[bins, bins, bins - 1]}")
+    return _network.spline(bins, float(spline.bound), "linear", "pyro")
+
+
+def _stable(layer: Foreign) -> dict[str, object]:
     """The methods that ``stable=True`` keeps in the instance."""
-    return {"_call": layer._call_stable, "_inverse": layer._inverse_stable} if layer.stable else {}
+    if not getattr(layer, "stable", False):
+        return {}
+    return {"_call": layer._call_stable, "_inverse": layer._inverse_stable}
 
 
-def _conditioned(layer: Foreign, context: Tensor | None) -> AffineAutoregressive:
-    if isinstance(layer, ConditionalAffineAutoregressive):
-        return ConditionalAffineAutoregressive.condition(layer, context)
+def _conditioned(layer: Foreign, context: Tensor | None) -> Foreign:
+    """Of the library's class, also where that of ``layer`` is ours."""
+    for kind in _CONDITIONAL:
+        if isinstance(layer, kind):
+            return kind.condition(layer, context)
     return layer
 
 
@@ -157,6 +190,28 @@ class FusedAffineAutoregressive(AffineAutoregressive, _network.Swapped):
         return x
 
 
+class FusedSplineAutoregressive(SplineAutoregressive, _network.Swapped):
+    """The transform with both directions fused."""
+
+    library_class = SplineAutoregressive
+
+    def _call(self, x: Tensor) -> Tensor:
+        network = _network.served(lay_out, self, x) if _gains(self.arn, x) else None
+        if network is None:
+            return super()._call(x)
+        y, log_abs_det = _network.parallel(x, network)
+        self._cache_log_detJ = log_abs_det.unsqueeze(-1)  # whose sum is what log_abs_det_jacobian returns
+        return y
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        network = _network.served(lay_out, self, y)
+        if network is None:
+            return super()._inverse(y)
+        x, minus = _network.sequential(y, network)
+        self._cache_log_detJ = -minus.unsqueeze(-1)
+        return x
+
+
 class FusedConditionalAffineAutoregressive(ConditionalAffineAutoregressive, _network.Swapped):
     """The conditional transform, whose conditioned ones are fused."""
 
@@ -169,9 +224,23 @@ class FusedConditionalAffineAutoregressive(ConditionalAffineAutoregressive, _net
         return transform
 
 
+class FusedConditionalSplineAutoregressive(ConditionalSplineAutoregressive, _network.Swapped):
+    """The conditional transform, whose conditioned ones are fused."""
+
+    library_class = ConditionalSplineAutoregressive
+
+    def condition(self, context: Tensor) -> FusedSplineAutoregressive:
+        """The transform given the context."""
+        transform = super().condition(context)
+        swap(transform)
+        return transform
+
+
 FUSED = {
     AffineAutoregressive: FusedAffineAutoregressive,
+    SplineAutoregressive: FusedSplineAutoregressive,
     ConditionalAffineAutoregressive: FusedConditionalAffineAutoregressive,
+    ConditionalSplineAutoregressive: FusedConditionalSplineAutoregressive,
 }
 
 
