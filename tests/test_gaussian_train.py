@@ -7,8 +7,11 @@ import pytest
 import torch
 from hvae import experiment
 from hvae.gaussian import data, exact, train
+from hvae.gaussian.data import Statistics
 from hvae.gaussian.study import Job, plan
 from hvae.runs import StudyError
+
+from hvae_kernels import testing
 
 SEED = 12345
 JOBS = [
@@ -31,10 +34,8 @@ def sets():
 @pytest.fixture(autouse=True)
 def one_thread():
     """As the command has it: tensors this small are not worth sharing, and a busy machine makes it slow."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with testing.threads(1):
+        yield
 
 
 class Killed(Exception):
@@ -112,16 +113,14 @@ def test_an_epoch_is_torchs_clipping_and_rmsprop(sets, tmp_path):
 
 def test_noise_is_standard_and_differs_between_epochs_jobs_and_seeds():
     job = JOBS[0]
-    noise = [job.noise(job.model(2, SEED), 2, seed, epoch) for seed, epoch in ((1, 0), (1, 0), (1, 1), (2, 0))]
-    assert noise[0].shape == (40, 2, 2, 10, 5)
+    noise = [job.noise(job.model(2, SEED), 10, seed, epoch) for seed, epoch in ((1, 0), (1, 0), (1, 1), (2, 0))]
+    assert noise[0].shape == (40, 2, 10, 10, 5)
     assert torch.equal(noise[0], noise[1])
-    assert abs(noise[0].mean()) < 0.05
-    assert abs(noise[0].std() - 1) < 0.05
-    other = JOBS[2].noise(JOBS[2].model(2, SEED), 2, 1, 0)
-    for different in (noise[2], noise[3], other):
-        assert abs((noise[0] * different).mean()) < 0.05
-    halves = noise[0].flatten(2).split(50, dim=2)
-    assert abs((halves[0] * halves[1]).mean()) < 0.1
+    other = JOBS[2].noise(JOBS[2].model(2, SEED), 10, 1, 0)
+    sets = noise[0].unbind(2)
+    products = [noise[0] * different for different in (noise[2], noise[3], other)]
+    for x, mean in ((noise[0], 0), (noise[0] ** 2, 1), *((product, 0) for product in (*products, sets[0] * sets[1]))):
+        assert abs(x.mean() - mean) < 4 * x.std() / math.sqrt(x.numel())  # standard errors
 
 
 def test_a_nan_stops_the_run_and_is_named(sets, tmp_path, monkeypatch):
@@ -197,34 +196,52 @@ def test_published_iaf_runs_have_data_sets_of_their_own():
     assert (iaf.full.mean[0, 0] - z - iaf.truth.loc).abs().max() < 0.1
 
 
+def learned(job, sets, epochs, tmp_path):
+    """Delta and log sigma ``(R, 1, d)``, and the last record of the state."""
+    state = run(job, sets, epochs, tmp_path / "state.pt")
+    model = job.model(len(state.flat), SEED)
+    model.flat.copy_(state.flat)
+    return (*model.estimate(), state.history[-1])
+
+
+# Training has a sampling error that nothing says, but also an end that closed forms know: parameters are compared with
+# those, log sigma to 0.01, or to less where they come closer. A sigma that is 2 % off would be 0.02 away.
+
+
 def test_it_learns_down_to_the_floor(sets, tmp_path):
     """Mean-field VB contains the posterior: it ends at the maximum likelihood, the bound equal to its evidence."""
-    state = run(Job("corrected", 5, "vb", 0), sets, 300, tmp_path / "vb.pt")
-    last = state.history[-1]
-    assert last["elbo"] == pytest.approx(state.oracles["elbo_ceiling"], abs=1e-2)
-    assert last["delta_error"] == pytest.approx(state.oracles["delta_floor"], rel=1e-2)
-    assert last["sigma_error"] == pytest.approx(state.oracles["sigma_floor"], rel=2e-2)
+    job = Job("corrected", 5, "vb", 0)
+    loc, log_scale, last = learned(job, sets, 300, tmp_path)
+    best_loc, best_scale = exact.maximum_likelihood(sets.full)
+    assert last["elbo"] == pytest.approx(job.oracles(sets)["elbo_ceiling"], abs=1e-6)
+    torch.testing.assert_close(loc, best_loc, atol=1e-6, rtol=0)
+    torch.testing.assert_close(log_scale, best_scale.log(), atol=1e-5, rtol=0)
 
 
 def test_the_tempered_flow_learns_towards_the_optimum_of_its_bound(sets, tmp_path):
-    state = run(Job("corrected", 5, "hvae", 1), sets, 400, tmp_path / "hvae.pt")
-    last, optimum = state.history[-1], state.oracles["sigma_optimum"]
-    assert last["delta_error"] == pytest.approx(state.oracles["delta_floor"], rel=5e-2)
-    assert last["sigma_error"] == pytest.approx(optimum, rel=0.3)
-    assert exact.no_flow_scale(sets.full).sub(sets.truth.scale).square().sum() > 100 * sum(optimum)
+    loc, log_scale, _ = learned(Job("corrected", 5, "hvae", 1), sets, 400, tmp_path)
+    optimum, _ = exact.one_step_optimum(sets.full, tempered=True)
+    assert (loc - sets.full.mean).norm() < 0.01 * sets.full.mean.norm()
+    torch.testing.assert_close(log_scale, optimum.log(), atol=0.01, rtol=0)
+    for other in (exact.maximum_likelihood(sets.full)[1], exact.no_flow_scale(sets.full)):
+        assert (optimum.log() - other.log()).abs().amax() > 0.05, "or the optimum could not be told from this"
 
 
 def test_iaf_learns_down_to_the_floor(sets, tmp_path):
-    state = run(Job("corrected", 5, "iaf", 1), sets, 500, tmp_path / "iaf.pt")
-    last = state.history[-1]
-    assert last["delta_error"] == pytest.approx(state.oracles["delta_floor"], rel=2e-2)
-    assert last["sigma_error"] == pytest.approx(state.oracles["sigma_floor"], rel=0.2, abs=1e-5)
+    loc, log_scale, _ = learned(Job("corrected", 5, "iaf", 1), sets, 500, tmp_path)
+    best_loc, best_scale = exact.maximum_likelihood(sets.full)
+    torch.testing.assert_close(loc, best_loc, atol=1e-3, rtol=0)
+    torch.testing.assert_close(log_scale, best_scale.log(), atol=1e-4, rtol=0)
 
 
 def test_published_planar_stops_where_the_printed_objective_without_a_flow_does(sets, tmp_path, monkeypatch):
-    monkeypatch.setattr(Job, "clip_norm", math.inf)  # nor clipping nor the flow move that value, and this is faster
-    state = run(Job("published", 5, "planar", 1), sets, 500, tmp_path / "planar.pt")
-    last = state.history[-1]
-    assert last["delta_error"] == pytest.approx(state.oracles["delta_floor"], rel=5e-2)
-    assert last["sigma_error"] == pytest.approx(state.oracles["sigma_no_flow"], rel=0.2)
-    assert sum(state.oracles["sigma_no_flow"]) > 1
+    """In all dimensions but one, in which the layer narrows q, so that sigma nears that of a perfect q."""
+    monkeypatch.setattr(Job, "clip_norm", math.inf)  # which does not move that value, and this is faster
+    loc, log_scale, _ = learned(Job("published", 5, "planar", 1), sets, 500, tmp_path)
+    printed = Statistics(sets.full.count, sets.full.mean, 2 * sets.full.variance)
+    below = exact.no_flow_scale(printed).log() - log_scale
+    assert (loc - sets.full.mean).norm() < 0.01 * sets.full.mean.norm()
+    assert (below.abs() < 0.015).sum(-1).tolist() == [[4], [4]]  # as the learning rate does not fall
+    above = log_scale - exact.maximum_likelihood(printed)[1].log()
+    assert (above.amin(-1) - 0.02).abs().max() < 0.01
+    assert below.amax(-1).min() > 0.5, "or that could not be told from no flow"
