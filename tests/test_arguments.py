@@ -98,6 +98,22 @@ CALLS = {
             **{"min_width": 1e-3, "min_height": 1e-3, "min_derivative": 1e-3, "logit_scale": 1.0},
         },
     ),
+    "CouplingFlow": (
+        hk.nn.CouplingFlow,
+        {
+            **{"features": 3, "hidden_features": [4], "context_features": 2, "gate": "affine"},
+            **{"mask": [True, False, True], "activation": "relu", "conditioner": None, "device": None, "dtype": None},
+        },
+    ),
+    "CouplingFlow.forward": (
+        hk.nn.CouplingFlow(3, [4], 2).forward,
+        {"z": ones(4, 3), "context": ones(4, 2)},
+    ),
+    "CouplingFlow.inverse": (
+        hk.nn.CouplingFlow(3, [4], 2).inverse,
+        {"z": ones(4, 3), "context": ones(4, 2)},
+    ),
+    "FlowStack.coupling": (hk.nn.FlowStack.coupling, {"n_layers": 2, "features": 3, "hidden_features": [4]}),
     "accelerate": (hk.accelerate, {"module": torch.nn.Linear(2, 2)}),
     "use_impl": (lambda implementation: hk.use_impl(implementation).__enter__(), {"implementation": "auto"}),
     "use_cpu": (lambda instruction_set: hk.use_cpu(instruction_set).__enter__(), {"instruction_set": "auto"}),
@@ -196,7 +212,8 @@ BY_PLACE = {
     "MADE": {"outputs_per_feature", "context_features", "order", "activation"},
     "MaskedAutoregressiveFlow": {"context_features", "gate", "order"},
     "PlanarFlow": {"shared"},
-    "Spline": {"bound"},
+    "Spline": {"bound", "tails", "style", "min_width", "min_height", "min_derivative"},
+    "CouplingFlow": {"context_features", "gate", "mask", "activation"},
     "bernoulli_log_prob": {"event_ndims"},
     "dreg_surrogate": {"dim"},
     "iwae_bound": {"dim"},

@@ -265,6 +265,31 @@ def test_spline_there_and_back(name, dtype, implementation, inverse):
         torch.testing.assert_close(minus, -log, rtol=1e-7, atol=1e-7)
 
 
+@each_direction
+@each_kernel
+def test_spline_far_from_zero_is_as_exact_as_at_it(implementation, inverse):
+    """What is exact is ``x - x0``, not the knot: between 1000 and 1001 float32 has 14 bits."""
+    near, far = (F.Spline(8, (low, low + 1, low, low + 1), tails=None) for low in (0.0, 1000.0))
+    x, parameters = torch.arange(1, 256) / 256, torch.randn(255, near.parameters)
+    y, log = call(x, parameters, near, inverse, implementation=implementation)
+    moved, same = call(1000 + x, parameters, far, inverse, implementation=implementation)
+    torch.testing.assert_close(moved, 1000 + y, rtol=torch.finfo(torch.float32).eps, atol=0)
+    torch.testing.assert_close(same, log, rtol=1e-5, atol=1e-5)
+
+
+@each_direction
+@each_kernel
+def test_spline_adds_up_small_bins(implementation, inverse):
+    """Two hundred after a large one, each less than half of a unit in its last place."""
+    spline = F.Spline(201, tails=None, min_width=0.0, min_height=0.0)
+    x, parameters = -2.9 + 5.8 * torch.rand(50), torch.zeros(50, spline.parameters)
+    sides = split(parameters, spline)
+    sides[0 if inverse else 1][:, 1:] = -17.5
+    y, _ = call(x, parameters, spline, inverse, implementation=implementation)
+    exact, _ = call(x.double(), parameters.double(), spline, inverse, implementation="reference")
+    assert (y - exact).abs().max() < 1e-6
+
+
 # ---- What is wrong in others' code ----
 
 
@@ -425,6 +450,22 @@ def test_parameters_are_read_and_their_gradients_written_as_they_lie(layout, inv
         assert gradient.is_contiguous()
     dense.requires_grad_()
     assert torch.equal(gradient, torch.autograd.grad(run(dense), dense, seeds)[0])
+
+
+@each_direction
+@each_kernel
+@pytest.mark.parametrize("order", [(1, 0, 2, 3), (3, 0, 1, 2), (2, 3, 1, 0)])
+def test_parameters_of_any_strides(order, implementation, inverse):
+    spline, back = SPLINES["two"], [order.index(i) for i in range(4)]
+    x, parameters = spline_inputs(torch.float64, "cpu", shape=(2, 3, 4), spline="two")
+    strided = parameters.permute(order).contiguous().permute(back)
+    leaves = [p.detach().requires_grad_() for p in (parameters, strided)]
+    every = []
+    for p in leaves:
+        results = F.rational_quadratic_spline(x, p, spline, inverse=inverse, implementation=implementation)
+        (gradient,) = torch.autograd.grad([y.sin().sum() for y in results], p, create_graph=True)
+        every.append((*results, gradient, *torch.autograd.grad(gradient.sin().sum(), p)))
+    torch.testing.assert_close(every[0], every[1], rtol=0, atol=0)
 
 
 @each_direction

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from ops.rational_quadratic_spline import SPLINES, spline_inputs
 from test_elementary import ABSOLUTE, LIMITS, RELATIVE, between
 from torch import Tensor
 
@@ -29,6 +30,7 @@ from hvae_kernels.ops.leapfrog_update.reference import leapfrog_update
 from hvae_kernels.ops.planar_flow.constraint import constrained
 from hvae_kernels.ops.planar_flow.reference import planar_flow
 from hvae_kernels.ops.radial_flow.reference import radial_flow
+from hvae_kernels.ops.rational_quadratic_spline.reference import rational_quadratic_spline
 from hvae_kernels.ops.rmsprop.reference import rmsprop_step_
 
 DTYPES = (torch.float32, torch.float64)
@@ -760,6 +762,89 @@ def radial(dtype: torch.dtype, rows: int, d: int, layers: int) -> Iterator[Case]
     ys, stack = scratch(layers * 4 * width, dtype), scratch(layers * 4 * 4, torch.float64)
     fields = *head, Writes(wide(z), checked=False), gl, Writes(wide(g)), ys, stack, *map(Writes, before)
     yield Case("radial::Backward", fields, backward, (g, gl, *before, *x))
+
+
+# ---- rational_quadratic_spline.h ----
+
+#: Elements of a block, and of the batch those before it, and its features; how the parameters lie.
+SPLINE_BLOCK = 64
+SPLINE_SIZES = [
+    (0, 1, 1, "packed"),
+    (3, 13, 5, "planes"),
+    (10, 50, 3, "apart"),
+    (0, 64, 7, "packed"),
+    (5, 64, 7, "planes"),
+]
+IN_MEMORY = {"packed": lambda p: p, "planes": lambda p: p.mT, "apart": lambda p: torch.nn.functional.pad(p, (0, 2))}
+
+
+@at((name, inverse, *size) for name in SPLINES for inverse in (0, 1) for size in SPLINE_SIZES)
+def splines(
+    dtype: torch.dtype, name: str, inverse: int, first: int, n: int, features: int, layout: str
+) -> Iterator[Case]:
+    spline, shape = SPLINES[name], (up(first + n, features) // features, features)
+    bins, size = spline.bins, spline.parameters
+    every_x, every_p = spline_inputs(dtype, "cpu", shape=shape, spline=name)
+    block = slice(first, first + n)
+    x, p = every_x.flatten()[block], every_p.flatten(0, 1)[block]
+    g, gl, hx = torch.randn(3, n, dtype=dtype)
+    every_h = torch.randn_like(every_p)
+    h = every_h.flatten(0, 1)[block]
+    strides = {
+        "packed": (features * size, size, 1),
+        "planes": (features * size, 1, features),
+        "apart": (features * (size + 2), size + 2, 1),
+    }
+    codes, numbers = spline.encoded
+    head = *codes, *numbers, inverse, first, n, features, *strides[layout]
+    other = "packed" if layout == "planes" else "planes"
+    to, in_to = (features, *strides[other]), IN_MEMORY[other]
+    given = IN_MEMORY[layout](every_p), x
+    room = in_to(placed(torch.full_like(p, math.nan), first, shape))
+
+    def op(x, p):
+        return rational_quadratic_spline(x, p, spline, bool(inverse), 0)
+
+    def backward(g, gl, x, p):
+        d_x, d_p = first_order(op, (x, p), (g, gl))
+        return d_x, in_to(placed(d_p, first, shape))
+
+    def solve(g, gl, x, p):
+        one, zero = torch.ones_like(x), torch.zeros_like(x)
+        slope, log_slope = (first_order(op, (x, p), seeds)[0] for seeds in ((one, zero), (zero, one)))
+        a = (g - gl * log_slope) / slope
+        return a, backward(a, gl, x, p)[1]
+
+    def double_backward(g, gl, hx, h, x, p):
+        *tangents, d_x, d_p = second_order(op, (x, p), (g, gl), (hx, h))
+        return *tangents, d_x, in_to(placed(d_p, first, shape))
+
+    def of_x_alone(g, gl, hx, x, p):
+        return double_backward(g, gl, hx, torch.zeros_like(p), x, p)[2:]
+
+    def memory(n_parameters):
+        return scratch((n_parameters * size + 2 * bins) * SPLINE_BLOCK, dtype)
+
+    out, grown = fresh(x), Writes(room)
+    yield Case("spline::Forward", (*head, *given, memory(1), out, out), op, (x, p))
+    fields = *head, *to, g, gl, *given, memory(2), out, grown
+    yield Case("spline::Backward", (*fields, 0), backward, (g, gl, x, p))
+    yield Case("spline::Backward", (*fields[:-1], None, 0), lambda *x: backward(*x)[:1], (g, gl, x, p), "of x alone")
+    if not inverse:
+        yield Case("spline::Backward", (*fields, 1), solve, (g, gl, x, p), "solves")
+    head = *head, features, *strides[layout], *to
+    fields = IN_MEMORY[layout](every_h), g, gl, *given, memory(3)
+    results = out, out, out, grown
+    yield Case("spline::DoubleBackward", (*head, hx, *fields, *results), double_backward, (g, gl, hx, h, x, p))
+    fields = None, *fields[1:], None, None, out, grown
+    yield Case("spline::DoubleBackward", (*head, hx, *fields), of_x_alone, (g, gl, hx, x, p), "no directions of p")
+
+
+def placed(block: Tensor, first: int, shape: tuple[int, int]) -> Tensor:
+    """A block's parameters among zeros, those of all elements."""
+    every = block.new_zeros(math.prod(shape), block.shape[1])
+    every[first : first + len(block)] = block
+    return every.unflatten(0, shape)
 
 
 # ---- rmsprop.h, local_reparam_linear.h ----

@@ -9,6 +9,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <map>
 #include <string>
 #include <type_traits>
@@ -25,6 +26,7 @@
 #include "../../csrc/kernels/autoregressive_network.h"
 #include "../../csrc/kernels/planar_flow.h"
 #include "../../csrc/kernels/radial_flow.h"
+#include "../../csrc/kernels/rational_quadratic_spline.h"
 #include "../../csrc/kernels/rmsprop.h"
 #include "../../csrc/kernels/tile.h"
 
@@ -97,6 +99,7 @@ K filled(Call& call);
 // What kernels hold by reference.
 template <class A>
 constexpr bool kReferred = std::is_same_v<A, leapfrog::Shape> || std::is_same_v<A, autoregressive::Chosen> ||
+                           std::is_same_v<A, spline::Spline> || std::is_same_v<A, spline::Layout> ||
                            std::is_same_v<A, network::Tail<float>> || std::is_same_v<A, network::Tail<double>>;
 
 // The next argument, as what the field is.
@@ -121,8 +124,8 @@ struct Next {
   template <class A>
     requires kReferred<A>
   operator const A&() const {
-    static A held;
-    return held = filled<A>(call);
+    static std::deque<A> held;  // a kernel may refer to several
+    return held.emplace_back(filled<A>(call));
   }
 };
 
@@ -285,6 +288,9 @@ const std::map<std::string, Row> kRows = {
     ROW(planar::Solve),
     ROW(radial::Forward),
     ROW(radial::Backward),
+    ROW(spline::Forward),
+    ROW(spline::Backward),
+    ROW(spline::DoubleBackward),
     ROW(rmsprop::SumOfSquares),
     ROW(rmsprop::Update),
     ROW(local_reparam::Square),

@@ -175,6 +175,7 @@ SPECS = (
 _FORWARD = ("autoregressive_network",)
 _BACKWARD = ("autoregressive_network_backward",)
 _NETWORK_CPP = "tests/test_contract.py -k (autoregressive_forward or autoregressive_inverse) and cpp and budget"
+_SPLINE_INVERSE = "tests/test_contract.py -k autoregressive_spline_inverse/cpp and "
 _SWEEP = "hvae_kernels/ops/autoregressive_network/triton/sweep.py"
 _GROUPS = "hvae_kernels/ops/autoregressive_network/triton/groups.py"
 _PARTS = "hvae_kernels/ops/autoregressive_network/triton/network.py"
@@ -200,6 +201,10 @@ MUTATIONS = (
     Mutation(_SWEEP, "t0 = tl.maximum(t1 - steps, 0)", "t0 = tl.maximum(t1 - steps, 1)", _SWEEP_TESTS),
     Mutation(_PARTS, "return p + x * p * rest", "return p", _SWEEP_TESTS),
     Mutation("csrc/cpu/sweep.h", "std::fill_n(raw(s, layer.down[i]), lanes_, T(0));", ";", "tests/test_autoregressive_network.py -k units_that_no_output_uses", _BACKWARD),
+    Mutation("csrc/cpu/sweep.h", "spline.inverse = inverse;", "spline.inverse = false;", _SPLINE_INVERSE + "forward_budget and plain"),
+    Mutation("csrc/cpu/sweep.h", "log_det_.data()[i] += logs[i];", "log_det_.data()[i] = logs[i];", _SPLINE_INVERSE + "forward_budget and plain"),
+    Mutation("csrc/cpu/sweep.h", "i < lanes_ && solves; ++i) g[i] -= through(j)[i];", "i < lanes_ && solves; ++i) g[i] -= T(0);", _SPLINE_INVERSE + "backward_budget and plain"),
+    Mutation("csrc/cpu/sweep.h", ".d_parameters = output(j, 0), .solves = solves", ".d_parameters = output(j, 0), .solves = false", _SPLINE_INVERSE + "backward_budget and plain"),
     Mutation(_SMALL, "(term < terms)[:, None] & inside[None, :] & (out_degree[None, :] >= in_degree[:, None])", "(term < terms)[:, None] & inside[None, :]", _SMALL_TESTS),
     Mutation(_SMALL, "        connected = (term < terms)[:, None] & inside[None, :]", "        connected = inside[None, :]", _SMALL_TESTS),
     Mutation(_SMALL, "== at // _TERMS", "== 0", _SMALL_TESTS),

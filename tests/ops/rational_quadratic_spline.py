@@ -136,4 +136,40 @@ SPECS = (
     ),
 )
 
-MUTATIONS: tuple[Mutation, ...] = ()
+_SPLINE = "csrc/kernels/rational_quadratic_spline.h"
+_CPU = "csrc/cpu/rational_quadratic_spline.cpp"
+_TRITON = "hvae_kernels/ops/rational_quadratic_spline/triton.py"
+_CONTRACT = "tests/test_contract.py -k rational_quadratic_spline/"
+_BUDGET = _CONTRACT + "cpp and budget and"
+_INTERPRETED = _CONTRACT + "triton and budget and"
+_TESTS = "tests/test_rational_quadratic_spline.py -k"
+
+MUTATIONS = (
+    Mutation(_SPLINE, "      if (P % W) columns(P - W);", "", _BUDGET + " (linear or two)"),
+    Mutation(_SPLINE, "    for (; v < n; ++v)\n      for (int64_t p = 0; p < P; ++p) base", "    for (; v < 0; ++v)\n      for (int64_t p = 0; p < P; ++p) base", _BUDGET + " plain"),
+    Mutation(_SPLINE, "lo += (hi - (sum - part)) + (e - part);", "", _TESTS + " cpp and small_bins"),
+    Mutation(_SPLINE, "      limit -= step;\n", "", _BUDGET + " none"),
+    Mutation(_SPLINE, "if (s.tails == kCircular) upper_at = upper_at == static_cast<T>(bins) ? V{} : upper_at;", "", _BUDGET + " circular"),
+    Mutation(_SPLINE, "side.knot[i] = knot;", "side.knot[i] = static_cast<T>(knot);", _TESTS + " cpp and far_from"),
+    Mutation(_SPLINE, "far = (u < T(0) ? -u : u) + r;", "far = u + r;", _BUDGET + " steep"),
+    Mutation(_SPLINE, "const bool outside = (b.x[i] < low) | (b.x[i] > high);", "const bool outside = b.x[i] > high;", _TESTS + " cpp and identity"),
+    Mutation(_SPLINE, "y_h = p.f + rise;", "y_h = p.f;", _BUDGET + " backward and plain"),
+    Mutation(_SPLINE, "l_d0 = p.inverse_d * (zc * zc * inverse_nu - (q + q))", "l_d0 = p.inverse_d * (zc * zc * inverse_nu - q)", _BUDGET + " backward and plain"),
+    Mutation(_SPLINE, "g = -g, l = -l;", "g = -g;", _BUDGET + " backward and plain"),
+    Mutation(_SPLINE, "in = length * (below_share + above_share) - knot * below_share;", "in = length * (below_share + above_share);", _BUDGET + " backward and plain"),
+    Mutation(_SPLINE, "solves ? pull(Of::solve)", "solves ? pull(Of::map)", "tests/test_contract.py -k autoregressive_spline_inverse/cpp and backward_budget and plain"),
+    Mutation(_SPLINE, "tangent * c.first + value * c.second * direction[at]", "tangent * c.first", _BUDGET + " double_backward and zuko"),
+    Mutation(_SPLINE, "pulled.d0.value * curve_lower[i] * t_lower[i]", "T(0)", _BUDGET + " double_backward and plain"),
+    Mutation(_CPU, "rows_of[(first + i) / features]", "rows_of[first / features]", _BUDGET + " backward and plain"),
+    Mutation(_CPU, "tensor = torch::stable::contiguous(given), laid_out();", "laid_out();", _TESTS + " cpp and any_strides"),
+    Mutation(_CPU, "if (parameters.stride(dim - 2) >= parameters.stride(dim - 1)) return", "return", _TESTS + " as_they_lie"),
+    Mutation(_TRITON, "        limit -= step\n", "", _INTERPRETED + " forward and none"),
+    Mutation(_TRITON, "tl.abs(u) + r", "u + r", _INTERPRETED + " forward and steep"),
+    Mutation(_TRITON, "following = tl.where(following == BINS, 0, following)", "pass", _INTERPRETED + " backward and /circular"),
+    Mutation(_TRITON, "            t_log = -t_log\n", "            pass\n", _CONTRACT + "triton and forward_mode"),
+    Mutation(_TRITON, "d = (value * (direction * first - mean) + e * bent) * first + value * second * direction", "d = (value * (direction * first - mean) + e * bent) * first", _INTERPRETED + " double_backward and /zuko"),
+    Mutation("hvae_kernels/ops/rational_quadratic_spline/autograd.py", "return parameters.new_empty((*leading, p, d)).mT", "return parameters.new_empty((*leading, d, p))", _CONTRACT + "cpp and opcheck"),
+    Mutation("hvae_kernels/ops/rational_quadratic_spline/reference.py", "at = torch.where(outside, 0.5 * (low + high), x)", "at = x", _TESTS + " reference and far_outside"),
+    Mutation("hvae_kernels/ops/rational_quadratic_spline/reference.py", "(2 / math.log(spline.min_derivative) * raw)", "(1 / math.log(spline.min_derivative) * raw)", _TESTS + " reference and libraries"),
+    Mutation("hvae_kernels/ops/rational_quadratic_spline/spline.py", 'return 1 - self.min_derivative if self.style == "pyro" else 1.0', "return 1.0", _TESTS + " reference and libraries"),
+)  # fmt: skip

@@ -65,12 +65,12 @@ class Spline:
 
     bins: int
     bound: float | tuple[float, float, float, float] = 3.0
-    _: KW_ONLY
     tails: str | None = "linear"
     style: str = "nflows"
     min_width: float = 1e-3
     min_height: float = 1e-3
     min_derivative: float = 1e-3
+    _: KW_ONLY
     logit_scale: float = 1.0
 
     def __post_init__(self) -> None:
