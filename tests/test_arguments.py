@@ -102,7 +102,7 @@ CALLS = {
         hk.nn.CouplingFlow,
         {
             **{"features": 3, "hidden_features": [4], "context_features": 2, "gate": "affine"},
-            **{"mask": [True, False, True], "activation": "relu", "conditioner": None, "device": None, "dtype": None},
+            **{"mask": [True, False, True], "activation": "relu", "conditioner": torch.nn.Identity()},
         },
     ),
     "CouplingFlow.forward": (
@@ -179,7 +179,7 @@ WELCOME = {
     "float": {"learning_rate", "alpha", "eps", "max_norm", "prior_scale", "init_temperature"}
     | {"max_step_size", "bound", "min_derivative", "logit_scale"},
     "none": {"generator", "bias", "bias_loc", "bias_log_scale", "params", "on_drift", "replicas", "memory", "order"}
-    | {"hidden_degrees", "context", "implementation", "tails"},
+    | {"hidden_degrees", "context", "implementation", "tails", "mask", "conditioner"},
 }
 
 

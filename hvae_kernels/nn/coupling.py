@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hvae_kernels import _checks
+from hvae_kernels import _checks, _library
 from hvae_kernels.nn import tail
 from hvae_kernels.nn.flow import Flow
 from hvae_kernels.ops.affine_autoregressive import Gate
@@ -55,7 +55,6 @@ class CouplingFlow(Flow):
         >>> torch.testing.assert_close(flow.inverse(image), (z, -log_abs_det))
     """
 
-    mask: Tensor
     passing: Tensor
     transformed: Tensor
 
@@ -79,16 +78,18 @@ class CouplingFlow(Flow):
         _checks.integer(name, "context_features", context_features, 0)
         self.features, self.context_features = features, context_features
         self.gate = tail.checked(name, gate)
-        chosen = _booleans(name, features, mask)
-        self.register_buffer("mask", torch.tensor(chosen, device=device))
-        for buffer, value in (("passing", False), ("transformed", True)):
-            places = [place for place, one in enumerate(chosen) if one is value]
-            self.register_buffer(buffer, torch.tensor(places, dtype=torch.int64, device=device), persistent=False)
-        self._given = chosen  # on the meta device tensors have no values
+        chosen, widths = _booleans(name, features, mask), _widths(name, hidden_features)
+        _checks.one_of(name, "activation", activation, sorted(ACTIVATIONS))
+        self._given = {
+            buffer: [place for place, one in enumerate(chosen) if one is value]
+            for buffer, value in (("passing", False), ("transformed", True))
+        }
+        for buffer, places in self._given.items():
+            self.register_buffer(buffer, torch.tensor(places, dtype=torch.int64, device=device))
         n, outputs = sum(chosen), tail.outputs_of(self.gate)
         if conditioner is None:
             shape = outputs, n
-            conditioner = Conditioner(features - n, hidden_features, shape, context_features, activation, **kind)
+            conditioner = Conditioner(features - n, widths, shape, context_features, activation, **kind)
         elif not isinstance(conditioner, nn.Module):
             raise _checks.type_error(name, "conditioner", "None or a torch.nn.Module", conditioner)
         self.conditioner = conditioner
@@ -99,27 +100,21 @@ class CouplingFlow(Flow):
         return self.context_features > 0
 
     @property
-    def masks(self) -> tuple[list[bool], list[bool]]:
-        """The mask, and its complement."""
-        return list(self._given), [not one for one in self._given]
+    def mask(self) -> Tensor:
+        """Booleans ``(d,)`` on the CPU, True for the features that are transformed."""
+        mask = torch.zeros(self.features, dtype=torch.bool, device="cpu")
+        mask[self._given["transformed"]] = True
+        return mask
 
     def reset_parameters(self) -> None:
-        """The mask that was given or loaded, which ``to_empty`` loses; the network has its own."""
-        chosen = torch.tensor(self._given, device="cpu")
-        self.mask.copy_(chosen)
-        self.passing.copy_((~chosen).nonzero()[:, 0])
-        self.transformed.copy_(chosen.nonzero()[:, 0])
+        """The places that were given or loaded, which ``to_empty`` loses; the network has its own."""
+        for buffer, places in self._given.items():
+            getattr(self, buffer).copy_(torch.tensor(places, dtype=torch.int64, device="cpu"))
 
-    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *arguments: Any) -> None:
-        loaded = state.get(prefix + "mask")
-        if isinstance(loaded, Tensor) and not loaded.is_meta and loaded.shape == self.mask.shape:
-            if int(loaded.sum()) != sum(self._given):
-                expected = f"a mask of {sum(self._given)} transformed features, as the network's outputs are theirs"
-                raise _checks.value_error(type(self).__name__, "state_dict", expected, f"{int(loaded.sum())}")
-            self._given = [bool(one) for one in loaded.tolist()]
-        super()._load_from_state_dict(state, prefix, *arguments)
-        if not self.mask.is_meta:
-            self.reset_parameters()
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        super()._load_from_state_dict(*arguments)
+        if not (self.passing.is_meta or self.transformed.is_meta):
+            self._given = {buffer: getattr(self, buffer).tolist() for buffer in self._given}
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """``z (..., d)`` and ``context (..., context_features)`` to ``(z', log_abs_det)``."""
@@ -147,6 +142,11 @@ class CouplingFlow(Flow):
             _checks.features(name, "context", context, self.context_features)
         elif context is not None:
             raise _checks.value_error(name, "context", "None, as context_features is 0", context)
+        if not _library.autocasts(z):
+            tensors = {"z": z} if context is None else {"z": z, "context": context}
+            if type(self.conditioner) is Conditioner:
+                tensors = {"weight": self.conditioner.layers[0].weight, **tensors}
+            _checks.same_kind(name, **tensors)
         passing = z.index_select(-1, self.passing)
         parameters = self.conditioner(passing, context) if self.context_features else self.conditioner(passing)
         expected = (*z.shape[:-1], tail.outputs_of(self.gate), len(self.transformed))
@@ -163,10 +163,12 @@ class CouplingFlow(Flow):
 class Conditioner(nn.Module):
     """A fully connected network from ``(..., features)`` and a context to ``(..., *shape)``."""
 
+    layers: Any  # an nn.ModuleList of nn.Linear
+
     def __init__(
         self,
         features: int,
-        hidden_features: int | Sequence[int],
+        widths: list[int],
         shape: tuple[int, int],
         context_features: int,
         activation: str,
@@ -175,14 +177,6 @@ class Conditioner(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        name = "CouplingFlow"
-        widths = [hidden_features] if isinstance(hidden_features, int) else hidden_features
-        if not isinstance(widths, (list, tuple)):
-            expected = "an integer of at least 1, or a list or tuple of them"
-            raise _checks.type_error(name, "hidden_features", expected, hidden_features)
-        for width in widths:
-            _checks.integer(name, "hidden_features", width, 1)
-        _checks.one_of(name, "activation", activation, sorted(ACTIVATIONS))
         self.shape, self.activation = shape, activation
         outputs, n = shape
         sizes = [features + context_features, *widths, outputs * n]
@@ -201,6 +195,16 @@ class Conditioner(nn.Module):
     def extra_repr(self) -> str:
         """The activation."""
         return f"activation={self.activation!r}"
+
+
+def _widths(name: str, hidden_features: int | Sequence[int]) -> list[int]:
+    widths = [hidden_features] if isinstance(hidden_features, int) else hidden_features
+    if not isinstance(widths, (list, tuple)):
+        expected = "an integer of at least 1, or a list or tuple of them"
+        raise _checks.type_error(name, "hidden_features", expected, hidden_features)
+    for width in widths:
+        _checks.integer(name, "hidden_features", width, 1)
+    return list(widths)
 
 
 def _booleans(name: str, features: int, mask: Sequence[bool] | Tensor | None) -> list[bool]:

@@ -127,7 +127,9 @@ class FlowStack(Flow):
             raise _checks.value_error("FlowStack", "conditioner", expected, options["conditioner"])
         first = CouplingFlow(features, hidden_features, **options)
         others = (
-            CouplingFlow(features, hidden_features, **{**options, "mask": first.masks[place % 2]})
+            CouplingFlow(
+                features, hidden_features, **{**options, "mask": first.mask if place % 2 == 0 else ~first.mask}
+            )
             for place in range(1, n_layers)
         )
         return cls([first, *others])
