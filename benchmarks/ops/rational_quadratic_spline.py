@@ -26,7 +26,7 @@ def spline_inputs(
 
 
 def spline_case(batch: int, features: int) -> Case:
-    """One of ``bins`` bins."""
+    """Of rows of features."""
     return Case(f"({batch}, {features}), K = {SPLINE.bins}", {"batch": batch, "features": features})
 
 

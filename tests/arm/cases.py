@@ -784,7 +784,7 @@ def splines(
 ) -> Iterator[Case]:
     spline, shape = SPLINES[name], (up(first + n, features) // features, features)
     bins, size = spline.bins, spline.parameters
-    every_x, every_p = spline_inputs(dtype, "cpu", shape=shape, spline=name)
+    every_x, every_p = spline_inputs(dtype, "cpu", shape=shape, spline=name, scale=0.3)
     block = slice(first, first + n)
     x, p = every_x.flatten()[block], every_p.flatten(0, 1)[block]
     g, gl, hx = torch.randn(3, n, dtype=dtype)

@@ -629,7 +629,7 @@ def _constants(
 
 def _rows(parameters: Tensor) -> Tensor:
     """``(rows, features, P)``; a copy only where the strides are not those of such rows."""
-    return parameters.reshape(-1, *parameters.shape[-2:])
+    return parameters.reshape(math.prod(parameters.shape[:-2]), *parameters.shape[-2:])
 
 
 def _launch(kernel, before: tuple, parameters: tuple[Tensor | None, ...], x: Tensor, options: tuple, **given) -> None:
@@ -690,7 +690,7 @@ def rational_quadratic_spline_backward(
     x, rows = x.contiguous(), _rows(parameters)
     d_x = torch.empty_like(x) if needs & NEEDS_X else None
     d_parameters = as_parameters(parameters) if needs & NEEDS_PARAMETERS else None
-    to = None if d_parameters is None else d_parameters.view(-1, *parameters.shape[-2:])
+    to = None if d_parameters is None else _rows(d_parameters)
     given = _contiguous(grad_output), _of_rows(grad_log_abs_det, x, options[-1])
     _launch(_backward_kernel, (*given, x, rows, d_x, to), (rows, to), x, tuple(options))
     return tuple(x.new_empty(0) if result is None else result for result in (d_x, d_parameters))
@@ -714,7 +714,7 @@ def rational_quadratic_spline_double_backward(
     logs = _row_logs(x, event_ndims) if needs & NEEDS_LOG_ABS_DET else None
     d_x = torch.empty_like(x) if needs & NEEDS_X else None
     d_parameters = as_parameters(parameters) if needs & NEEDS_PARAMETERS else None
-    to = None if d_parameters is None else d_parameters.view(-1, *parameters.shape[-2:])
+    to = None if d_parameters is None else _rows(d_parameters)
     given = _contiguous(h_x), h_rows, _contiguous(grad_output), _of_rows(grad_log_abs_det, x, event_ndims)
     results = output, logs, d_x, to
     _launch(_double_backward_kernel, (*given, x, rows, *results), (h_rows, rows, to), x, tuple(options), dual=True)
