@@ -898,6 +898,19 @@ def test_small_parallel_calls_stay_with_the_library():
             assert not _network.gains(net, x[1:])
 
 
+def test_parallel_calls_of_splines_stay_with_the_library_where_all_is_products():
+    layer = fused(make("nflows-spline"))._transform._transforms[0]
+    x = torch.randn(ROWS, D)
+    weights = sum(p.numel() for p in layer.autoregressive_net.parameters() if p.dim() == 2)
+    passes_of_the_library = 4
+    for most, expected in ((weights // D, passes_of_the_library), (weights // D + 1, 0)):
+        with mock.patch.object(_network, "MOST_WEIGHTS", most), Passes() as passes:
+            layer(x)
+            with torch.no_grad():
+                layer(x)
+        assert passes.count == expected
+
+
 # ---- What is particular to a library ----
 
 
