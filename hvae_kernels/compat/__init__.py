@@ -13,7 +13,7 @@ from hvae_kernels import _checks
 from hvae_kernels.compat._network import Swapped, Unfused, prove
 
 #: The libraries that have an adapter here, by the name of their package.
-PEERS = ("zuko", "nflows", "normflows", "pyro")
+PEERS = ("zuko", "nflows", "glasflow", "normflows", "pyro")
 
 
 @dataclass
