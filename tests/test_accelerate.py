@@ -6,8 +6,10 @@ import importlib
 import io
 import pickle
 import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 from unittest import mock
 
 import peers
@@ -897,6 +899,62 @@ def test_small_parallel_calls_stay_with_the_library():
         with torch.no_grad():
             assert _network.gains(net, x)
             assert not _network.gains(net, x[1:])
+
+
+def test_parallel_calls_of_splines_stay_with_the_library_where_all_is_products():
+    layer = fused(make("nflows-spline"))._transform._transforms[0]
+    x = torch.randn(ROWS, D)
+    weights = sum(p.numel() for p in layer.autoregressive_net.parameters() if p.dim() == 2)
+    passes_of_the_library = 4
+    for most, expected in ((weights // D, passes_of_the_library), (weights // D + 1, 0)):
+        with mock.patch.object(_network, "MOST_WEIGHTS", most), Passes() as passes:
+            layer(x)
+            with torch.no_grad():
+                layer(x)
+        assert passes.count == expected
+
+
+@pytest.fixture
+def glasflow(tmp_path, monkeypatch):
+    """Its package is made of nflows' files under another name; the scale's function is what it adds."""
+    package = tmp_path / "glasflow"
+    shutil.copytree(Path(sys.modules["nflows"].__file__).parent, package / "nflows")
+    package.joinpath("__init__.py").touch()
+    for file in package.rglob("*.py"):
+        text = re.sub(r"^(from|import) nflows", r"\1 glasflow.nflows", file.read_text(), flags=re.MULTILINE)
+        text = text.replace(
+            "scale = F.softplus(unconstrained_scale) + self._epsilon",
+            "scale = self.scale_activation(unconstrained_scale)",
+        )
+        text = text.replace(
+            "        self._epsilon = 1e-3\n",
+            "        self._epsilon = 1e-3\n        self.scale_activation = lambda x: F.softplus(x) + self._epsilon\n",
+        )
+        file.write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield importlib.import_module("glasflow.nflows.transforms.autoregressive")
+    for name in [name for name in sys.modules if name.startswith("glasflow") or name.endswith("compat.glasflow")]:
+        del sys.modules[name]
+
+
+def test_glasflow_is_nflows_under_another_name(glasflow):
+    x, c = points("nflows-residual-context")
+    layers = nn.ModuleList(
+        [
+            glasflow.MaskedAffineAutoregressiveTransform(D, 12, context_features=3),
+            glasflow.MaskedPiecewiseRationalQuadraticAutoregressiveTransform(
+                D, 12, context_features=3, num_bins=4, tails="linear", tail_bound=2.0
+            ),
+        ]
+    )
+    for layer, ours in zip(layers, fused(layers, layers=2), strict=True):
+        for direction in ("forward", "inverse"):
+            with hk.use_impl("cpp"), mock.patch.object(glasflow.made_module.MaskedLinear, "forward", None):
+                result = getattr(ours, direction)(x, c)
+            torch.testing.assert_close(result, getattr(layer, direction)(x, c), rtol=1e-9, atol=1e-9)
+    layers[0].scale_activation = torch.exp
+    _, report = hk.accelerate(layers)
+    assert report.left == [("0", "it has a scale_activation of its own")]
 
 
 # ---- What is particular to a library ----

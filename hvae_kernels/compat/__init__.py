@@ -13,7 +13,7 @@ from hvae_kernels import _checks
 from hvae_kernels.compat._network import Swapped, Unfused, prove
 
 #: The libraries that have an adapter here, by the name of their package.
-PEERS = ("zuko", "nflows", "normflows", "pyro")
+PEERS = ("zuko", "nflows", "glasflow", "normflows", "pyro")
 
 
 @dataclass
@@ -41,34 +41,42 @@ class Report:
 
 
 def accelerate(module: nn.Module) -> tuple[nn.Module, Report]:
-    """Swap the autoregressive layers of a zuko, nflows, normflows or pyro flow for fused ones, in place.
+    """Swap the autoregressive layers of a zuko, nflows, glasflow, normflows or pyro flow for fused ones, in place.
 
     The layer's slow direction (sampling of a masked autoregressive flow, density of an inverse one) then costs one pass
     through its network instead of one a feature, and its derivative is implicit, one sweep more. The other direction is
-    fused where that is faster: from 4 million multiply-adds a call and, with gradients, networks of 8 thousand weights
-    on (with gradients and AVX-512 any call of such a network); ``hk.use_impl("cpp")`` fuses it always. Parameters,
-    buffers and the state dict stay the very same objects, so that optimisers, ``load_state_dict``, ``.to()`` and
-    ``deepcopy`` go on working; results are the same to rounding. ``pickle`` and ``torch.save`` write the library's own
-    classes: accelerate what you load anew.
+    fused where that is faster: affine layers from 4 million multiply-adds a call and, with gradients, networks of 8
+    thousand weights on (with gradients and AVX-512 any call of such a network), splines always, with gradients up to
+    262,144 weights a feature; ``hk.use_impl("cpp")`` fuses everything. Parameters, buffers and the state dict stay the
+    very same objects, so that optimisers, ``load_state_dict``, ``.to()`` and ``deepcopy`` go on working; results are
+    the same to rounding, of which a spline's inverse has less than the libraries' (theirs takes a difference's root,
+    and some assert that it is not negative; pyro's bins begin 1e-6 behind their knots). ``pickle`` and ``torch.save``
+    write the library's own classes: accelerate what you load anew.
     :func:`restore` undoes the swap.
 
     ============= ===================================================== =============================================
     library       swapped                                               options
     ============= ===================================================== =============================================
-    zuko          ``MaskedAutoregressiveTransform`` with the affine      context, ``order``, ``passes``, ``residual``,
-                  univariate map (``MAF``), also inverted                a triangular ``adjacency``
-    nflows        ``MaskedAffineAutoregressiveTransform``                context, residual or feed-forward blocks,
-                                                                         ``random_mask``
-    normflows     ``MaskedAffineAutoregressive``, also in ``Reverse``    the same
-    pyro          ``AffineAutoregressive``,                              context, ``stable``, clips, permutations,
-                  ``ConditionalAffineAutoregressive``                    skip connections
+    zuko          ``MaskedAutoregressiveTransform`` with                context, ``order``, ``passes``, ``residual``,
+                  ``MonotonicAffineTransform`` (``MAF``) or             a triangular ``adjacency``; ``slope``, bins,
+                  ``MonotonicRQSTransform`` (``NSF``), also inverted    ``bound``
+    nflows,       ``MaskedAffineAutoregressiveTransform``,              context, residual or feed-forward blocks,
+    glasflow      ``MaskedPiecewiseRationalQuadraticAutoregressive``    ``random_mask``; linear tails, all numbers of
+                  ``Transform``                                         splines
+    normflows     ``MaskedAffineAutoregressive``, also in ``Reverse``,  the same; circular tails
+                  ``MaskedPiecewiseRationalQuadraticAutoregressive``,
+                  also in ``AutoregressiveRationalQuadraticSpline``
+    pyro          ``AffineAutoregressive``, ``SplineAutoregressive``,   context, ``stable``, clips, permutations,
+                  their conditional forms                               skip connections; the order quadratic, bins,
+                                                                        ``bound``
     ============= ===================================================== =============================================
 
     Activations are ReLU, ELU, tanh, sigmoid, softplus, GELU and SiLU with their default settings. Before a layer is
     swapped, a copy of it with random float64 parameters has to agree with its fused self. Left alone, by name and
-    reason, is every other autoregressive layer: splines and other maps, batch norm, dropout in training mode,
-    preprocessing, other activations, masks that are no staircase, subclasses, parameters that no kernel serves. A guide
-    of pyro that makes its flow at its first call is named too: call it once before.
+    reason, is every other autoregressive layer: other maps, splines without tails, with tails or bounds of single
+    features or of pyro's order linear, zuko's ``NCSF``, batch norm, dropout in training mode, preprocessing, other
+    activations, masks that are no staircase, subclasses, parameters that no kernel serves. A guide of pyro that makes
+    its flow at its first call is named too: call it once before.
 
     A call that the kernels cannot serve runs the library's own code: under autocast, ``torch.compile``,
     ``torch.export``, ``torch.jit.trace`` or ``torch.func``, under a mode that sees torch's operators (to count, fake or
@@ -92,7 +100,7 @@ def accelerate(module: nn.Module) -> tuple[nn.Module, Report]:
         >>> module is linear
         True
         >>> print(report)
-        nothing to swap: no autoregressive layer of zuko, nflows, normflows, pyro
+        nothing to swap: no autoregressive layer of zuko, nflows, glasflow, normflows, pyro
 
     Example::
 

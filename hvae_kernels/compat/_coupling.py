@@ -13,11 +13,10 @@ from hvae_kernels.compat._network import Foreign, Unfused
 from hvae_kernels.ops.rational_quadratic_spline import Spline, rational_quadratic_spline
 
 
-def spline_of(layer: Foreign) -> Spline:
-    """The splines of a piecewise rational-quadratic coupling layer, whose logits the width of its network scales."""
+def spline_of(layer: Foreign, net: Foreign) -> Spline:
+    """The splines of a piecewise rational-quadratic layer, whose logits the width of its network scales."""
     if not isinstance(layer.tails, str | None) or isinstance(layer.tail_bound, Tensor):
         raise Unfused("its features have tails or bounds of their own")
-    net = layer.transform_net
     width = getattr(net, "hidden_features", None) or getattr(net, "hidden_channels", None)
     return _network.spline(
         layer.num_bins,
@@ -37,7 +36,7 @@ class Fused(_network.Swapped):
     def _piecewise_cdf(self, inputs: Tensor, transform_params: Tensor, inverse: bool = False) -> tuple[Tensor, Tensor]:
         """Element by element: ``(outputs, log_abs_det)``."""
         try:
-            spline = spline_of(self)
+            spline = spline_of(self, self.transform_net)
         except Unfused:
             spline = None
         if spline is None or not _is_served(inputs, transform_params):
@@ -50,7 +49,7 @@ class Fused(_network.Swapped):
         _network.require_unchanged(
             layer, "_piecewise_cdf", "_coupling_transform", "_coupling_transform_forward", "_coupling_transform_inverse"
         )
-        spline, n = spline_of(layer), layer.num_transform_features
+        spline, n = spline_of(layer, layer.transform_net), layer.num_transform_features
         generator = torch.Generator().manual_seed(0)
 
         def normal(*shape: int) -> Tensor:
@@ -65,6 +64,11 @@ class Fused(_network.Swapped):
                 if result.shape != value.shape or not torch.allclose(result, value, rtol=1e-8, atol=1e-8):
                     raise Unfused("its splines are not those of the version of its library that is known here")
         return f"{library.__name__}, {n} of {layer.features} features"
+
+
+def fused(kind: type[Any]) -> type:
+    """The class to stand in for ``kind``."""
+    return type(f"Fused{kind.__name__}", (Fused, kind), {"library_class": kind})
 
 
 def _is_served(x: Tensor, parameters: Tensor) -> bool:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Size, Tensor, nn
 
-from hvae_kernels.compat import _network
+from hvae_kernels.compat import _coupling, _network
 from hvae_kernels.compat._network import Foreign, Layout, Part, Unfused
 from hvae_kernels.ops.rational_quadratic_spline import Spline
 
@@ -35,35 +37,9 @@ class Library:
     preactivates: bool
 
 
-def sizes(layer: Foreign, library: Library, parameters: int = 2) -> tuple[int, int | None]:
-    """Features and context features, None without."""
-    net = layer.autoregressive_net
-    _network.require(net, library.made)
-    context = getattr(net, "context_layer", None)
-    return net.final_layer.out_features // parameters, context and context.in_features
-
-
-def spline_of(layer: Foreign) -> Spline:
-    """The splines of a ``MaskedPiecewiseRationalQuadratic...``."""
-    if not isinstance(layer.tails, str | None) or isinstance(layer.tail_bound, Tensor):
-        raise Unfused("its features have tails or bounds of their own")
-    hidden = getattr(layer.autoregressive_net, "hidden_features", None)
-    return _network.spline(
-        layer.num_bins,
-        float(layer.tail_bound),
-        layer.tails,
-        "nflows",
-        min_width=layer.min_bin_width,
-        min_height=layer.min_bin_height,
-        min_derivative=layer.min_derivative,
-        logit_scale=1.0 if hidden is None else hidden**-0.5,
-    )
-
-
-def lay_out(
+def _lay_out(
     layer: Foreign, batch: Size, context: Tensor | None, library: Library, tail: _network.Gate | Spline
 ) -> Layout:
-    """The layer's network."""
     _network.require_unchanged(
         layer, "_elementwise", "_elementwise_forward", "_elementwise_inverse", "_unconstrained_scale_and_shift"
     )
@@ -148,13 +124,15 @@ class Fused(_network.Swapped):
 
     Attributes:
         lay_out: the adapter's.
+        has_splines: whether its map is not affine.
     """
 
     lay_out: Callable[..., Layout]
+    has_splines: bool
 
     def forward(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The parallel direction."""
-        gains = _network.gains(self.autoregressive_net, inputs)
+        gains = _network.gains(self.autoregressive_net, inputs, self.has_splines)
         network = _network.served(self.lay_out, self, inputs, context) if gains else None
         return super().forward(inputs, context) if network is None else _network.parallel(inputs, network)
 
@@ -162,3 +140,55 @@ class Fused(_network.Swapped):
         """The sequential direction, in one pass of work."""
         network = _network.served(self.lay_out, self, inputs, context)
         return super().inverse(inputs, context) if network is None else _network.sequential(inputs, network)
+
+
+class Adapter:
+    """What an adapter has to offer, for a library with this MADE.
+
+    Args:
+        library: what is particular to its network.
+        affine: its layer with the affine map.
+        spline: its layer with rational-quadratic splines.
+        coupling: its coupling layer with them.
+        gate: the tail of an affine layer.
+    """
+
+    twin = staticmethod(copy.deepcopy)
+
+    def __init__(
+        self,
+        library: Library,
+        affine: type[Any],
+        spline: type[Any],
+        coupling: type[Any],
+        gate: Callable[[Foreign], _network.Gate],
+    ) -> None:
+        self.library, self.spline, self.gate = library, spline, gate
+        self.fused = {kind: self._fused(kind) for kind in (affine, spline)} | {coupling: _coupling.fused(coupling)}
+
+    def _fused(self, kind: type) -> type:
+        own = {"lay_out": staticmethod(self.lay_out), "library_class": kind, "has_splines": kind is self.spline}
+        return type(f"Fused{kind.__name__}", (Fused, kind), own)
+
+    def sizes(self, layer: Foreign) -> tuple[int, int | None]:
+        """Features and context features, None without."""
+        net = layer.autoregressive_net
+        _network.require(net, self.library.made)
+        context = getattr(net, "context_layer", None)
+        parameters = layer._output_dim_multiplier() if isinstance(layer, self.spline) else 2
+        return net.final_layer.out_features // parameters, context and context.in_features
+
+    def parallel(self, layer: Foreign, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The library's own parallel direction."""
+        return layer(x, context)
+
+    def lay_out(self, layer: Foreign, batch: Size, context: Tensor | None) -> Layout:
+        """The layer's network."""
+        tail = (
+            _coupling.spline_of(layer, layer.autoregressive_net) if isinstance(layer, self.spline) else self.gate(layer)
+        )
+        return _lay_out(layer, batch, context, self.library, tail)
+
+    def swap(self, layer: nn.Module) -> None:
+        """Swap in place."""
+        layer.__class__ = self.fused[type(layer)]

@@ -136,9 +136,9 @@ def _split(arn: Foreign) -> tuple[AutoRegressiveNN | ConditionalAutoRegressiveNN
     raise Unfused(f"its network is a {type(arn).__name__}, not an AutoRegressiveNN")
 
 
-def _gains(arn: Foreign, x: Tensor) -> bool:
+def _gains(layer: Foreign, x: Tensor) -> bool:
     try:
-        return _network.gains(_split(arn)[0], x)
+        return _network.gains(_split(layer.arn)[0], x, isinstance(layer, SplineAutoregressive))
     except Unfused:
         return False
 
@@ -169,7 +169,7 @@ class FusedAffineAutoregressive(AffineAutoregressive, _network.Swapped):
         return _stable(self)
 
     def _call(self, x: Tensor) -> Tensor:
-        network = _network.served(lay_out, self, x) if _gains(self.arn, x) else None
+        network = _network.served(lay_out, self, x) if _gains(self, x) else None
         if network is None:
             return self._call_stable(x) if self.stable else super()._call(x)
         y, log_abs_det = _network.parallel(x, network)
@@ -196,7 +196,7 @@ class FusedSplineAutoregressive(SplineAutoregressive, _network.Swapped):
     library_class = SplineAutoregressive
 
     def _call(self, x: Tensor) -> Tensor:
-        network = _network.served(lay_out, self, x) if _gains(self.arn, x) else None
+        network = _network.served(lay_out, self, x) if _gains(self, x) else None
         if network is None:
             return super()._call(x)
         y, log_abs_det = _network.parallel(x, network)

@@ -144,7 +144,7 @@ class FusedTransform(AutoregressiveTransform, _network.Swapped):
 
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """``(y, log_abs_det)``."""
-        if not _network.gains(self.layer.hyper, x):
+        if not _network.gains(self.layer.hyper, x, spline=self.layer.total > 2):
             return super().call_and_ladj(x)
         x, network = self._served(x)
         return super().call_and_ladj(x) if network is None else _network.parallel(x, network)
