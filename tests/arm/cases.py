@@ -769,8 +769,8 @@ def radial(dtype: torch.dtype, rows: int, d: int, layers: int) -> Iterator[Case]
 #: Elements of a block, and of the batch those before it, and its features; how the parameters lie.
 SPLINE_BLOCK = 64
 SPLINE_SIZES = [
-    (0, 1, 1, "packed"),
-    (3, 13, 5, "planes"),
+    (0, 63, 1, "packed"),
+    (3, 57, 5, "planes"),
     (10, 50, 3, "apart"),
     (0, 64, 7, "packed"),
     (5, 64, 7, "planes"),
