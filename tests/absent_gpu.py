@@ -129,7 +129,7 @@ def compile_all(ops: list[str], cases: list[str], architecture: int) -> Iterator
     for spec, dtype in itertools.product(OPSPECS, DTYPES):
         half = dtype is torch.bfloat16
         written = _dispatch.OPS[spec.name].half_precision if half else spec.implementations
-        if spec.name not in ops or "triton" not in written:
+        if spec.name not in ops or "triton" not in written or "triton" not in spec.implementations:
             continue
         for case in [case for case in spec.cases if not cases or case in cases]:
             with hk.use_impl("triton"):
