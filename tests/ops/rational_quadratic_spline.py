@@ -59,11 +59,10 @@ def _both(op: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., tuple[Tenso
         spline: str = "linear",
         event_ndims: int = 1,
         directions: tuple[bool, ...] = (False, True),
+        **options: str,
     ) -> tuple[Tensor, ...]:
-        made = SPLINES[spline]
-        return tuple(
-            result for inverse in directions for result in op(*inputs, made, inverse=inverse, event_ndims=event_ndims)
-        )
+        made, options = SPLINES[spline], {"event_ndims": event_ndims, **options}
+        return tuple(result for inverse in directions for result in op(*inputs, made, inverse=inverse, **options))
 
     return both
 
