@@ -1,25 +1,37 @@
 """Breaks each kernel on purpose, one line at a time, and expects the tests to go red: ``python tests/mutation_check.py``.
 
 Works on a copy of the tree in a temporary folder. The rows of an op's own files stand in ``ops/<op>.py``, here those of
-what several ops share and of what is no op. ``--keep`` selects rows whose file or text contains a word. Exits non-zero
-when a mutation survives, or its line no longer stands once.
+what several ops share and of what is no op. ``--keep`` selects rows whose file or text contains a word. ``--journal``
+names a file of outcomes, and a folder of objects beside it: rows that it has are not run again while their file and
+their tests' files keep their text. Exits non-zero when a mutation survives, its line no longer stands once, or it does
+not build or leaves no test to run.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import importlib.util
+import json
 import os
+import re
+import runpy
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+import torch  # noqa: E402
 from ops import collected  # noqa: E402 - on the path now, and the package that it imports is this tree's
 from ops._mutation import Mutation  # noqa: E402
+from torch.utils import cpp_extension  # noqa: E402
 
 _CPP = "tests/test_contract.py -k gaussian_leapfrog/cpp"
 _MASKED_CPP = "tests/test_contract.py -k masked_linear/cpp and budget"
@@ -48,37 +60,38 @@ _FLOWS_TESTS = "tests/test_autoregressive.py"
 
 MUTATIONS: tuple[Mutation, ...] = (
     *collected("MUTATIONS"),
-    Mutation("csrc/cpu/rows.h", "part < parts; ++part", "part < 1; ++part", _CPP),
-    Mutation("csrc/kernels/rows.h", "for (; j < width; ++j) rest += terms[j];", "", _TAIL_CPP),
-    Mutation("csrc/kernels/rows.h", "const T value = values ? values[i] : T(0);", "const T value = values ? values[0] : T(0);", _TAIL_CPP),
-    Mutation(_ROWS, "lanes[l] += terms[j + l];", "lanes[0] += terms[j + l];", _TAIL_CPP),
-    Mutation(_ROWS, "constexpr int64_t kRun = 64;", "constexpr int64_t kRun = int64_t(1) << 40;", _MIXTURE_CPP),
-    Mutation("csrc/cpu/rows.h", "std::min(kRowBlock, features - start)", "std::min(kRowBlock, features)", _TAIL_CPP),
+    Mutation("csrc/cpu/rows.h", "part < parts; ++part", "part < 1; ++part", _CPP, ("gaussian_leapfrog",)),
+    Mutation("csrc/kernels/rows.h", "for (; j < width; ++j) rest += terms[j];", "", _TAIL_CPP, ("affine_autoregressive",)),
+    Mutation("csrc/kernels/rows.h", "const T value = values ? values[i] : T(0);", "const T value = values ? values[0] : T(0);", _TAIL_CPP, ("affine_autoregressive",)),
+    Mutation(_ROWS, "lanes[l] += terms[j + l];", "lanes[0] += terms[j + l];", _TAIL_CPP, ("affine_autoregressive",)),
+    Mutation(_ROWS, "constexpr int64_t kRun = 64;", "constexpr int64_t kRun = int64_t(1) << 40;", _MIXTURE_CPP, ("gaussian_mixture",)),
+    Mutation("csrc/cpu/rows.h", "std::min(kRowBlock, features - start)", "std::min(kRowBlock, features)", _TAIL_CPP, ("affine_autoregressive",)),
     Mutation("hvae_kernels/_triton/device.py", "n = tl.where(x == x, k, 0.0).to(tl.int32)", "n = k.to(tl.int32) + 1", _TAIL_TRITON_TESTS),
     Mutation(_OP, "tuple([needs & bit for bit in bits]) if bits[0] else", "", "tests/test_contract.py -k cpp and per_sample"),
     Mutation(_OP, "results = tuple([add(a, b) for a, b in zip(results, second, strict=True)])", "results = second", "tests/test_contract.py -k functional_gradients or forward_mode or per_sample"),
-    Mutation("csrc/cpu/rows.h", "std::fill(to + d, to + width, T(0));", "", "tests/test_contract.py -k rows_are_apart and radial_flow and cpp"),
-    Mutation("csrc/kernels/sets.h", "for (int64_t width = kHalf / 2; width; width /= 2)", "for (int64_t width = kHalf / 2; width > 1; width /= 2)", _RADIAL_CPP),
+    Mutation(_OP, "[x if w else x.new_empty(size, 0) for x, w in zip(results, written, strict=True)]", "results", "tests/test_contract.py -k forward_mode and affine and cpp"),
+    Mutation("csrc/cpu/rows.h", "std::fill(to + d, to + width, T(0));", "", "tests/test_contract.py -k rows_are_apart and radial_flow and cpp", ("radial_flow",)),
+    Mutation("csrc/kernels/sets.h", "for (int64_t width = kHalf / 2; width; width /= 2)", "for (int64_t width = kHalf / 2; width > 1; width /= 2)", _RADIAL_CPP, ("radial_flow",)),
     Mutation("hvae_kernels/nn/radial.py", "softplus(self.raw_beta) - alpha", "softplus(self.raw_beta)", "tests/test_forward_flows.py -k radial_module"),
-    Mutation("csrc/cpu/rows.h", "std::fill_n(sums, n, 0.0);", "std::fill_n(sums, 1, 0.0);", _BERNOULLI_CPP),
-    Mutation(_ELEMENTARY, "two_to(n + 64) * 0x1p-64f", "two_to(n)", _ELEMENTARY_TESTS),
-    Mutation(_ELEMENTARY, "log_of_normal(sum) + lost / sum;\n  return x", "log_of_normal(sum);\n  return x", _ELEMENTARY_TESTS),
+    Mutation("csrc/cpu/rows.h", "std::fill_n(sums, n, 0.0);", "std::fill_n(sums, 1, 0.0);", _BERNOULLI_CPP, ("bernoulli_log_prob",)),
+    Mutation(_ELEMENTARY, "two_to(n + 64) * 0x1p-64f", "two_to(n)", _ELEMENTARY_TESTS, ()),
+    Mutation(_ELEMENTARY, "log_of_normal(sum) + lost / sum;\n  return x", "log_of_normal(sum);\n  return x", _ELEMENTARY_TESTS, ()),
     Mutation("hvae_kernels/_library.py", "if not torch.is_autocast_enabled(device):", "if True:", _REPARAM_TESTS + " -k autocast"),
     Mutation("hvae_kernels/nn/local_reparam.py", "- log_ratio.sum()", "+ log_ratio.sum()", _REPARAM_TESTS + " -k kl"),
     Mutation("hvae_kernels/nn/local_reparam.py", "noise = torch.randn(*x.shape[:-1], self.out_features,", "noise = torch.randn(self.out_features,", _REPARAM_TESTS),
-    Mutation(_ELEMENTARY, "p = p * r + 8.3332841058e-3f;", "p = p * r + 8.3e-3f;", _ELEMENTARY_TESTS),
-    Mutation(_ELEMENTARY, "p = p * q + 1.4296405296e-1f;", "p = p * q + 1.44e-1f;", _ELEMENTARY_TESTS),
-    Mutation(_ELEMENTARY, "lost / sum;\n  return x < std::numeric_limits<float>::infinity() ? result : x;", "lost / sum;\n  return result;", _ELEMENTARY_TESTS),
-    Mutation(_ELEMENTARY, "return s.value + x * s.value * s.rest;", "return s.value + x * s.value;", _ELEMENTARY_TESTS),
-    Mutation("csrc/kernels/tile.h", "return i < ends[u]; });", "return i <= ends[u]; });", _MASKED_CPP),
-    Mutation("csrc/kernels/tile.h", "return at + i < limits[u]; });", "return at + i <= limits[u]; });", _MASKED_CPP),
-    Mutation("csrc/kernels/tile.h", "ascending &= index[at + i] == index[at] + i;", "ascending &= true;", _MASKED_CPP),
-    Mutation("csrc/kernels/sets.h", "for (; i < n; ++i) to[i] = from[i];\n}", "}", "tests/test_cpu_sets.py -k past_the_caches"),
-    Mutation("csrc/kernels/tile.h", "(kFirst + kIndex / 2 + kIndex % 2 * n)", "(kFirst + kIndex / 2 + kIndex % 2 * (n - 1))", _MASKED_CPP),
-    Mutation("csrc/cpu/tile.h", "d = ~d;", "d = -d;", _MASKED_CPP),
-    Mutation("csrc/kernels/tile.h", "kCopied = 128;", "kCopied = 1 << 12;", "tests/test_contract.py -k masked_linear/cpp and extremes"),
-    Mutation("csrc/cpu/weight_grad.h", "std::min(lanes, counts[u] - p * lanes)", "lanes", _MASKED_CPP),
-    Mutation("csrc/cpu/weight_grad.h", "counts[last - 1] - p * lanes + kGroupLanes<T> - 1", "counts[first] - p * lanes + kGroupLanes<T> - 1", _MASKED_CPP),
+    Mutation(_ELEMENTARY, "p = p * r + 8.3332841058e-3f;", "p = p * r + 8.3e-3f;", _ELEMENTARY_TESTS, ()),
+    Mutation(_ELEMENTARY, "p = p * q + 1.4296405296e-1f;", "p = p * q + 1.44e-1f;", _ELEMENTARY_TESTS, ()),
+    Mutation(_ELEMENTARY, "lost / sum;\n  return x < std::numeric_limits<float>::infinity() ? result : x;", "lost / sum;\n  return result;", _ELEMENTARY_TESTS, ()),
+    Mutation(_ELEMENTARY, "return s.value + x * s.value * s.rest;", "return s.value + x * s.value;", _ELEMENTARY_TESTS, ()),
+    Mutation("csrc/kernels/tile.h", "return i < ends[u]; });", "return i <= ends[u]; });", _MASKED_CPP, ("masked_linear",)),
+    Mutation("csrc/kernels/tile.h", "return at + i < limits[u]; });", "return at + i <= limits[u]; });", _MASKED_CPP, ("masked_linear",)),
+    Mutation("csrc/kernels/tile.h", "ascending &= index[at + i] == index[at] + i;", "ascending &= true;", _MASKED_CPP, ("masked_linear",)),
+    Mutation("csrc/kernels/sets.h", "for (; i < n; ++i) to[i] = from[i];\n}", "}", "tests/test_cpu_sets.py -k past_the_caches", ("gaussian_leapfrog", "planar_flow")),
+    Mutation("csrc/kernels/tile.h", "(kFirst + kIndex / 2 + kIndex % 2 * n)", "(kFirst + kIndex / 2 + kIndex % 2 * (n - 1))", _MASKED_CPP, ("masked_linear",)),
+    Mutation("csrc/cpu/tile.h", "d = ~d;", "d = -d;", _MASKED_CPP, ("masked_linear",)),
+    Mutation("csrc/kernels/tile.h", "kCopied = 128;", "kCopied = 1 << 12;", "tests/test_contract.py -k masked_linear/cpp and extremes", ("masked_linear",)),
+    Mutation("csrc/cpu/weight_grad.h", "std::min(lanes, counts[u] - p * lanes)", "lanes", _MASKED_CPP, ("masked_linear",)),
+    Mutation("csrc/cpu/weight_grad.h", "counts[last - 1] - p * lanes + kGroupLanes<T> - 1", "counts[first] - p * lanes + kGroupLanes<T> - 1", _MASKED_CPP, ("masked_linear",)),
     Mutation("python/hvae/runs.py", 'if state.pop("sha256") != _checksum(state):', 'if state.pop("sha256") == "":', "tests/test_runs.py -k flipped"),
     Mutation("python/hvae/runs.py", "partial.unlink(missing_ok=True)", "pass", "tests/test_runs.py -k full_disk"),
     Mutation("python/hvae/runs.py", "if before != value:", "if False:", "tests/test_runs.py -k another"),
@@ -132,66 +145,191 @@ MUTATIONS: tuple[Mutation, ...] = (
 )  # fmt: skip
 
 
-def survives(mutation: Mutation, tree: Path) -> bool:
-    """Apply one mutation to the copy, build, test, and put the line and the sound extension back."""
+#: A mutated loop may never end: after these it is red.
+SECONDS = 900
+
+
+class Broken(Exception):
+    """A row that says nothing: its text does not compile, or pytest cannot run its tests."""
+
+
+class Extension:
+    """The copy's extension, linked from objects that are kept by the digest of all they are made of."""
+
+    def __init__(self, tree: Path, objects: Path) -> None:
+        self.tree, self.objects = tree, objects
+        self.file = tree / "hvae_kernels" / "_C.abi3.so"
+        self.sources = sorted((tree / "csrc").rglob("*.cpp"))
+        setup = runpy.run_path(str(tree / "setup.py"), run_name="flags")
+        self.compiler = os.environ.get("CXX", "c++").split()
+        macros = {"TORCH_TARGET_VERSION": setup["TARGET_VERSION"], "Py_LIMITED_API": "0x030A0000"}
+        macros |= {"TORCH_EXTENSION_NAME": "_C", "TORCH_API_INCLUDE_EXTENSION_H": "1"}
+        folders = [*cpp_extension.include_paths(), sysconfig.get_paths()["include"]]
+        self.flags = [*sysconfig.get_config_var("CFLAGS").split(), "-fPIC", *setup["FLAGS"]]
+        self.flags += [f"-D{name}={value}" for name, value in macros.items()] + [f"-I{folder}" for folder in folders]
+        objects.mkdir(parents=True, exist_ok=True)
+        sets = tree / "csrc" / "kernels" / "sets.h"
+        if "AVX512" not in torch.backends.cpu.get_cpu_capability():  # a third of the time, for what cannot run here
+            sets.write_text(sets.read_text().replace("return kernel(Avx512{});", "return avx2(kernel);"))
+        self.sound = {source: self._object(source) for source in self.sources}
+
+    def build(self, changed: Path | None = None, only: tuple[str, ...] | None = None) -> None:
+        """Compile what includes the changed file, of these names only, and link it with sound objects of the rest."""
+        anew = [source for source in self.sources if changed in _included(source)]
+        only = only or {source.stem for source in anew if source.stem == changed.stem}
+        anew = [source for source in anew if source.stem in only] if only else anew
+        if changed is not None and not anew:
+            raise Broken(f"of {only or 'all sources'} none includes it")
+        built = self.sound | {source: self._object(source) for source in anew}
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(self._compile, built, built.values()))
+        # of what two objects define alike the linker takes the first one's
+        linked = [str(built[source]) for source in (*anew, *(source for source in built if source not in anew))]
+        libraries = [f"-L{folder}" for folder in cpp_extension.library_paths()] + ["-lc10", "-ltorch", "-ltorch_cpu"]
+        self.file.unlink(missing_ok=True)
+        _run([*self.compiler, "-shared", *linked, *libraries, "-o", str(self.file)])
+
+    def _object(self, source: Path) -> Path:
+        """Where the object of a source as it stands now belongs."""
+        texts = [file.read_text() for file in sorted(_included(source))]
+        made_of = [torch.__version__, *self.compiler, *self.flags, str(source.relative_to(self.tree)), *texts]
+        return self.objects / f"{source.stem}-{_digest(*made_of)}.o"
+
+    def _compile(self, source: Path, target: Path) -> None:
+        if not target.exists():
+            partial = target.with_suffix(".partial")
+            _run([*self.compiler, *self.flags, "-c", str(source), "-o", str(partial)])
+            partial.rename(target)
+
+
+def _included(file: Path) -> set[Path]:
+    """The file and what of the tree it includes, directly or not."""
+    names = re.findall(r'^#include "(.+)"', file.read_text(), re.MULTILINE)
+    return {file}.union(*(_included((file.parent / name).resolve()) for name in names))
+
+
+def _run(command: list[str]) -> None:
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode:
+        raise Broken(f"does not build:\n{result.stderr[-2000:]}")
+
+
+def _digest(*texts: str) -> str:
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
+
+
+def red_by(mutation: Mutation, tree: Path, extension: Extension, pytest: Pytest) -> str | None:
+    """Apply one mutation to the copy, test, and put line and sound extension back; the first red test, None if none."""
     file = tree / mutation.path
     text = file.read_text()
-    compiled = mutation.path.startswith("csrc")
-    (extension,) = (tree / "hvae_kernels").glob("_C*.so")
-    sound = extension.read_bytes()
-    file.write_text(text.replace(mutation.before, mutation.after))
+    sound = extension.file.read_bytes()
+    compiled = mutation.path.startswith("csrc") and mutation.sources != ()
+    _write(file, text.replace(mutation.before, mutation.after))
     try:
         if compiled:
-            build(tree)
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *mutation.tests.split(" ", 2)]
-        result = subprocess.run(command, cwd=tree, env=environment(tree), capture_output=True, text=True)
+            extension.build(file, mutation.sources)
+        return pytest.red_test(mutation)
     finally:
-        file.write_text(text)
+        _write(file, text)
         if compiled:
-            extension.write_bytes(sound)
-    if result.returncode > 1:  # a negative one is a crash, as red as any
-        sys.exit(f"pytest could not run:\n{result.stdout[-2000:]}{result.stderr[-2000:]}")
-    return result.returncode == 0
+            extension.file.write_bytes(sound)
 
 
-def build(tree: Path) -> None:
-    """Build the extension inside the copy; by force, because only ninja knows which sources a header is in."""
-    command = [sys.executable, "setup.py", "build_ext", "--inplace", "--force"]
-    result = subprocess.run(command, cwd=tree, env=environment(tree), capture_output=True, text=True)
-    if result.returncode:
-        sys.exit(f"the mutated tree does not build:\n{result.stdout[-2000:]}{result.stderr[-2000:]}")
+def _write(file: Path, text: str) -> None:
+    """Without its bytecode, which is told apart by size and seconds alone."""
+    file.write_text(text)
+    Path(importlib.util.cache_from_source(str(file))).unlink(missing_ok=True)
+
+
+class Pytest:
+    """Runs tests of the copy, in forks of a process that has imported torch."""
+
+    def __init__(self, tree: Path) -> None:
+        self.output = tree.with_name("output")
+        command = [sys.executable, str(tree / "tests" / "warm_pytest.py")]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self.server = subprocess.Popen(command, cwd=tree, env=environment(tree), **pipes)
+
+    def red_test(self, mutation: Mutation) -> str | None:
+        """The first that fails, None if none does."""
+        options = ["-x", "-q", "--tb=short", "-p", "no:cacheprovider"]
+        self.server.stdin.write(json.dumps([[*options, *mutation.arguments], str(self.output), SECONDS]) + "\n")
+        self.server.stdin.flush()
+        code = int(self.server.stdout.readline())
+        text = self.output.read_text()
+        if code > 1:
+            raise Broken(f"pytest could not run:\n{text[-2000:]}")
+        if code < 0:
+            return f"signal {-code}"
+        found = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - |$)", text, re.MULTILINE)
+        return (found[1] if found else "unnamed") if code else None
 
 
 def environment(tree: Path) -> dict[str, str]:
-    """The copy first on the path, before any installed package."""
-    return {**os.environ, "PYTHONPATH": f"{tree}{os.pathsep}{tree / 'python'}"}
+    """The copy first on the path, before any installed package; of pytest's plugins none; bytecode is kept."""
+    own = {"PYTHONPATH": f"{tree}{os.pathsep}{tree / 'python'}", "PYTHONDONTWRITEBYTECODE": ""}
+    return os.environ | own | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+
+
+def key(mutation: Mutation, tree: Path) -> str:
+    """Of the row, of the file that it changes and of its tests' files as they stand."""
+    texts = ((tree / file).read_text() for file in (mutation.path, *mutation.files))
+    return _digest(repr(mutation), *texts)
+
+
+class Journal:
+    """A line of JSON a row that was run: its key, its name, the red test or null, and the seconds it took."""
+
+    def __init__(self, file: Path | None) -> None:
+        self.file = file
+        lines = file.read_text().splitlines() if file and file.exists() else []
+        self.lines = {line["key"]: line for line in map(json.loads, lines)}
+
+    def add(self, **line) -> None:
+        self.lines[line["key"]] = line
+        if self.file:
+            with self.file.open("a") as stream:
+                stream.write(json.dumps(line) + "\n")
 
 
 def main() -> None:
-    """Run all selected mutations and report survivors."""
+    """Run all selected mutations and report what is not red."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--keep", default="", help="only rows whose file or text contains this word")
-    keep = parser.parse_args().keep
-    rows = [m for m in MUTATIONS if keep in m.path + m.before + m.tests]
-    survivors, misplaced = 0, []
+    parser.add_argument("--journal", type=Path, help="file of outcomes, kept from run to run")
+    arguments = parser.parse_args()
+    rows = [m for m in MUTATIONS if arguments.keep in m.path + m.before + m.tests]
+    journal, faults = Journal(arguments.journal), []
     with tempfile.TemporaryDirectory() as folder:
-        tree = Path(folder) / "tree"
-        ignored = shutil.ignore_patterns(".venv", ".git", "build", "runs", "*.egg-info", "__pycache__")
+        tree = Path(folder).resolve() / "tree"
+        ignored = shutil.ignore_patterns(".venv", ".git", "build", "runs", "*.egg-info", "__pycache__", "_C.*")
         shutil.copytree(ROOT, tree, ignore=ignored)
-        build(tree)
+        objects = (journal.file or Path(folder) / "tree").resolve().with_suffix(".objects")
+        extension = Extension(tree, objects)
+        extension.build()
+        pytest = Pytest(tree)
         for number, mutation in enumerate(rows, 1):
-            if mutation.stands(tree) != 1:
-                misplaced.append(mutation)
+            name = f"{number}/{len(rows)} {mutation.path}: {mutation.after}"
+            stands = mutation.stands(tree)
+            if stands != 1:
+                faults.append(f"stands {stands} times, not once, in {mutation.path}: {mutation.before}")
                 continue
-            alive = survives(mutation, tree)
-            survivors += alive
-            print(
-                f"{'SURVIVED' if alive else 'red':<8} {number}/{len(rows)} {mutation.path}: {mutation.after}",
-                flush=True,
-            )
-    for mutation in misplaced:
-        print(f"stands {mutation.stands()} times, not once, in {mutation.path}: {mutation.before}")
-    sys.exit(1 if survivors or misplaced else 0)
+            known = key(mutation, tree)
+            if known not in journal.lines:
+                start = time.monotonic()
+                try:
+                    test = red_by(mutation, tree, extension, pytest)
+                except Broken as reason:
+                    faults.append(f"BROKEN   {name}\n{reason}")
+                    print(faults[-1], flush=True)
+                    continue
+                journal.add(key=known, row=name, red_by=test, seconds=round(time.monotonic() - start, 1))
+            line = journal.lines[known]
+            if line["red_by"] is None:
+                faults.append(f"SURVIVED {name}")
+            print(f"{'red' if line['red_by'] else 'SURVIVED':<8} {line['seconds']:4.0f} s  {name}", flush=True)
+    print(f"{len(rows) - len(faults)} of {len(rows)} rows are red", *faults, sep="\n")
+    sys.exit(1 if faults else 0)
 
 
 if __name__ == "__main__":

@@ -134,6 +134,8 @@ SPECS = (
     ),
 )
 
+_FORWARD = ("autoregressive_network",)
+_BACKWARD = ("autoregressive_network_backward",)
 _NETWORK_CPP = "tests/test_contract.py -k (autoregressive_forward or autoregressive_inverse) and cpp and budget"
 _SWEEP = "hvae_kernels/ops/autoregressive_network/triton.py"
 _SWEEP_TESTS = "tests/test_contract.py -k autoregressive_inverse/triton and budget"
@@ -157,21 +159,21 @@ MUTATIONS = (
     Mutation(_SWEEP, "value * d_scale * slope + gl * d_log", "value * d_scale * slope", _SWEEP_TESTS),
     Mutation(_SWEEP, "t0 = tl.maximum(t1 - steps, 0)", "t0 = tl.maximum(t1 - steps, 1)", _SWEEP_TESTS),
     Mutation(_SWEEP, "return p + x * p * rest", "return p", _SWEEP_TESTS),
-    Mutation("csrc/cpu/sweep.h", "std::fill_n(raw(s, layer.down[i]), lanes_, T(0));", "", "tests/test_autoregressive_network.py -k units_that_no_output_uses"),
+    Mutation("csrc/cpu/sweep.h", "std::fill_n(raw(s, layer.down[i]), lanes_, T(0));", "", "tests/test_autoregressive_network.py -k units_that_no_output_uses", _BACKWARD),
     Mutation(_SMALL, "(term < terms)[:, None] & inside[None, :] & (out_degree[None, :] >= in_degree[:, None])", "(term < terms)[:, None] & inside[None, :]", _SMALL_TESTS),
     Mutation(_SMALL, "        connected = (term < terms)[:, None] & inside[None, :]", "        connected = inside[None, :]", _SMALL_TESTS),
     Mutation(_SMALL, "== at // _TERMS", "== 0", _SMALL_TESTS),
     Mutation(_SMALL, "scale_first + scale_step * feature", "scale_first + 2 * feature", _SMALL_TESTS),
     Mutation(_SMALL, "tl.where(mask, log, 0.0)", "log", _SMALL_TESTS),
-    Mutation("csrc/cpu/sweep.h", "term.counts, before ? 0 : known, before ? known : kAll,", "term.counts, 0, before ? known : kAll,", _NETWORK_CPP),
-    Mutation("csrc/cpu/sweep.h", "if (stage.residual != kNone) accumulate", "if (false) accumulate", _NETWORK_CPP),
-    Mutation("csrc/cpu/sweep.h", "if (net_.stages[reader].residual == s) accumulate(raw(reader, unit), c);", "", _NETWORK_CPP),
-    Mutation("csrc/cpu/sweep.h", "for (int64_t s = last(); s > source; --s) {", "for (int64_t s = source + 1; s == source + 1; ++s) {", _NETWORK_CPP),
+    Mutation("csrc/cpu/sweep.h", "term.counts, before ? 0 : known, before ? known : kAll,", "term.counts, 0, before ? known : kAll,", _NETWORK_CPP, _FORWARD),
+    Mutation("csrc/cpu/sweep.h", "if (stage.residual != kNone) accumulate", "if (false) accumulate", _NETWORK_CPP, _FORWARD),
+    Mutation("csrc/cpu/sweep.h", "if (net_.stages[reader].residual == s) accumulate(raw(reader, unit), c);", "", _NETWORK_CPP, _BACKWARD),
+    Mutation("csrc/cpu/sweep.h", "for (int64_t s = last(); s > source; --s) {", "for (int64_t s = source + 1; s == source + 1; ++s) {", _NETWORK_CPP, _BACKWARD),
     Mutation("csrc/cpu/autoregressive_network_backward.cpp", "const T sign = inverse ? T(-1) : T(1);\n  const bool in_tiles", "const T sign = T(1);\n  const bool in_tiles", _NETWORK_CPP),
     Mutation("csrc/cpu/autoregressive_network_backward.cpp", "sweep.raw(s, unit)[i] * sweep.ungated(s, unit)[i]", "sweep.raw(s, unit)[i]", _NETWORK_CPP),
-    Mutation("csrc/kernels/autoregressive_network.h", "raw[i] = v * p.d_scale * blend + h[i] * p.d_log;\n        shift[i] = v * p.rest;\n        g[i] = v * p.scale;", "raw[i] = v * p.d_scale * blend;\n        shift[i] = v * p.rest;\n        g[i] = v * p.scale;", _NETWORK_CPP),
-    Mutation("csrc/kernels/autoregressive_network.h", "x[i] = (y[i] - p.rest * shift[i]) / p.scale;", "x[i] = (y[i] - shift[i]) / p.scale;", _NETWORK_CPP),
-    Mutation("csrc/kernels/autoregressive_network.h", "double sum = sums[r];", "T sum = sums[r];", "tests/test_contract.py -k autoregressive and cpp and long_sums"),
+    Mutation("csrc/kernels/autoregressive_network.h", "raw[i] = v * p.d_scale * blend + h[i] * p.d_log;\n        shift[i] = v * p.rest;\n        g[i] = v * p.scale;", "raw[i] = v * p.d_scale * blend;\n        shift[i] = v * p.rest;\n        g[i] = v * p.scale;", _NETWORK_CPP, _BACKWARD),
+    Mutation("csrc/kernels/autoregressive_network.h", "x[i] = (y[i] - p.rest * shift[i]) / p.scale;", "x[i] = (y[i] - shift[i]) / p.scale;", _NETWORK_CPP, _FORWARD),
+    Mutation("csrc/kernels/autoregressive_network.h", "double sum = sums[r];", "T sum = sums[r];", "tests/test_contract.py -k autoregressive and cpp and long_sums", _BACKWARD),
     Mutation("csrc/cpu/autoregressive_network_backward.cpp", "blind / kMostUnits * kMostUnits", "blind / kMostUnits * kMostUnits + kMostUnits", "tests/test_cpu_sets.py -k narrow"),
     Mutation("csrc/cpu/autoregressive_network_backward.cpp", "for (const auto& part : all) total += part->biases_[s][unit];", "total += all[0]->biases_[s][unit];", "tests/test_cpu_sets.py -k narrow"),
     Mutation(_SWEEP, "_write(tile, net.stages[S].raw, group, zeros)", "pass", "tests/test_autoregressive_network.py -k units_that_no_output_uses"),
