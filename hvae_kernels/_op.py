@@ -201,7 +201,10 @@ class SmoothForward(OpFunction):
 
 
 class _Derivative(OpFunction):
-    """What the two derivatives keep: all that they are given."""
+    """What the two derivatives keep: all that they are given.
+
+    Results that are not written get no cotangents, as every caller keeps what it wants alone.
+    """
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -222,7 +225,6 @@ class SmoothBackward(_Derivative):
     def backward(ctx, *directions):
         call, scheme, wanted = ctx.call, ctx.call.scheme, ctx.needs_input_grad[2:]
         n = len(scheme.outputs)
-        directions = only(directions, scheme.written(scheme.inputs, ctx.needs))
         needs = scheme.needs(wanted[n:], wanted[:n])
         if not needs or all(h is None for h in directions):
             return (None,) * (2 + len(wanted))
@@ -260,15 +262,15 @@ class SmoothDoubleBackward(_Derivative):
 
     @staticmethod
     def backward(ctx, *upstream):
-        call, scheme, tensors = ctx.call, ctx.call.scheme, ctx.saved_tensors
+        scheme, tensors = ctx.call.scheme, ctx.saved_tensors
         n, m = len(scheme.inputs), len(scheme.outputs)
         inputs = [tensors[n + m] if x is None else x for x in tensors[n + m :]]  # what only passes through is not kept
         results = _library.vjp_of_double_backward(
-            scheme.reference(*call.options),
+            scheme.reference(*ctx.call.options),
             directions=tensors[:n],
             cotangents=tensors[n : n + m],
             inputs=tuple(inputs),
-            upstream=only(upstream, scheme.written(scheme.outputs + scheme.inputs, ctx.needs)),
+            upstream=upstream,
         )
         return (None, None, *only(results, ctx.needs_input_grad[2:]))
 

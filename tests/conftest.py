@@ -1,21 +1,14 @@
 """Runs Triton in its interpreter where there is no GPU, sets rows' instruction sets, prints the contract matrix."""
 
 import contextlib
-import glob
 import os
 import re
 import shutil
 import tempfile
 from collections import defaultdict
 
-if not glob.glob("/dev/nvidia[0-9]*"):
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # before torch, which may import Triton
+import before_torch  # noqa: F401
 
-# A stale compiled backward must never make a test pass: the caches of graphs know the names of our ops, not their
-# formulas. That of compiled C++ knows its text, and serves all processes of one run.
-os.environ["TORCHINDUCTOR_FX_GRAPH_CACHE"] = "0"
-os.environ["TORCHINDUCTOR_AUTOGRAD_CACHE"] = "0"
-os.environ["TORCH_DYNAMO_AUTOMATIC_DYNAMIC_LOCAL_PGO"] = "0"
 if "PYTEST_XDIST_WORKER" not in os.environ:
     _own_cache = os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp(prefix="hvae-inductor-")
 

@@ -1,4 +1,4 @@
-"""A pytest that has imported torch: forks a run for each line of arguments, and answers with its exit code.
+"""A pytest that has imported torch and Dynamo: forks a run for each line of arguments, and answers with its exit code.
 
 For ``mutation_check.py``. It reads JSON lines ``[arguments, file for the output, seconds]``; what takes longer is ended
 by SIGALRM.
@@ -9,9 +9,10 @@ import os
 import signal
 import sys
 
-import hypothesis  # noqa: F401 - nothing of this package, which the runs import as it then is
+import before_torch  # noqa: F401
+import hypothesis  # noqa: F401
 import pytest
-import torch  # noqa: F401
+import torch._dynamo  # noqa: F401 - and nothing of this package, which the runs import as it then is
 
 
 def run(arguments: list[str], output: str, seconds: int) -> None:

@@ -159,7 +159,7 @@ MUTATIONS = (
     Mutation(_SWEEP, "value * d_scale * slope + gl * d_log", "value * d_scale * slope", _SWEEP_TESTS),
     Mutation(_SWEEP, "t0 = tl.maximum(t1 - steps, 0)", "t0 = tl.maximum(t1 - steps, 1)", _SWEEP_TESTS),
     Mutation(_SWEEP, "return p + x * p * rest", "return p", _SWEEP_TESTS),
-    Mutation("csrc/cpu/sweep.h", "std::fill_n(raw(s, layer.down[i]), lanes_, T(0));", "", "tests/test_autoregressive_network.py -k units_that_no_output_uses", _BACKWARD),
+    Mutation("csrc/cpu/sweep.h", "std::fill_n(raw(s, layer.down[i]), lanes_, T(0));", ";", "tests/test_autoregressive_network.py -k units_that_no_output_uses", _BACKWARD),
     Mutation(_SMALL, "(term < terms)[:, None] & inside[None, :] & (out_degree[None, :] >= in_degree[:, None])", "(term < terms)[:, None] & inside[None, :]", _SMALL_TESTS),
     Mutation(_SMALL, "        connected = (term < terms)[:, None] & inside[None, :]", "        connected = inside[None, :]", _SMALL_TESTS),
     Mutation(_SMALL, "== at // _TERMS", "== 0", _SMALL_TESTS),
