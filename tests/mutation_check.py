@@ -4,7 +4,7 @@ Works on a copy of the tree in a temporary folder. The rows of an op's own files
 what several ops share and of what is no op. ``--keep`` selects rows whose file or text contains a word. ``--journal``
 names a file of outcomes, and a folder of objects beside it: rows that it has are not run again while their file and
 their tests' files keep their text. Exits non-zero when a mutation survives, its line no longer stands once, or it does
-not build or leaves no test to run.
+not build or leaves no test to run, and when a test that went red is red without a mutation too.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import os
 import re
 import runpy
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -228,7 +229,7 @@ def red_by(mutation: Mutation, tree: Path, extension: Extension, pytest: Pytest)
     try:
         if compiled:
             extension.build(file, mutation.sources)
-        return pytest.red_test(mutation)
+        return pytest.red_test(mutation.arguments)
     finally:
         _write(file, text)
         if compiled:
@@ -250,10 +251,10 @@ class Pytest:
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         self.server = subprocess.Popen(command, cwd=tree, env=environment(tree), **pipes)
 
-    def red_test(self, mutation: Mutation) -> str | None:
+    def red_test(self, arguments: list[str]) -> str | None:
         """The first that fails, None if none does."""
         options = ["-x", "-q", "--tb=short", "-p", "no:cacheprovider"]
-        self.server.stdin.write(json.dumps([[*options, *mutation.arguments], str(self.output), SECONDS]) + "\n")
+        self.server.stdin.write(json.dumps([[*options, *arguments], str(self.output), SECONDS]) + "\n")
         self.server.stdin.flush()
         code = int(self.server.stdout.readline())
         text = self.output.read_text()
@@ -299,7 +300,8 @@ def main() -> None:
     parser.add_argument("--journal", type=Path, help="file of outcomes, kept from run to run")
     arguments = parser.parse_args()
     rows = [m for m in MUTATIONS if arguments.keep in m.path + m.before + m.tests]
-    journal, faults = Journal(arguments.journal), []
+    journal, faults, red = Journal(arguments.journal), [], set()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the copy goes with a run that is killed
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder).resolve() / "tree"
         ignored = shutil.ignore_patterns(".venv", ".git", "build", "runs", "*.egg-info", "__pycache__", "_C.*")
@@ -325,9 +327,13 @@ def main() -> None:
                     continue
                 journal.add(key=known, row=name, red_by=test, seconds=round(time.monotonic() - start, 1))
             line = journal.lines[known]
+            red.add(line["red_by"])
             if line["red_by"] is None:
                 faults.append(f"SURVIVED {name}")
             print(f"{'red' if line['red_by'] else 'SURVIVED':<8} {line['seconds']:4.0f} s  {name}", flush=True)
+        tests = sorted(test for test in red if test and "::" in test)
+        if tests and (test := pytest.red_test(tests)):
+            faults.append(f"red without any mutation: {test}")
     print(f"{len(rows) - len(faults)} of {len(rows)} rows are red", *faults, sep="\n")
     sys.exit(1 if faults else 0)
 
