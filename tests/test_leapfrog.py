@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+import types
 
 import pytest
 import torch
@@ -432,6 +433,17 @@ def test_changes_before_the_backward_pass_are_seen():
     z, _ = leapfrog(*leaves[:2], potential, *leaves[2:])
     with torch.no_grad():
         potential.network[1].weight += 1
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        z.sum().backward()
+
+
+def test_a_change_of_params_is_seen_wherever_potential_holds_them():
+    """Autograd watches those that the snapshot of what ``potential`` reads does not find: here, too deep for it."""
+    (z, rho, *steps), weight = inputs(), double(FEATURES).requires_grad_()
+    model = types.SimpleNamespace(layer=types.SimpleNamespace(weight=weight))
+    z, _ = leapfrog(z, rho, lambda x: ((x * model.layer.weight) ** 4).sum(-1), *steps, params=[weight])
+    with torch.no_grad():
+        weight += 1e-9
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         z.sum().backward()
 

@@ -19,7 +19,7 @@ MUTATIONS = (
     Mutation(_LEAP, "total += product", "total = product", f"{_LEAP_TESTS} equals_autograd"),
     Mutation(_LEAP, "-arrivals[k]", "-drift[k]", f"{_LEAP_TESTS} equals_autograd"),
     Mutation(_LEAP, "if torch.is_grad_enabled():", "if False:", f"{_LEAP_TESTS} second_derivative"),
-    Mutation(_LEAP, "z if on_drift else None, *params)", "z if on_drift else None)", f"{_LEAP_TESTS} changes_before"),
+    Mutation(_LEAP, "z if on_drift else None, *params)", "z if on_drift else None)", f"{_LEAP_TESTS} change_of_params"),
     Mutation(_STATISTICS, " or _UPDATING.get(module) == thread", "", f"{_LEAP_TESTS} inside_an"),
     Mutation(_STATISTICS, "module.track_running_stats = False", "pass", f"{_LEAP_TESTS} updated_once"),
     Mutation(_STATISTICS, "_CHANGED.wait_for(lambda: module not in _HELD and module not in _UPDATING)", "pass", f"{_LEAP_TESTS} several_threads"),

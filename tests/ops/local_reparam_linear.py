@@ -119,7 +119,7 @@ MUTATIONS = (
     Mutation(_REPARAM_TRITON, "means += load(bias, column, column < columns, VARIANCE)[None, :]", "means += 0.0", _REPARAM_TRITON_TESTS),
     Mutation(_REPARAM_TRITON, "term = start + tl.arange", "term = 0 * start + tl.arange", _REPARAM_TRITON_TESTS),
     Mutation(_REPARAM_AUTOGRAD, "numerator / std.masked_fill(std == 0, math.inf)", "numerator / std", _REPARAM_TESTS),
-    Mutation(_REPARAM_AUTOGRAD, "grad_std = grad * noise if grad_std is None else torch.addcmul(grad_std, grad, noise)", "grad_std = grad * noise", _REPARAM_CPP),
+    Mutation(_REPARAM_AUTOGRAD, "grad_std = grad * noise if grad_std is None else torch.addcmul(grad_std, grad, noise)", "grad_std = grad * noise", "tests/test_contract.py -k local_reparam_linear/cpp and per_sample"),
     Mutation(_REPARAM_AUTOGRAD, "d_x if grad is None else d_x + grad @ weight_loc", "d_x", _REPARAM_TRITON_TESTS),
     Mutation("hvae_kernels/ops/local_reparam_linear/reference.py", "torch.where(certain, 1, variance).sqrt()", "variance.sqrt()", _REPARAM_TESTS + " -k reference"),
 )  # fmt: skip
