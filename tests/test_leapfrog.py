@@ -1,5 +1,6 @@
 """``leapfrog`` through any potential: equal to autograd through the unrolled formula, and what it promises beside."""
 
+import contextlib
 import copy
 import os
 import subprocess
@@ -368,6 +369,40 @@ def test_running_statistics_are_updated_once_by_each_of_several_threads(memory, 
     for _ in range(n_threads * n_calls):
         once(leaves[0])
     torch.testing.assert_close(dict(module.named_buffers()), dict(once.named_buffers()))
+    assert not statistics._HELD
+    assert not statistics._UPDATING
+
+
+@contextlib.contextmanager
+def updating(norm):
+    updates = statistics.Updates()
+    updates.begin(norm)
+    try:
+        yield
+    finally:
+        updates.end()
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [(updating, updating), (updating, statistics.held), (statistics.held, updating)]
+)
+def test_updates_wait_for_other_threads_and_are_waited_for(first, second):
+    """The order that the threads above meet by chance."""
+    norm, entered = nn.BatchNorm1d(PIXELS), threading.Event()
+
+    def enter(block):
+        return block([norm] if block is statistics.held else norm)
+
+    def work():
+        with enter(second):
+            entered.set()
+
+    thread = threading.Thread(target=work, daemon=True)
+    with enter(first):
+        thread.start()
+        assert not entered.wait(0.2)
+    assert entered.wait(60)
+    thread.join(60)
     assert not statistics._HELD
     assert not statistics._UPDATING
 
