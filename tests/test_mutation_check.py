@@ -1,4 +1,4 @@
-"""The rows of the mutation check follow the kernels; that they are red takes hours, and is its own command."""
+"""The rows of the mutation check follow the kernels; that they are red takes an hour or two, and is its own command."""
 
 import subprocess
 import sys
