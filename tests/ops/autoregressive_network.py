@@ -139,6 +139,7 @@ _BACKWARD = ("autoregressive_network_backward",)
 _NETWORK_CPP = "tests/test_contract.py -k (autoregressive_forward or autoregressive_inverse) and cpp and budget"
 _SWEEP = "hvae_kernels/ops/autoregressive_network/triton.py"
 _SWEEP_TESTS = "tests/test_contract.py -k autoregressive_inverse/triton and budget"
+_SWEEP_BACKWARD_TESTS = "tests/test_contract.py -k autoregressive_inverse/triton and test_backward_budget"
 _SMALL = "hvae_kernels/ops/autoregressive_network/triton_small.py"
 _SMALL_TESTS = "tests/test_small_made.py"
 
@@ -146,18 +147,18 @@ MUTATIONS = (
     Mutation(_SWEEP, "mask=step > 0, other=0)", "mask=step > 0, other=1)", _SWEEP_TESTS),
     Mutation(_SWEEP, "end = tl.minimum(end, begin)", "end = end + 0", _SWEEP_TESTS),
     Mutation(_SWEEP, "end = tl.load(upto + last)", "end = tl.load(upto + last) - 1", _SWEEP_TESTS),
-    Mutation(_SWEEP, "(rank[None, :] >= low[:, None]) & (rank[None, :] < high[:, None])", "(rank[None, :] >= low[:, None])", _SWEEP_TESTS),
+    Mutation(_SWEEP, "(rank[None, :] >= low[:, None]) & (rank[None, :] < high[:, None])", "(rank[None, :] >= low[:, None])", _SWEEP_BACKWARD_TESTS),
     Mutation(_SWEEP, "mask=inside[:, None], other=0.0)\n        sums += tl.dot", "mask=(rank >= 0)[:, None], other=0.0)\n        sums += tl.dot", "tests/test_contract.py -k autoregressive_inverse/triton and budget"),
     Mutation(_SWEEP, "raw += _read(tile, net.stages[WIRES[S][_RESIDUAL]].raw, group)", "raw += 0.0", _SWEEP_TESTS),
     Mutation(_SWEEP, "raw *= _context(stage.gate, layer.size, tile, group)", "raw *= 1.0", _SWEEP_TESTS),
     Mutation(_SWEEP, "sums += load(stage.bias, unit, inside, sums.dtype)[:, None]", "sums += 0.0", _SWEEP_TESTS),
     Mutation(_SWEEP, "        log_det -= _invert_feature(", "        log_det += _invert_feature(", _SWEEP_TESTS),
-    Mutation(_SWEEP, "begin, end = tl.maximum(begin, end), reader.size", "begin, end = tl.maximum(begin, end) + 1, reader.size", _SWEEP_TESTS),
-    Mutation(_SWEEP, "grad += _read(tile, net.stages[READER].raw, group)", "grad += 0.0", _SWEEP_TESTS),
-    Mutation(_SWEEP, "weighted = grad * _context(stage.gate, layer.size, tile, group)", "weighted = grad * 1.0", _SWEEP_TESTS),
-    Mutation(_SWEEP, "slope -= tl.load(raws + shift_unit * lane.shape[0])", "slope -= 0.0", _SWEEP_TESTS),
-    Mutation(_SWEEP, "value * d_scale * slope + gl * d_log", "value * d_scale * slope", _SWEEP_TESTS),
-    Mutation(_SWEEP, "t0 = tl.maximum(t1 - steps, 0)", "t0 = tl.maximum(t1 - steps, 1)", _SWEEP_TESTS),
+    Mutation(_SWEEP, "begin, end = tl.maximum(begin, end), reader.size", "begin, end = tl.maximum(begin, end) + 1, reader.size", _SWEEP_BACKWARD_TESTS),
+    Mutation(_SWEEP, "grad += _read(tile, net.stages[READER].raw, group)", "grad += 0.0", _SWEEP_BACKWARD_TESTS),
+    Mutation(_SWEEP, "weighted = grad * _context(stage.gate, layer.size, tile, group)", "weighted = grad * 1.0", _SWEEP_BACKWARD_TESTS),
+    Mutation(_SWEEP, "slope -= tl.load(raws + shift_unit * lane.shape[0])", "slope -= 0.0", _SWEEP_BACKWARD_TESTS),
+    Mutation(_SWEEP, "value * d_scale * slope + gl * d_log", "value * d_scale * slope", _SWEEP_BACKWARD_TESTS),
+    Mutation(_SWEEP, "t0 = tl.maximum(t1 - steps, 0)", "t0 = tl.maximum(t1 - steps, 1)", _SWEEP_BACKWARD_TESTS),
     Mutation(_SWEEP, "return p + x * p * rest", "return p", _SWEEP_TESTS),
     Mutation("csrc/cpu/sweep.h", "std::fill_n(raw(s, layer.down[i]), lanes_, T(0));", ";", "tests/test_autoregressive_network.py -k units_that_no_output_uses", _BACKWARD),
     Mutation(_SMALL, "(term < terms)[:, None] & inside[None, :] & (out_degree[None, :] >= in_degree[:, None])", "(term < terms)[:, None] & inside[None, :]", _SMALL_TESTS),
