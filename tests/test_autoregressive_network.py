@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from networks import network
 
 import hvae_kernels as hk
+from hvae_kernels import testing
 from hvae_kernels.ops.autoregressive_network import Network, autoregressive_inverse, reference
 from hvae_kernels.ops.autoregressive_network import autograd as network_autograd
 from hvae_kernels.ops.autoregressive_network.network import flattened
@@ -37,7 +38,8 @@ def derivatives(inverse, y, net):
 
 
 def assert_inverse(implementation, y, net):
-    with hk.use_impl(implementation):
+    """In fresh memory that is NaN."""
+    with hk.use_impl(implementation), testing.poisoned_memory():
         results = derivatives(autoregressive_inverse, y, net)
     for result, exact in zip(results, derivatives(reference.autoregressive_inverse, y, net), strict=True):
         torch.testing.assert_close(result, exact, rtol=1e-11, atol=1e-11)
