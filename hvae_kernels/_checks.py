@@ -73,6 +73,17 @@ def integer(function: str, argument: str, value: int, least: int) -> None:
         raise value_error(function, argument, f"an integer of at least {least}", value)
 
 
+def widths(function: str, hidden_features: int | Sequence[int]) -> list[int]:
+    """Of hidden layers: one, or one for each."""
+    given = [hidden_features] if isinstance(hidden_features, int) else hidden_features
+    if not isinstance(given, (list, tuple)):
+        expected = "an integer of at least 1, or a list or tuple of them"
+        raise type_error(function, "hidden_features", expected, hidden_features)
+    for width in given:
+        integer(function, "hidden_features", width, 1)
+    return list(given)
+
+
 def real(function: str, argument: str, value: float) -> None:
     """Require a number, not a tensor or a string."""
     if not isinstance(value, numbers.Real) or isinstance(value, bool):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hvae_kernels import _checks, _library
+from hvae_kernels import _checks, _library, _live
 from hvae_kernels.nn import tail
 from hvae_kernels.nn.flow import Flow
 from hvae_kernels.ops.affine_autoregressive import Gate
@@ -78,7 +78,7 @@ class CouplingFlow(Flow):
         _checks.integer(name, "context_features", context_features, 0)
         self.features, self.context_features = features, context_features
         self.gate = tail.checked(name, gate)
-        chosen, widths = _booleans(name, features, mask), _widths(name, hidden_features)
+        chosen, widths = _booleans(name, features, mask), _checks.widths(name, hidden_features)
         _checks.one_of(name, "activation", activation, sorted(ACTIVATIONS))
         self._given = {
             buffer: [place for place, one in enumerate(chosen) if one is value]
@@ -96,8 +96,9 @@ class CouplingFlow(Flow):
 
     @property
     def is_conditional(self) -> bool:
-        """Whether the network takes a context."""
-        return self.context_features > 0
+        """Whether the network takes a context; code that is not ours may have one of its own."""
+        ours = type(self) is CouplingFlow and _live.untouched(self)
+        return not ours or self.context_features > 0
 
     @property
     def mask(self) -> Tensor:
@@ -195,16 +196,6 @@ class Conditioner(nn.Module):
     def extra_repr(self) -> str:
         """The activation."""
         return f"activation={self.activation!r}"
-
-
-def _widths(name: str, hidden_features: int | Sequence[int]) -> list[int]:
-    widths = [hidden_features] if isinstance(hidden_features, int) else hidden_features
-    if not isinstance(widths, (list, tuple)):
-        expected = "an integer of at least 1, or a list or tuple of them"
-        raise _checks.type_error(name, "hidden_features", expected, hidden_features)
-    for width in widths:
-        _checks.integer(name, "hidden_features", width, 1)
-    return list(widths)
 
 
 def _booleans(name: str, features: int, mask: Sequence[bool] | Tensor | None) -> list[bool]:

@@ -142,16 +142,10 @@ class MADE(nn.Module):
         super().__init__()
         kind = _checks.factory("MADE", device, dtype)
         name = "MADE"
-        widths = [hidden_features] if isinstance(hidden_features, int) else hidden_features
-        if not isinstance(widths, (list, tuple)):
-            expected = "an integer of at least 1, or a list or tuple of them"
-            raise _checks.type_error(name, "hidden_features", expected, hidden_features)
-        widths = list(widths)
+        widths = _checks.widths(name, hidden_features)
         _checks.integer(name, "features", features, 1)
         _checks.integer(name, "outputs_per_feature", outputs_per_feature, 1)
         _checks.integer(name, "context_features", context_features, 0)
-        for width in widths:
-            _checks.integer(name, "hidden_features", width, 1)
         _checks.one_of(name, "activation", activation, sorted(ACTIVATIONS))
         self.features, self.outputs_per_feature = features, outputs_per_feature
         self.context_features, self.activation = context_features, activation

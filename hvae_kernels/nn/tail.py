@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from hvae_kernels import _checks
-from hvae_kernels.ops.affine_autoregressive import Gate, affine_autoregressive
-from hvae_kernels.ops.affine_autoregressive.gates import scale_of
+from hvae_kernels.ops.affine_autoregressive import Gate, affine_autoregressive, gates
 from hvae_kernels.ops.rational_quadratic_spline import Spline, rational_quadratic_spline
 
 
@@ -35,17 +33,11 @@ def invert(gate: Gate | Spline, image: Tensor, parameters: Tensor) -> tuple[Tens
     """``(z, log_abs_det)`` of the inverse map, and the scale of an affine one, which may have underflowed."""
     if isinstance(gate, Spline):
         return *rational_quadratic_spline(image, parameters.mT, gate, inverse=True), None
-    shift, raw = parameters.unbind(-2)
-    scale, weight, log_scale = scale_of(gate, raw)
-    return (image - (shift if weight is None else weight * shift)) / scale, -log_scale.sum(-1), scale
+    z, logs, scale = gates.invert(gate, image, *parameters.unbind(-2))
+    return z, logs.sum(-1), scale
 
 
-def refuse_underflow(name: str, scale: Tensor | None) -> None:
-    """Raise where a map has no inverse, if the values can be looked at."""
-    if scale is None or not _checks.values_readable(scale):
-        return
-    if bool((scale < torch.finfo(scale.dtype).tiny).any()):
-        raise RuntimeError(
-            f"{name}: a scale is below the least normal number, so the map has no inverse: "
-            "use a gate with a bounded scale, as clipped, soft-clipped, softplus or shifted-sigmoid"
-        )
+def refuse_underflow(function: str, scale: Tensor | None) -> None:
+    """Raise where an affine map has no inverse, if the values can be looked at."""
+    if scale is not None:
+        gates.refuse_underflow(function, scale)

@@ -157,6 +157,21 @@ def decoded(code: int, first: float, second: float) -> Gate:
     return Gate(name, (first, second)[: len(PARAMETERS[name])])
 
 
+def invert(gate: Gate, image: Tensor, shift: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """``(z, log_abs_det, scale)`` of the inverse map, element by element; a scale may have underflowed."""
+    scale, rest, log = scale_of(gate, s)
+    return (image - (shift if rest is None else rest * shift)) / scale, -log, scale
+
+
+def refuse_underflow(function: str, scale: Tensor) -> None:
+    """Raise where there is no inverse, if the values can be looked at."""
+    if _checks.values_readable(scale) and bool((scale < torch.finfo(scale.dtype).tiny).any()):
+        raise RuntimeError(
+            f"{function}: a scale is below the least normal number, so the map has no inverse: "
+            "use a gate with a bounded scale, as clipped, soft-clipped, softplus or shifted-sigmoid"
+        )
+
+
 def scale_of(gate: Gate, s: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
     """``(sigma, tau, log sigma)`` in plain PyTorch; tau is None where it is 1."""
     name = gate.name

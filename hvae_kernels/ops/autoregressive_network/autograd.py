@@ -128,10 +128,9 @@ def _composition_vjp(ctx, inputs: tuple[Tensor, ...], wanted: tuple[bool, ...], 
 
 def composition(x: Tensor, network: Network) -> tuple[Tensor, Tensor]:
     """The forward direction from ``masked_linear``, activations and the op of the tail."""
-    given = reference.parameters(x, network, masked_linear)
     if isinstance(network.tail, Spline):
-        return rational_quadratic_spline(x, given, network.tail)
-    return affine_autoregressive(x, given[..., 0], given[..., 1], gate=network.tail)
+        return rational_quadratic_spline(x, reference.spline_parameters(x, network, masked_linear), network.tail)
+    return affine_autoregressive(x, *reference.shift_and_scale(x, network, masked_linear), gate=network.tail)
 
 
 class AutoregressiveInverse(OpFunction):

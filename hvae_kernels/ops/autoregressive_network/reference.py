@@ -7,15 +7,18 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from hvae_kernels import _checks
-from hvae_kernels.ops.affine_autoregressive.gates import Gate, scale_of
+from hvae_kernels.ops.affine_autoregressive.gates import invert, refuse_underflow
+from hvae_kernels.ops.affine_autoregressive.reference import affine_autoregressive
 from hvae_kernels.ops.autoregressive_network.network import ACTIVATIONS, FEATURES, NONE, Network
 from hvae_kernels.ops.masked_linear.reference import masked_linear
 from hvae_kernels.ops.rational_quadratic_spline.reference import rational_quadratic_spline
 from hvae_kernels.ops.rational_quadratic_spline.spline import Spline
 
+#: The masked map that a network is made of.
+Linear = Callable[..., Tensor]
 
-def outputs(x: Tensor, network: Network, linear: Callable[..., Tensor] = masked_linear) -> Tensor:
+
+def outputs(x: Tensor, network: Network, linear: Linear = masked_linear) -> Tensor:
     """The last stage's values ``(rows, parameters d)`` at ``x (rows, d)``; ``linear`` is the masked map to use."""
     raws: list[Tensor] = []
     values: list[Tensor] = []
@@ -36,26 +39,35 @@ def outputs(x: Tensor, network: Network, linear: Callable[..., Tensor] = masked_
     return values[-1]
 
 
-def parameters(x: Tensor, network: Network, linear: Callable[..., Tensor] = masked_linear) -> Tensor:
-    """Of each feature, ``(rows, d, parameters)``: shift and raw scale, or those of the spline."""
+def shift_and_scale(x: Tensor, network: Network, linear: Linear = masked_linear) -> tuple[Tensor, Tensor]:
+    """Each feature's shift and raw scale, ``(rows, d)``."""
+    shift, raw = _columns(outputs(x, network, linear), network)
+    return shift, raw
+
+
+def spline_parameters(x: Tensor, network: Network, linear: Linear = masked_linear) -> Tensor:
+    """Each feature's parameters, ``(rows, d, P)``."""
     last = outputs(x, network, linear)
-    d, n, (first, step, stride) = network.features, network.parameters, network.outputs
-    if (first, step, stride) == (0, n, 1):
+    d, n = network.features, network.parameters
+    if network.outputs == (0, n, 1):
         return last.unflatten(-1, (d, n))
-    if (first, step, stride) == (0, 1, d):
+    if network.outputs == (0, 1, d):
         return last.unflatten(-1, (n, d)).mT
-    features, places = torch.arange(d, device=last.device), torch.arange(n, device=last.device)
-    return last[..., first + step * features[:, None] + stride * places]
+    return torch.stack(_columns(last, network), -1)
+
+
+def _columns(last: Tensor, network: Network) -> list[Tensor]:
+    """Of each parameter that of all features."""
+    first, step, stride = network.outputs
+    begins = [first + stride * p for p in range(network.parameters)]
+    return [last[..., begin : begin + max(0, step * (network.features - 1) + 1) : step] for begin in begins]
 
 
 def autoregressive_forward(x: Tensor, network: Network) -> tuple[Tensor, Tensor]:
-    """``y_j = f(x_j; x_{<j})``, by an affine tail ``sigma_j x_j + tau_j mu_j``, and the log-determinant."""
-    given = parameters(x, network)
+    """``y_j = f(x_j; x_{<j})``, by a spline or an affine tail ``sigma_j x_j + tau_j mu_j``, and the log-determinant."""
     if isinstance(network.tail, Spline):
-        return rational_quadratic_spline(x, given, network.tail)
-    scale, weight, log_scale = scale_of(network.tail, given[..., 1])
-    shift = given[..., 0]
-    return scale * x + (shift if weight is None else weight * shift), log_scale.sum(-1)
+        return rational_quadratic_spline(x, spline_parameters(x, network), network.tail)
+    return affine_autoregressive(x, *shift_and_scale(x, network), network.tail)
 
 
 def autoregressive_inverse(y: Tensor, network: Network) -> tuple[Tensor, Tensor]:
@@ -65,26 +77,12 @@ def autoregressive_inverse(y: Tensor, network: Network) -> tuple[Tensor, Tensor]
     x, log_det = torch.zeros_like(y), y.new_zeros(y.shape[:-1])
     before = (network.degrees[:, None] > network.degrees).sum(-1)
     for step in range(network.features):
-        found, log = _inverted(y, parameters(x, network), network.tail, before == step)
+        if isinstance(network.tail, Spline):
+            given = spline_parameters(x, network)
+            found, log = rational_quadratic_spline(y, given, network.tail, inverse=True, event_ndims=0)
+        else:
+            found, log, scale = invert(network.tail, y, *shift_and_scale(x, network))
+            refuse_underflow("autoregressive_inverse", torch.where(before == step, scale, torch.ones_like(scale)))
         x = torch.where(before == step, found, x)
         log_det = log_det + torch.where(before == step, log, torch.zeros_like(log)).sum(-1)
     return x, log_det
-
-
-def _inverted(y: Tensor, given: Tensor, tail: Gate | Spline, looked_at: Tensor) -> tuple[Tensor, Tensor]:
-    """Each feature by itself, and what it adds to the log-determinant of the inverse."""
-    if isinstance(tail, Spline):
-        return rational_quadratic_spline(y, given, tail, inverse=True, event_ndims=0)
-    shift = given[..., 0]
-    scale, weight, log_scale = scale_of(tail, given[..., 1])
-    refuse_underflow(torch.where(looked_at, scale, torch.ones_like(scale)))
-    return (y - (shift if weight is None else weight * shift)) / scale, -log_scale
-
-
-def refuse_underflow(scale: Tensor) -> None:
-    """Raise where there is no inverse, if the values can be looked at."""
-    if _checks.values_readable(scale) and bool((scale < torch.finfo(scale.dtype).tiny).any()):
-        raise RuntimeError(
-            "autoregressive_inverse: a scale is below the least normal number, so the map has no inverse: "
-            "use a gate with a bounded scale, as clipped, soft-clipped, softplus or shifted-sigmoid"
-        )
