@@ -12,12 +12,12 @@ using namespace spline;
 // Bits of `needs`, as in the op's autograd.py.
 constexpr int64_t kNeedsX = 1, kNeedsParameters = 2, kNeedsOutput = 4, kNeedsLogAbsDet = 8;
 
-#define HK_SPLINE_OPTIONS                                                                                          \
-  int64_t bins, int64_t tails, int64_t style, double left, double right, double bottom, double top,               \
-      double min_width, double min_height, double min_derivative, double logit_scale, bool inverse, int64_t event_ndims
-#define HK_SPLINE_PASSED                                                                                            \
-  Spline{bins, tails, style, left, right, bottom, top, min_width, min_height, min_derivative, logit_scale, inverse}, \
-      event_ndims
+// A spline as the parameters of an operator, and of these.
+#define HK_SPLINE_PARAMETERS                                                                         \
+  int64_t bins, int64_t tails, int64_t style, double left, double right, double bottom, double top,  \
+      double min_width, double min_height, double min_derivative, double logit_scale, bool inverse
+#define HK_SPLINE                                                                                    \
+  {bins, tails, style, left, right, bottom, top, min_width, min_height, min_derivative, logit_scale, inverse}
 
 // Rows are what a log-determinant is summed over. A call that does not fit is refused here in a few words; api.py then
 // says which argument is at fault.
@@ -151,8 +151,9 @@ void double_backward(const Spline& spline, const RowBlocks& blocks, const MaybeT
 
 // ---- The operators ----
 
-std::tuple<Tensor, Tensor> forward_of(const Spline& spline, int64_t event_ndims, const Tensor& x,
-                                      const Tensor& parameters) {
+std::tuple<Tensor, Tensor> rational_quadratic_spline(Tensor x, Tensor parameters, HK_SPLINE_PARAMETERS,
+                                                     int64_t event_ndims) {
+  const Spline spline HK_SPLINE;
   const RowBlocks blocks = blocks_of(spline, event_ndims, x, parameters);
   const Tensor output = empty_for(x, true), log_abs_det = empty_for(x, true, event_ndims);
   HK_DISPATCH("rational_quadratic_spline", x, forward, spline, blocks, Parameters(parameters), packed(x), output,
@@ -160,59 +161,36 @@ std::tuple<Tensor, Tensor> forward_of(const Spline& spline, int64_t event_ndims,
   return {output, log_abs_det};
 }
 
-std::tuple<Tensor, Tensor> rational_quadratic_spline(Tensor x, Tensor parameters, HK_SPLINE_OPTIONS) {
-  const auto of = [&](const Spline& spline, int64_t ndims) { return forward_of(spline, ndims, x, parameters); };
-  return of(HK_SPLINE_PASSED);
-}
-
-std::tuple<Tensor, Tensor> backward_of(const Spline& spline, int64_t event_ndims, const MaybeTensor& grad,
-                                       const MaybeTensor& grad_log, const Tensor& x, const Tensor& parameters,
-                                       int64_t needs) {
+std::tuple<Tensor, Tensor> rational_quadratic_spline_backward(MaybeTensor grad_output, MaybeTensor grad_log_abs_det,
+                                                              Tensor x, Tensor parameters, HK_SPLINE_PARAMETERS,
+                                                              int64_t event_ndims, int64_t needs) {
+  const Spline spline HK_SPLINE;
   const RowBlocks blocks = blocks_of(spline, event_ndims, x, parameters);
   const Tensor d_x = empty_for(x, needs & kNeedsX);
   const Tensor d_parameters = like_parameters(parameters, needs & kNeedsParameters);
   const Layout to = needs & kNeedsParameters ? Parameters(d_parameters).layout : Layout{};
-  HK_DISPATCH("rational_quadratic_spline", x, backward, spline, blocks, packed(grad), packed(grad_log),
+  HK_DISPATCH("rational_quadratic_spline", x, backward, spline, blocks, packed(grad_output), packed(grad_log_abs_det),
               Parameters(parameters), packed(x), d_x, d_parameters, to);
   return {d_x, d_parameters};
 }
 
-std::tuple<Tensor, Tensor> rational_quadratic_spline_backward(MaybeTensor grad_output, MaybeTensor grad_log_abs_det,
-                                                              Tensor x, Tensor parameters, HK_SPLINE_OPTIONS,
-                                                              int64_t needs) {
-  const auto of = [&](const Spline& spline, int64_t ndims) {
-    return backward_of(spline, ndims, grad_output, grad_log_abs_det, x, parameters, needs);
-  };
-  return of(HK_SPLINE_PASSED);
-}
-
-std::tuple<Tensor, Tensor, Tensor, Tensor> double_backward_of(const Spline& spline, int64_t event_ndims,
-                                                              const MaybeTensor& h_x, const MaybeTensor& h_parameters,
-                                                              const MaybeTensor& grad, const MaybeTensor& grad_log,
-                                                              const Tensor& x, const Tensor& parameters,
-                                                              int64_t needs) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> rational_quadratic_spline_double_backward(
+    MaybeTensor h_x, MaybeTensor h_parameters, MaybeTensor grad_output, MaybeTensor grad_log_abs_det, Tensor x,
+    Tensor parameters, HK_SPLINE_PARAMETERS, int64_t event_ndims, int64_t needs) {
+  const Spline spline HK_SPLINE;
   const RowBlocks blocks = blocks_of(spline, event_ndims, x, parameters);
   const Tensor results[4] = {
       empty_for(x, needs & kNeedsOutput),
-      needs & kNeedsLogAbsDet ? empty_for(x, true, event_ndims) : empty_of({0}, x),
+      empty_for(x, needs & kNeedsLogAbsDet, event_ndims),
       empty_for(x, needs & kNeedsX),
       like_parameters(parameters, needs & kNeedsParameters),
   };
   const Layout to = needs & kNeedsParameters ? Parameters(results[3]).layout : Layout{};
   std::optional<Parameters> directions;
   if (h_parameters) directions.emplace(*h_parameters);
-  HK_DISPATCH("rational_quadratic_spline", x, double_backward, spline, blocks, packed(h_x), directions, packed(grad),
-              packed(grad_log), Parameters(parameters), packed(x), results, to);
+  HK_DISPATCH("rational_quadratic_spline", x, double_backward, spline, blocks, packed(h_x), directions,
+              packed(grad_output), packed(grad_log_abs_det), Parameters(parameters), packed(x), results, to);
   return {results[0], results[1], results[2], results[3]};
-}
-
-std::tuple<Tensor, Tensor, Tensor, Tensor> rational_quadratic_spline_double_backward(
-    MaybeTensor h_x, MaybeTensor h_parameters, MaybeTensor grad_output, MaybeTensor grad_log_abs_det, Tensor x,
-    Tensor parameters, HK_SPLINE_OPTIONS, int64_t needs) {
-  const auto of = [&](const Spline& spline, int64_t ndims) {
-    return double_backward_of(spline, ndims, h_x, h_parameters, grad_output, grad_log_abs_det, x, parameters, needs);
-  };
-  return of(HK_SPLINE_PASSED);
 }
 
 }  // namespace

@@ -663,10 +663,10 @@ struct DoubleBackward {
     const bool clips = spline.clips(), inverse = spline.inverse, passes = spline.tails != kNone;
     const T scale = static_cast<T>(spline.logit_scale), clip_by = clips ? clip_rate<T>(spline, 2) : T(0);
     T* direction = d;  // of raw widths and heights, until d is written
-    for (int64_t at = 0; at < 2 * bins * kBlock; ++at) direction[at] = t[at] * scale;
     for (int64_t k = 0; k < 2 * bins; ++k)
       for (int64_t i = 0; i < m; ++i) {
         const int64_t at = k * kBlock + i;
+        direction[at] = t[at] * scale;
         t[at] = clips ? direction[at] * clip(raw[at] * scale, clip_by).first : direction[at];
       }
     // Tangents of the softmax: its mean of the logits' tangents, the sum over the bins below, the bin's own.
