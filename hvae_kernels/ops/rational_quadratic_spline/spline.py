@@ -42,7 +42,7 @@ class Spline:
             ``"circular"``: the same outside, K raw derivatives, the first of which is the last knot's too. None:
             undefined outside (NaN), K + 1 raw derivatives.
         style: ``"nflows"``, ``"zuko"`` or ``"pyro"``.
-        min_width, min_height: floors of a bin's share of the interval; without meaning for ``"zuko"``.
+        min_width, min_height: floors of a bin's share of the interval; ``"zuko"`` has none and takes no others.
         min_derivative: floor of the derivatives.
         logit_scale: raw widths and heights are multiplied by it first. nflows' layers have ``1 / sqrt(hidden
             features)``.
@@ -84,7 +84,11 @@ class Spline:
             object.__setattr__(self, name, _finite(name, getattr(self, name)))
         for name in ("min_width", "min_height"):
             floor = getattr(self, name)
-            if not 0 <= floor * self.bins < 1:
+            if self.style == "zuko":
+                if floor not in (0, getattr(Spline, name)):
+                    expected = "left as it is for 'zuko', which has no such floor"
+                    raise _checks.value_error(NAME, name, expected, str(floor))
+            elif not 0 <= floor * self.bins < 1:
                 raise _checks.value_error(NAME, name, f"at least 0 and below 1 / bins = {1 / self.bins:g}", floor)
         if self.min_derivative < 0:
             raise _checks.value_error(NAME, "min_derivative", "at least 0", self.min_derivative)

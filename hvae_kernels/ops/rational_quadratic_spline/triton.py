@@ -375,7 +375,7 @@ def _weights(knot, length, share, below, above):
 @triton.jit
 def _place(rows, features, start, BLOCK_ROWS: tl.constexpr, BLOCK_FEATURES: tl.constexpr):
     row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    column = start + tl.arange(0, BLOCK_FEATURES)
+    column = (start + tl.arange(0, BLOCK_FEATURES)).to(tl.int64)
     mask = (row < rows)[:, None] & (column < features)[None, :]
     return row[:, None] * features + column[None, :], row[:, None], column[None, :], mask
 
