@@ -461,7 +461,7 @@ LEFT = {
     ),
     "nflows quadratic spline": (
         lambda: peers.nflows_transforms.MaskedPiecewiseQuadraticAutoregressiveTransform(D, 12),
-        "MaskedPiecewiseQuadraticAutoregressiveTransform is not an affine map or a rational-quadratic spline",
+        "MaskedPiecewiseQuadraticAutoregressiveTransform is none of MaskedAffineAutoregressiveTransform, ",
     ),
     "subclass": (lambda: _Subclass(D, 12), "_Subclass is a subclass of MaskedAffineAutoregressiveTransform"),
     "batch norm": (lambda: _nflows_layer(use_batch_norm=True), "batch norm inside its network"),
@@ -512,7 +512,7 @@ LEFT = {
     ),
     "pyro neural": (
         lambda: peers.pyro_transforms.neural_autoregressive(D),
-        "NeuralAutoregressive is not an affine map or a rational-quadratic spline",
+        "NeuralAutoregressive is none of AffineAutoregressive, SplineAutoregressive, ",
     ),
     "pyro network of one's own": (
         lambda: peers.pyro_transforms.AffineAutoregressive(nn.Linear(D, 2 * D)),

@@ -129,7 +129,7 @@ def test_half_precision_and_autocast_run_the_librarys_code():
             lambda: nflows.transforms.AffineCouplingTransform(
                 [1, 0], functools.partial(_mlp, {"hidden_features": 4, "num_blocks": 1})
             ),
-            "AffineCouplingTransform is not",
+            "AffineCouplingTransform is none of MaskedAffineAutoregressiveTransform, ",
         ),
         (circular_layer, "its features have tails or bounds of their own"),
     ],

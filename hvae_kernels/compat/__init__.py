@@ -31,7 +31,7 @@ class Report:
     def __str__(self) -> str:
         """One line a layer."""
         if not self.swapped and not self.left:
-            return f"nothing to swap: no autoregressive layer of {', '.join(PEERS)}"
+            return f"nothing to swap: no autoregressive or coupling layer of {', '.join(PEERS)}"
         lines = []
         for title, entries in (("swapped", self.swapped), ("left alone", self.left)):
             if entries:
@@ -41,17 +41,18 @@ class Report:
 
 
 def accelerate(module: nn.Module) -> tuple[nn.Module, Report]:
-    """Swap the autoregressive layers of a zuko, nflows, glasflow, normflows or pyro flow for fused ones, in place.
+    """Swap the slow layers of a zuko, nflows, glasflow, normflows or pyro flow for fused ones, in place.
 
-    The layer's slow direction (sampling of a masked autoregressive flow, density of an inverse one) then costs one pass
+    An autoregressive layer's slow direction (sampling of a masked flow, density of an inverse one) then costs one pass
     through its network instead of one a feature, and its derivative is implicit, one sweep more. The other direction is
     fused where that is faster: affine layers from 4 million multiply-adds a call and, with gradients, networks of 8
     thousand weights on (with gradients and AVX-512 any call of such a network), splines always, with gradients up to
-    262,144 weights a feature; ``hk.use_impl("cpp")`` fuses everything. Parameters, buffers and the state dict stay the
-    very same objects, so that optimisers, ``load_state_dict``, ``.to()`` and ``deepcopy`` go on working; results are
-    the same to rounding, of which a spline's inverse has less than the libraries' (theirs takes a difference's root,
-    and some assert that it is not negative; pyro's bins begin 1e-6 behind their knots). ``pickle`` and ``torch.save``
-    write the library's own classes: accelerate what you load anew.
+    262,144 weights a feature; ``hk.use_impl("cpp")`` fuses everything. Of a spline coupling layer the splines become
+    one kernel, and the rest stays the library's. Parameters, buffers and the state dict stay the very same objects, so
+    that optimisers, ``load_state_dict``, ``.to()`` and ``deepcopy`` go on working; results are the same to rounding, of
+    which a spline's inverse has less than the libraries' (theirs takes a difference's root, and some assert that it is
+    not negative; pyro's bins begin 1e-6 behind their knots). ``pickle`` and ``torch.save`` write the library's own
+    classes: accelerate what you load anew.
     :func:`restore` undoes the swap.
 
     ============= ===================================================== =============================================
@@ -62,10 +63,13 @@ def accelerate(module: nn.Module) -> tuple[nn.Module, Report]:
                   ``MonotonicRQSTransform`` (``NSF``), also inverted    ``bound``
     nflows,       ``MaskedAffineAutoregressiveTransform``,              context, residual or feed-forward blocks,
     glasflow      ``MaskedPiecewiseRationalQuadraticAutoregressive``    ``random_mask``; linear tails, all numbers of
-                  ``Transform``                                         splines
+                  ``Transform``,                                        splines; any network of a coupling layer
+                  ``PiecewiseRationalQuadraticCouplingTransform``
     normflows     ``MaskedAffineAutoregressive``, also in ``Reverse``,  the same; circular tails
                   ``MaskedPiecewiseRationalQuadraticAutoregressive``,
-                  also in ``AutoregressiveRationalQuadraticSpline``
+                  ``PiecewiseRationalQuadraticCoupling``, also in
+                  ``AutoregressiveRationalQuadraticSpline`` and
+                  ``CoupledRationalQuadraticSpline``
     pyro          ``AffineAutoregressive``, ``SplineAutoregressive``,   context, ``stable``, clips, permutations,
                   their conditional forms                               skip connections; the order quadratic, bins,
                                                                         ``bound``
@@ -73,10 +77,11 @@ def accelerate(module: nn.Module) -> tuple[nn.Module, Report]:
 
     Activations are ReLU, ELU, tanh, sigmoid, softplus, GELU and SiLU with their default settings. Before a layer is
     swapped, a copy of it with random float64 parameters has to agree with its fused self. Left alone, by name and
-    reason, is every other autoregressive layer: other maps, splines without tails, with tails or bounds of single
-    features or of pyro's order linear, zuko's ``NCSF``, batch norm, dropout in training mode, preprocessing, other
-    activations, masks that are no staircase, subclasses, parameters that no kernel serves. A guide of pyro that makes
-    its flow at its first call is named too: call it once before.
+    reason, is every other autoregressive layer, and of nflows and glasflow every other coupling layer: other maps,
+    splines without tails, with tails or bounds of single features or of pyro's order linear, zuko's ``NCSF``, affine
+    coupling, batch norm, dropout in training mode, preprocessing, other activations, masks that are no staircase,
+    subclasses, parameters that no kernel serves. A guide of pyro that makes its flow at its first call is named too:
+    call it once before.
 
     A call that the kernels cannot serve runs the library's own code: under autocast, ``torch.compile``,
     ``torch.export``, ``torch.jit.trace`` or ``torch.func``, under a mode that sees torch's operators (to count, fake or
@@ -100,7 +105,7 @@ def accelerate(module: nn.Module) -> tuple[nn.Module, Report]:
         >>> module is linear
         True
         >>> print(report)
-        nothing to swap: no autoregressive layer of zuko, nflows, glasflow, normflows, pyro
+        nothing to swap: no autoregressive or coupling layer of zuko, nflows, glasflow, normflows, pyro
 
     Example::
 
@@ -187,4 +192,4 @@ def _foreign(kind: type, adapter: ModuleType) -> str:
     for known in adapter.FUSED:
         if issubclass(kind, known):
             return f"{kind.__name__} is a subclass of {known.__name__}, which may do something else"
-    return f"{kind.__name__} is not an affine map or a rational-quadratic spline"
+    return f"{kind.__name__} is none of {', '.join(known.__name__ for known in adapter.FUSED)}"
