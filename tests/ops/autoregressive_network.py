@@ -161,7 +161,8 @@ SPECS = (
         op=functools.partial(_splined, autoregressive_inverse),
         reference=functools.partial(_splined, reference.autoregressive_inverse),
         make=_spline_inputs,
-        cases={"plain": {"shape": (7, 5)}, "prime": {"shape": (13, 17), "hidden": 31}} | SPLINE_CASES,
+        cases={name: CASES[name] for name in ("plain", "prime", "above_power", "no_rows", "one_element")}
+        | SPLINE_CASES,
         small={"shape": (4, 3), "hidden": 4},
         extremes={"far": {"shape": (7, 5), "scale": 1e6}, "tiny": {"shape": (7, 5), "scale": 1e-18}},
         same=(0, 0),
