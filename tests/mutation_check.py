@@ -156,6 +156,10 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(_SBI, '"ConditionalVectorFieldEstimator" in kinds', "False", _SBI_TESTS + " -k other_estimators"),
     Mutation("hvae_kernels/compat/__init__.py", "name = _join(prefix, inner)", "name = inner", _SBI_TESTS + " -k names_are_those"),
     Mutation("hvae_kernels/compat/__init__.py", "return list(sbi.modules(module))", 'return [] if function == "restore" else list(sbi.modules(module))', _SBI_TESTS + " -k pickles"),
+    Mutation("hvae_kernels/compat/_made.py", "if torch.is_grad_enabled() or context.device", "if context.device", _SBI_TESTS + " -k activated_once"),
+    Mutation("hvae_kernels/compat/_made.py", "    edges[-1] = len(context)\n", "", _SBI_TESTS + " -k runs_of_rows"),
+    Mutation("hvae_kernels/compat/_made.py", "if 4 * len(begins) > len(context):", "if False:", _SBI_TESTS + " -k runs_of_rows"),
+    Mutation("hvae_kernels/compat/_made.py", "return function(layer.context_layer(rows)).repeat_interleave(counts, 0)", "return function(layer.context_layer(rows).repeat_interleave(counts, 0) + 1)", _SBI_TESTS + " -k activated_once"),
     Mutation("hvae_kernels/compat/_made.py", "(dropout.p and dropout.training)", "False", _COMPAT_TESTS + " -k dropout"),
 )  # fmt: skip
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import warnings
+from unittest import mock
 
 import numpy as np
 import peers
@@ -14,7 +15,7 @@ from torch import nn
 from torch.distributions import Distribution
 
 import hvae_kernels as hk
-from hvae_kernels.compat import _network
+from hvae_kernels.compat import _made, _network
 
 with peers.settings():  # it imports zuko, and reads what that sets
     from sbi.diagnostics import run_sbc
@@ -371,3 +372,47 @@ def test_ratio_estimators_are_left_alone_by_name():
 def test_other_estimators_are_left_alone_by_name(build, why):
     _, report = hk.accelerate(build()(*simulations()))
     assert (report.swapped, report.left) == ([], [("", why)])
+
+
+# ---- Contexts that samplers repeat ----
+
+
+@pytest.mark.parametrize("model", ["maf", "maf_rqs"])
+def test_a_repeated_context_is_activated_once(double_precision, model):
+    """nflows repeats it for every sample; its layers then see one row of each."""
+    pair = estimator(model).double(), hk.accelerate(estimator(model).double())[0]
+    x = simulations()[1].double()
+    rows, forward = [], nn.Linear.forward
+
+    def counting(layer, input):
+        rows.append(len(input))
+        return forward(layer, input)
+
+    with torch.no_grad():
+        close(pair, lambda net: net.sample((_made.FEWEST_ROWS,), x[:3]), 1e-9)
+        with mock.patch.object(nn.Linear, "forward", counting):
+            pair[1].sample((_made.FEWEST_ROWS,), x[:3])
+            assert set(rows) == {3}
+            rows.clear()
+            pair[1].sample((1,), x[:1].repeat(_made.FEWEST_ROWS - 1, 1))
+            assert set(rows) == {_made.FEWEST_ROWS - 1}
+    rows.clear()
+    with mock.patch.object(nn.Linear, "forward", counting):
+        pair[1].sample((_made.FEWEST_ROWS,), x[:3])  # whose gradient is wanted
+    assert set(rows) == {3 * _made.FEWEST_ROWS}
+
+
+def test_runs_of_rows():
+    few = _made.FEWEST_ROWS
+    rows = torch.randn(4, C)
+    counts = torch.tensor([few, 1, 5, 2])
+    context = rows.repeat_interleave(counts, 0)
+    with torch.no_grad():
+        found = _made._repeats(context)
+        torch.testing.assert_close(found, (rows, counts))
+        torch.testing.assert_close(_made._repeats(context[:few]), (rows[:1], counts[:1]))
+        assert _made._repeats(torch.cat([rows[:1], torch.randn(few, C)])) is None
+        assert _made._repeats(torch.cat([rows[:1], rows[:1], torch.randn(few, C)])) is None
+        assert _made._repeats(torch.full((few, C), torch.nan)) is None
+        assert _made._repeats(context.to("meta")) is None
+    assert _made._repeats(context) is None
