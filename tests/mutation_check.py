@@ -52,6 +52,8 @@ _ELEMENTARY = "csrc/kernels/elementary.h"
 _ELEMENTARY_TESTS = "tests/test_elementary.py"
 _COMPAT = "hvae_kernels/compat/_network.py"
 _COMPAT_TESTS = "tests/test_accelerate.py"
+_SBI = "hvae_kernels/compat/sbi.py"
+_SBI_TESTS = "tests/test_accelerate_sbi.py"
 _LIVE = "hvae_kernels/_live.py"
 _FLOWS = "hvae_kernels/nn/autoregressive.py"
 _FLOW = "hvae_kernels/nn/flow.py"
@@ -146,6 +148,18 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(_FLOW, "kept._is_recorded = False", "pass", _FLOWS_TESTS + " -k gradients_that"),
     Mutation(_FLOW, "and self._seen.again(self._read())", "", _FLOWS_TESTS + " -k cached_pair"),
     Mutation("hvae_kernels/nn/hamiltonian.py", "and _live.runs_only(potential, GaussianPotential.forward)", "", "tests/test_gaussian_leapfrog.py -k more_than"),
+    Mutation(_SBI, 'cls.__module__.partition(".")[0] == "sbi"', "False", _SBI_TESTS + " -k names_are_those"),
+    Mutation(_SBI, "seen.add(id(thing))", "", _SBI_TESTS + " -k direct"),
+    Mutation(_SBI, "isinstance(thing, list | tuple)", "isinstance(thing, tuple)", _SBI_TESTS + " -k other_posteriors"),
+    Mutation(_SBI, 'names(holder) and getattr(holder, "_neural_net", holder) is None', "False", _SBI_TESTS + " -k untrained"),
+    Mutation(_SBI, '"RatioEstimator" in kinds', "False", _SBI_TESTS + " -k ratio"),
+    Mutation(_SBI, '"ConditionalVectorFieldEstimator" in kinds', "False", _SBI_TESTS + " -k other_estimators"),
+    Mutation("hvae_kernels/compat/__init__.py", "name = _join(prefix, inner)", "name = inner", _SBI_TESTS + " -k names_are_those"),
+    Mutation("hvae_kernels/compat/__init__.py", "return list(sbi.modules(module))", 'return [] if function == "restore" else list(sbi.modules(module))', _SBI_TESTS + " -k pickles"),
+    Mutation("hvae_kernels/compat/_made.py", "if torch.is_grad_enabled() or context.device", "if context.device", _SBI_TESTS + " -k activated_once"),
+    Mutation("hvae_kernels/compat/_made.py", "    edges[-1] = len(context)\n", "", _SBI_TESTS + " -k runs_of_rows"),
+    Mutation("hvae_kernels/compat/_made.py", "if 4 * len(begins) > len(context):", "if False:", _SBI_TESTS + " -k runs_of_rows"),
+    Mutation("hvae_kernels/compat/_made.py", "return function(layer.context_layer(rows)).repeat_interleave(counts, 0)", "return function(layer.context_layer(rows).repeat_interleave(counts, 0) + 1)", _SBI_TESTS + " -k activated_once"),
     Mutation("hvae_kernels/compat/_made.py", "(dropout.p and dropout.training)", "False", _COMPAT_TESTS + " -k dropout"),
 )  # fmt: skip
 

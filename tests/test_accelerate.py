@@ -317,7 +317,7 @@ def test_restored_flows_are_what_they_were(name):
 def test_only_modules_are_restored():
     linear = nn.Linear(2, 2)
     assert hk.restore(linear) is linear
-    with pytest.raises(TypeError, match=r"restore: module must be a torch.nn.Module, got list \[\]"):
+    with pytest.raises(TypeError, match=r"restore: module must be a torch.nn.Module, or .* got list \[\]"):
         hk.restore([])
 
 
@@ -582,7 +582,7 @@ def test_report_of_a_mixed_module():
 
 
 def test_only_modules_are_taken():
-    with pytest.raises(TypeError, match=r"accelerate: module must be a torch.nn.Module, got list \[\]"):
+    with pytest.raises(TypeError, match=r"accelerate: module must be a torch.nn.Module, or .* got list \[\]"):
         hk.accelerate([])
 
 
@@ -590,7 +590,7 @@ def test_no_library_is_imported_for_a_module_without_it():
     code = """
 import sys, torch, hvae_kernels as hk
 print(hk.accelerate(torch.nn.Linear(2, 2))[1])
-assert not {'zuko', 'nflows', 'normflows', 'pyro'} & set(sys.modules)
+assert not {'zuko', 'nflows', 'normflows', 'pyro', 'sbi'} & set(sys.modules)
 import nflows.transforms as t
 print(hk.accelerate(t.MaskedAffineAutoregressiveTransform(3, 8))[1])
 assert not {'zuko', 'normflows', 'pyro'} & set(sys.modules)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 
 from hvae_kernels import _checks
+from hvae_kernels.compat import sbi
 from hvae_kernels.compat._network import Swapped, Unfused, prove
 
 #: The libraries that have an adapter here, by the name of their package.
 PEERS = ("zuko", "nflows", "glasflow", "normflows", "pyro")
+_Holder = TypeVar("_Holder")
 
 
 @dataclass
@@ -40,8 +43,10 @@ class Report:
         return "\n".join(lines)
 
 
-def accelerate(module: nn.Module) -> tuple[nn.Module, Report]:
+def accelerate(module: _Holder) -> tuple[_Holder, Report]:
     """Swap the slow layers of a zuko, nflows, glasflow, normflows or pyro flow for fused ones, in place.
+
+    Or of all flows that a posterior, potential or trainer of sbi holds: see below.
 
     An autoregressive layer's slow direction (sampling of a masked flow, density of an inverse one) then costs one pass
     through its network instead of one a feature, and its derivative is implicit, one sweep more. The other direction is
@@ -89,6 +94,13 @@ def accelerate(module: nn.Module) -> tuple[nn.Module, Report]:
     that was set on a module of the network, in half precision, on a device without a kernel, or with masks that were
     loaded meanwhile and are no staircase.
 
+    **sbi.** Density estimators are modules like any other, and posteriors (direct, by MCMC, rejection, importance or
+    variational, and their ensembles), potentials and trainers hold them: of NPE and NLE ``maf``, ``nsf``, ``maf_rqs``,
+    ``zuko_maf`` and ``zuko_nsf``, of ``VIPosterior`` the variational flow too. ``build_posterior`` and ``train`` return
+    copies, which are swapped where what they copy is: a trainer has to be accelerated itself for its later rounds.
+    Ratio estimators, mixtures and vector fields are left alone by name. Worker processes get pickles, thus the
+    libraries' own layers.
+
     Args:
         module: a flow or anything that contains flows. Pyro's transforms belong into a ``torch.nn.ModuleList``.
 
@@ -96,7 +108,8 @@ def accelerate(module: nn.Module) -> tuple[nn.Module, Report]:
         ``(module, report)``: the same module, and what was swapped and what was not.
 
     Raises:
-        TypeError: ``module`` is no ``torch.nn.Module``.
+        TypeError: ``module`` is neither a ``torch.nn.Module`` nor an object of sbi.
+        ValueError: ``module`` is a trainer of sbi that has no network yet.
 
     Equivalent to:
         >>> import torch, hvae_kernels as hk
@@ -113,48 +126,66 @@ def accelerate(module: nn.Module) -> tuple[nn.Module, Report]:
         flow, report = hk.accelerate(flow)
         print(report)
         flow().sample((256,))  # five passes instead of 320
+
+        posterior = inference.build_posterior()  # of sbi's NPE or NLE
+        posterior, report = hk.accelerate(posterior)
     """
-    if not isinstance(module, nn.Module):
-        raise TypeError(f"accelerate: module must be a torch.nn.Module, got {_checks.describe(module)}")
     report = Report()
-    adapters = _adapters(module, report)
-    for name, layer in list(module.named_modules()):
-        for adapter in adapters:
-            guides: tuple[type[Any], ...] = getattr(adapter, "guides", tuple)()
-            if isinstance(layer, guides) and layer.transform is None:
-                why = f"{type(layer).__name__} makes its flow at its first call: call it once, then accelerate it"
-                report.left.append((name, why))
-            if isinstance(layer, adapter.SLOW):
-                _swap(name, layer, adapter, report)
+    sbi.require_trained(module, "accelerate")
+    for prefix, root in _roots(module, "accelerate"):
+        adapters = _adapters(root, report)
+        for inner, layer in list(root.named_modules()):
+            name = _join(prefix, inner)
+            for adapter in adapters:
+                guides: tuple[type[Any], ...] = getattr(adapter, "guides", tuple)()
+                if isinstance(layer, guides) and layer.transform is None:
+                    why = f"{type(layer).__name__} makes its flow at its first call: call it once, then accelerate it"
+                    report.left.append((name, why))
+                if isinstance(layer, adapter.SLOW):
+                    _swap(name, layer, adapter, report)
+        report.left += [(_join(prefix, inner), why) for inner, why in sbi.without_flow(root)]
     return module, report
 
 
-def restore(module: nn.Module) -> nn.Module:
+def restore(module: _Holder) -> _Holder:
     """Undo :func:`accelerate`, in place: every layer has its library's own class again, and the same parameters.
 
     For code that looks at classes. ``pickle`` and ``torch.save`` write the library's classes even without it, so that a
     saved flow loads where this package is not; where it is, accelerate the loaded flow anew.
 
     Args:
-        module: a flow or anything that contains flows, accelerated or not.
+        module: a flow or anything that contains flows, accelerated or not; also what of sbi holds some.
 
     Returns:
         The same module.
 
     Raises:
-        TypeError: ``module`` is no ``torch.nn.Module``.
+        TypeError: ``module`` is neither a ``torch.nn.Module`` nor an object of sbi.
 
     Example::
 
         flow, report = hk.accelerate(flow)
         flow = hk.restore(flow)
     """
-    if not isinstance(module, nn.Module):
-        raise TypeError(f"restore: module must be a torch.nn.Module, got {_checks.describe(module)}")
-    for layer in module.modules():
-        if isinstance(layer, Swapped):
-            layer.restore()
+    for _, root in _roots(module, "restore"):
+        for layer in root.modules():
+            if isinstance(layer, Swapped):
+                layer.restore()
     return module
+
+
+def _roots(module: object, function: str) -> Iterable[tuple[str, nn.Module]]:
+    """The module itself, or the modules that an object of sbi holds, with their names in it."""
+    if isinstance(module, nn.Module):
+        return [("", module)]
+    if sbi.names(module):
+        return list(sbi.modules(module))
+    expected = "a torch.nn.Module, or a posterior, potential or trainer of sbi"
+    raise TypeError(f"{function}: module must be {expected}, got {_checks.describe(module)}")
+
+
+def _join(*names: str) -> str:
+    return ".".join(name for name in names if name)
 
 
 def _adapters(module: nn.Module, report: Report) -> list[ModuleType]:

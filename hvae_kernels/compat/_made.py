@@ -70,19 +70,44 @@ def _lay_out(
     return Layout(net, parts, slice(None), degrees, tail, outputs)
 
 
-def _through(layer: Foreign, context: Tensor | None) -> Tensor | None:
-    """The context through the ``context_layer`` of ``layer``."""
+def _through(
+    layer: Foreign, context: Tensor | None, function: Callable[[Tensor], Tensor] = lambda x: x
+) -> Tensor | None:
+    """The context through the ``context_layer`` of ``layer``, and ``function`` of that."""
     if context is None:
         return None
     if not hasattr(layer, "context_layer"):
         raise Unfused("it takes no context")
-    return layer.context_layer(context)
+    repeats = _repeats(context)
+    if repeats is None:
+        return function(layer.context_layer(context))
+    rows, counts = repeats
+    return function(layer.context_layer(rows)).repeat_interleave(counts, 0)
+
+
+#: Rows from which on it pays to look for repeated ones.
+FEWEST_ROWS = 1024
+
+
+def _repeats(context: Tensor) -> tuple[Tensor, Tensor] | None:
+    """One row of each run of equal ones and how many it has, where samplers repeated a context; None elsewhere.
+
+    Of 10,000 samples of one context the activation of 10,000 equal rows was a third of the time.
+    """
+    if torch.is_grad_enabled() or context.device.type != "cpu" or context.dim() != 2 or len(context) < FEWEST_ROWS:
+        return None
+    if not context[0].equal(context[1]):  # the cheap question first
+        return None
+    begins = (context[1:] != context[:-1]).any(1).nonzero()[:, 0] + 1
+    if 4 * len(begins) > len(context):
+        return None
+    edges = nn.functional.pad(begins, (1, 1))
+    edges[-1] = len(context)
+    return context[edges[:-1]], edges.diff()
 
 
 def _entry(net: Foreign, batch: Size, context: Tensor | None, library: Library) -> Tensor | None:
-    added = _through(net, context)
-    if added is not None and library.preactivates:
-        added = net.activation(added)
+    added = _through(net, context, net.activation) if library.preactivates else _through(net, context)
     return _network.spread(added, batch)
 
 
