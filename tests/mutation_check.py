@@ -52,6 +52,8 @@ _ELEMENTARY = "csrc/kernels/elementary.h"
 _ELEMENTARY_TESTS = "tests/test_elementary.py"
 _COMPAT = "hvae_kernels/compat/_network.py"
 _COMPAT_TESTS = "tests/test_accelerate.py"
+_COUPLING = "hvae_kernels/compat/_coupling.py"
+_COUPLING_TESTS = "tests/test_accelerate_coupling.py"
 _LIVE = "hvae_kernels/_live.py"
 _FLOWS = "hvae_kernels/nn/autoregressive.py"
 _FLOW = "hvae_kernels/nn/flow.py"
@@ -146,6 +148,19 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(_FLOW, "kept._is_recorded = False", "pass", _FLOWS_TESTS + " -k gradients_that"),
     Mutation(_FLOW, "and self._seen.again(self._read())", "", _FLOWS_TESTS + " -k cached_pair"),
     Mutation("hvae_kernels/nn/hamiltonian.py", "and _live.runs_only(potential, GaussianPotential.forward)", "", "tests/test_gaussian_leapfrog.py -k more_than"),
+    Mutation(_COUPLING, "outputs = inputs.index_copy(1, self.transform_features, moved)", "outputs = inputs.clone()", _COUPLING_TESTS + " -k same_numbers"),
+    Mutation(_COUPLING, "outputs, log_abs_det = outputs.index_copy(1, self.identity_features, passing), log_abs_det + more", "log_abs_det = log_abs_det + more", _COUPLING_TESTS + " -k same_numbers"),
+    Mutation(_COUPLING, "more if log_abs_det is None else log_abs_det + more", "more", _COUPLING_TESTS + " -k same_numbers"),
+    Mutation(_COUPLING, "inputs.dim() in (2, 4) and", "", _COUPLING_TESTS + " -k refuses"),
+    Mutation(_COUPLING, "and inputs.shape[1] == self.features", "", _COUPLING_TESTS + " -k refuses"),
+    Mutation(_COUPLING, "self.features and not _network.is_recorded()", "self.features", _COUPLING_TESTS + " -k compiled"),
+    Mutation(_COUPLING, 'layer, "forward", "inverse")\n        n =', 'layer)\n        n =', _COUPLING_TESTS + " -k what_is_set"),
+    Mutation(_COUPLING, "rtol=1e-8, atol=1e-8", "rtol=1e8, atol=1e8", _COUPLING_TESTS + " -k proves"),
+    Mutation(_COUPLING, "torch.where(inside, y, 0.0)", "y", _COUPLING_TESTS + " -k same_numbers"),
+    Mutation(_COUPLING, "torch.where(inside, logs, 0.0)", "logs", _COUPLING_TESTS + " -k same_numbers"),
+    Mutation(_COUPLING, "torch.where(inside, y * bound, x)", "y * bound", _COUPLING_TESTS + " -k outside"),
+    Mutation(_COUPLING, "torch.cat((lengths, outer, inner, outer), -1)", "torch.cat((lengths, first, inner, outer), -1)", _COUPLING_TESTS + " -k same_numbers"),
+    Mutation("hvae_kernels/compat/_made.py", "self.num_bins, width, bool(inverse))", "self.num_bins, width, False)", _COUPLING_TESTS + " -k Autoregressive"),
     Mutation("hvae_kernels/compat/_made.py", "(dropout.p and dropout.training)", "False", _COMPAT_TESTS + " -k dropout"),
 )  # fmt: skip
 

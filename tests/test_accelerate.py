@@ -490,12 +490,8 @@ LEFT = {
     "half precision": (lambda: _nflows_layer().bfloat16(), "parameters are bfloat16"),
     "meta device": (lambda: _nflows_layer().to("meta"), "parameters are on meta: the kernels run on the CPU"),
     "normflows spline": (
-        lambda: peers.normflows.flows.CircularAutoregressiveRationalQuadraticSpline(D, 1, 12, [0, 2]),
-        "its features have tails or bounds of their own",
-    ),
-    "normflows bounds": (
-        lambda: peers.NormflowsSpline(D, 12, tails="linear", tail_bound=torch.arange(1.0, D + 1)),
-        "its features have tails or bounds of their own",
+        lambda: peers.NormflowsSpline(D, 12, tails=["circular", None] + ["linear"] * (D - 2)),
+        "its features have other tails than linear and circular ones",
     ),
     "preprocessing": (_preprocessed, "input is preprocessed by Tanh"),
     "pyro spline": (

@@ -18,7 +18,7 @@ PEERS = ("zuko", "nflows", "glasflow", "normflows", "pyro")
 
 @dataclass
 class Report:
-    """What :func:`accelerate` did: one entry an autoregressive layer.
+    """What :func:`accelerate` did: one entry a layer of the flow.
 
     Attributes:
         swapped: ``(qualified name, what it is)``.
@@ -47,12 +47,15 @@ def accelerate(module: nn.Module) -> tuple[nn.Module, Report]:
     through its network instead of one a feature, and its derivative is implicit, one sweep more. The other direction is
     fused where that is faster: affine layers from 4 million multiply-adds a call and, with gradients, networks of 8
     thousand weights on (with gradients and AVX-512 any call of such a network), splines always, with gradients up to
-    262,144 weights a feature; ``hk.use_impl("cpp")`` fuses everything. Of a spline coupling layer the splines become
-    one kernel, and the rest stays the library's. Parameters, buffers and the state dict stay the very same objects, so
-    that optimisers, ``load_state_dict``, ``.to()`` and ``deepcopy`` go on working; results are the same to rounding, of
-    which a spline's inverse has less than the libraries' (theirs takes a difference's root, and some assert that it is
-    not negative; pyro's bins begin 1e-6 behind their knots). ``pickle`` and ``torch.save`` write the library's own
-    classes: accelerate what you load anew.
+    262,144 weights a feature; ``hk.use_impl("cpp")`` fuses everything. A coupling layer picks its features and puts
+    them back by one operator each, at any size, and its splines become one kernel; its network and an affine map stay
+    the library's. Of a layer whose features have tails or bounds of their own, the splines alone are fused.
+
+    Parameters, buffers and the state dict stay the very same objects, so that optimisers, ``load_state_dict``,
+    ``.to()`` and ``deepcopy`` go on working; results are the same to rounding, of which a spline's inverse has less
+    than the libraries' (theirs takes a difference's root, and some assert that it is not negative; pyro's bins begin
+    1e-6 behind their knots). ``pickle`` and ``torch.save`` write the library's own classes: accelerate what you load
+    anew.
     :func:`restore` undoes the swap.
 
     ============= ===================================================== =============================================
@@ -63,13 +66,15 @@ def accelerate(module: nn.Module) -> tuple[nn.Module, Report]:
                   ``MonotonicRQSTransform`` (``NSF``), also inverted    ``bound``
     nflows,       ``MaskedAffineAutoregressiveTransform``,              context, residual or feed-forward blocks,
     glasflow      ``MaskedPiecewiseRationalQuadraticAutoregressive``    ``random_mask``; linear tails, all numbers of
-                  ``Transform``,                                        splines; any network of a coupling layer
-                  ``PiecewiseRationalQuadraticCouplingTransform``
-    normflows     ``MaskedAffineAutoregressive``, also in ``Reverse``,  the same; circular tails
-                  ``MaskedPiecewiseRationalQuadraticAutoregressive``,
-                  ``PiecewiseRationalQuadraticCoupling``, also in
-                  ``AutoregressiveRationalQuadraticSpline`` and
-                  ``CoupledRationalQuadraticSpline``
+                  ``Transform``, ``AffineCouplingTransform``,           splines; any network of a coupling layer
+                  ``AdditiveCouplingTransform``,
+                  ``PiecewiseRationalQuadraticCouplingTransform``,
+                  ``PiecewiseRationalQuadraticCDF``
+    normflows     ``MaskedAffineAutoregressive``, also in ``Reverse``,  the same; circular tails, tails and bounds of
+                  ``MaskedPiecewiseRationalQuadraticAutoregressive``,   single features
+                  ``PiecewiseRationalQuadraticCoupling``,
+                  ``PiecewiseRationalQuadraticCDF``, also in its
+                  four wrappers, ``Circular...`` or not
     pyro          ``AffineAutoregressive``, ``SplineAutoregressive``,   context, ``stable``, clips, permutations,
                   their conditional forms                               skip connections; the order quadratic, bins,
                                                                         ``bound``
@@ -77,11 +82,11 @@ def accelerate(module: nn.Module) -> tuple[nn.Module, Report]:
 
     Activations are ReLU, ELU, tanh, sigmoid, softplus, GELU and SiLU with their default settings. Before a layer is
     swapped, a copy of it with random float64 parameters has to agree with its fused self. Left alone, by name and
-    reason, is every other autoregressive layer, and of nflows and glasflow every other coupling layer: other maps,
-    splines without tails, with tails or bounds of single features or of pyro's order linear, zuko's ``NCSF``, affine
-    coupling, batch norm, dropout in training mode, preprocessing, other activations, masks that are no staircase,
-    subclasses, parameters that no kernel serves. A guide of pyro that makes its flow at its first call is named too:
-    call it once before.
+    reason, is every other autoregressive layer, and every other coupling layer of nflows, glasflow and normflows'
+    splines: other maps, splines without tails or of pyro's order linear, zuko's ``NCSF``, and of autoregressive layers
+    batch norm, dropout in training mode, preprocessing, other activations, masks that are no staircase; subclasses,
+    parameters that no kernel serves. A guide of pyro that makes its flow at its first call is named too: call it once
+    before.
 
     A call that the kernels cannot serve runs the library's own code: under autocast, ``torch.compile``,
     ``torch.export``, ``torch.jit.trace`` or ``torch.func``, under a mode that sees torch's operators (to count, fake or
