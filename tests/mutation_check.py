@@ -52,6 +52,7 @@ _ELEMENTARY = "csrc/kernels/elementary.h"
 _ELEMENTARY_TESTS = "tests/test_elementary.py"
 _COMPAT = "hvae_kernels/compat/_network.py"
 _COMPAT_TESTS = "tests/test_accelerate.py"
+_ZUKO = "hvae_kernels/compat/zuko.py"
 _COUPLING = "hvae_kernels/compat/_coupling.py"
 _COUPLING_TESTS = "tests/test_accelerate_coupling.py"
 _LIVE = "hvae_kernels/_live.py"
@@ -119,6 +120,14 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(_COMPAT, "if recorded and weights < least.weights:", "if False:", _COMPAT_TESTS + " -k small_parallel"),
     Mutation(_COMPAT, "rtol=1e-8, atol=1e-8", "rtol=1e8, atol=1e8", _COMPAT_TESTS + " -k proves"),
     Mutation("hvae_kernels/compat/zuko.py", "return self._inv.inverse_and_ladj(y)", "return super().call_and_ladj(y)", _COMPAT_TESTS + " -k density_in_one"),
+    Mutation(_ZUKO, "x_b, ladj = transform.inverse_and_ladj(y_b)", "x_b, ladj = transform._inverse(y_b), -self.meta(y_a).log_abs_det_jacobian(transform._inverse(y_b), y_b)", _COMPAT_TESTS + " -k coupling_samples and spline"),
+    Mutation(_ZUKO, "ladj = -transform.log_abs_det_jacobian(x_b, y_b)", "ladj = -self.meta(y_a).log_abs_det_jacobian(x_b, y_b)", _COMPAT_TESTS + " -k coupling_samples"),
+    Mutation(_ZUKO, "return x, -self.call_and_ladj(x)[1]", "return x, ladj", _COMPAT_TESTS + " -k points_outside"),
+    Mutation(_ZUKO, "x = x.expand(self.parameters.shape[:-1])", "pass", _COMPAT_TESTS + " -k broadcasts_the_context"),
+    Mutation(_ZUKO, "return torch.remainder(x, 2 * math.pi) - math.pi if self.circular else x", "return x", _COMPAT_TESTS + " -k log_determinant and circular"),
+    Mutation(_ZUKO, "if known is None or not known[0].again([layer.mask]):", "if known is None:", _COMPAT_TESTS + " -k takes_the_mask"),
+    Mutation(_ZUKO, "        with torch.inference_mode(False):", "        with torch.no_grad():", _COMPAT_TESTS + " -k first_call and coupling"),
+    Mutation(_ZUKO, "return super().forward(c) if _network.is_recorded() else FusedCoupling(self, c)", "return FusedCoupling(self, c)", _COMPAT_TESTS + " -k coupling_runs"),
     Mutation("hvae_kernels/compat/pyro.py", "self._cached_log_scale = -minus.unsqueeze(-1)", "self._cached_log_scale = minus.unsqueeze(-1)", _COMPAT_TESTS + " -k pyro"),
     Mutation("hvae_kernels/_blocks.py", "before = self._before if self._open else self._read()", "before = self._read()", _BLOCK_TESTS),
     Mutation("hvae_kernels/_dispatch.py", "_State.choices.remove(choice)", "_State.choices.pop()", _BLOCK_TESTS),

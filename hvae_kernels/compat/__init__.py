@@ -49,7 +49,8 @@ def accelerate(module: nn.Module) -> tuple[nn.Module, Report]:
     thousand weights on (with gradients and AVX-512 any call of such a network), splines always, with gradients up to
     262,144 weights a feature; ``hk.use_impl("cpp")`` fuses everything. A coupling layer picks its features and puts
     them back by one operator each, at any size, and its splines become one kernel; its network and an affine map stay
-    the library's. Of a layer whose features have tails or bounds of their own, the splines alone are fused.
+    the library's. The inverse of zuko's coupling layers comes with its log-determinant from one pass instead of two. Of
+    a layer with circular splines, or whose features have bounds of their own, the splines alone are fused.
 
     Parameters, buffers and the state dict stay the very same objects, so that optimisers, ``load_state_dict``,
     ``.to()`` and ``deepcopy`` go on working; results are the same to rounding, of which a spline's inverse has less
@@ -61,9 +62,11 @@ def accelerate(module: nn.Module) -> tuple[nn.Module, Report]:
     ============= ===================================================== =============================================
     library       swapped                                               options
     ============= ===================================================== =============================================
-    zuko          ``MaskedAutoregressiveTransform`` with                context, ``order``, ``passes``, ``residual``,
-                  ``MonotonicAffineTransform`` (``MAF``) or             a triangular ``adjacency``; ``slope``, bins,
-                  ``MonotonicRQSTransform`` (``NSF``), also inverted    ``bound``
+    zuko          ``MaskedAutoregressiveTransform``,                    context, ``order``, ``passes``, ``residual``,
+                  ``GeneralCouplingTransform`` (``NICE``) with          a triangular ``adjacency``; ``slope``, bins,
+                  ``MonotonicAffineTransform`` (``MAF``),               ``bound``; any ``mask`` and network of a
+                  ``MonotonicRQSTransform`` (``NSF``) or                coupling layer; of ``NCSF`` the splines alone
+                  ``CircularRQSTransform`` (``NCSF``), also inverted
     nflows,       ``MaskedAffineAutoregressiveTransform``,              context, residual or feed-forward blocks,
     glasflow      ``MaskedPiecewiseRationalQuadraticAutoregressive``    ``random_mask``; linear tails, all numbers of
                   ``Transform``, ``AffineCouplingTransform``,           splines; any network of a coupling layer
@@ -82,8 +85,8 @@ def accelerate(module: nn.Module) -> tuple[nn.Module, Report]:
 
     Activations are ReLU, ELU, tanh, sigmoid, softplus, GELU and SiLU with their default settings. Before a layer is
     swapped, a copy of it with random float64 parameters has to agree with its fused self. Left alone, by name and
-    reason, is every other autoregressive layer, and every other coupling layer of nflows, glasflow and normflows'
-    splines: other maps, splines without tails or of pyro's order linear, zuko's ``NCSF``, and of autoregressive layers
+    reason, is every other autoregressive layer, and every other coupling layer of zuko, nflows, glasflow and
+    normflows' splines: other maps, splines without tails or of pyro's order linear, and of autoregressive layers
     batch norm, dropout in training mode, preprocessing, other activations, masks that are no staircase; subclasses,
     parameters that no kernel serves. A guide of pyro that makes its flow at its first call is named too: call it once
     before.
