@@ -52,6 +52,7 @@ _ELEMENTARY = "csrc/kernels/elementary.h"
 _ELEMENTARY_TESTS = "tests/test_elementary.py"
 _COMPAT = "hvae_kernels/compat/_network.py"
 _COMPAT_TESTS = "tests/test_accelerate.py"
+_PYRO = "hvae_kernels/compat/pyro.py"
 _ZUKO = "hvae_kernels/compat/zuko.py"
 _COUPLING = "hvae_kernels/compat/_coupling.py"
 _COUPLING_TESTS = "tests/test_accelerate_coupling.py"
@@ -120,6 +121,13 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(_COMPAT, "if recorded and weights < least.weights:", "if False:", _COMPAT_TESTS + " -k small_parallel"),
     Mutation(_COMPAT, "rtol=1e-8, atol=1e-8", "rtol=1e8, atol=1e8", _COMPAT_TESTS + " -k proves"),
     Mutation("hvae_kernels/compat/zuko.py", "return self._inv.inverse_and_ladj(y)", "return super().call_and_ladj(y)", _COMPAT_TESTS + " -k density_in_one"),
+    Mutation(_PYRO, "if parts[0].shape[-1] == layer.input_dim:", "if False:", _COUPLING_TESTS + " -k pyro_runs"),
+    Mutation(_PYRO, 'inverse = bool(options.get("inverse"))', "inverse = False", _COUPLING_TESTS + " -k pyro_runs"),
+    Mutation(_PYRO, "if layer._params != types.MethodType(PyroSpline._params, layer):", "if False:", _COUPLING_TESTS + " -k pyro_splines or set_afterwards"),
+    Mutation(_PYRO, "_coupling.is_served(x, x)", "True", _COUPLING_TESTS + " -k pyro_runs"),
+    Mutation(_PYRO, 'require_unchanged(layer, "condition", "_params")', 'require_unchanged(layer, "_params")', _COUPLING_TESTS + " -k pyro_splines"),
+    Mutation(_PYRO, "return (layer.spline,) if isinstance(layer, SplineAutoregressive) else ()", "return ()", _COUPLING_TESTS + " -k parts_of"),
+    Mutation("hvae_kernels/compat/__init__.py", "and id(layer) not in inner", "", _COUPLING_TESTS + " -k parts_of"),
     Mutation(_ZUKO, "x_b, ladj = transform.inverse_and_ladj(y_b)", "x_b, ladj = transform._inverse(y_b), -self.meta(y_a).log_abs_det_jacobian(transform._inverse(y_b), y_b)", _COMPAT_TESTS + " -k coupling_samples and spline"),
     Mutation(_ZUKO, "ladj = -transform.log_abs_det_jacobian(x_b, y_b)", "ladj = -self.meta(y_a).log_abs_det_jacobian(x_b, y_b)", _COMPAT_TESTS + " -k coupling_samples"),
     Mutation(_ZUKO, "return x, -self.call_and_ladj(x)[1]", "return x, ladj", _COMPAT_TESTS + " -k points_outside"),

@@ -15,6 +15,8 @@ from normflows.flows.neural_spline.autoregressive import (
     MaskedPiecewiseRationalQuadraticAutoregressive as NormflowsSpline,
 )
 from normflows.flows.neural_spline.coupling import PiecewiseRationalQuadraticCoupling as NormflowsCoupling
+from pyro.distributions import transforms as pyro_transforms
+from pyro.nn import AutoRegressiveNN, DenseNN
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import hvae_kernels as hk
@@ -328,3 +330,182 @@ def test_left_alone_by_name_and_reason(make, reason):
     assert not report.swapped
     ((_, why),) = report.left
     assert reason in why
+
+
+# ---- pyro: splines, alone, conditional and as the parts of a coupling layer ----
+
+
+def spline_coupling(identity=False, bins=5):
+    torch.manual_seed(0)
+    net = DenseNN(2, [16], [3 * bins, 3 * bins, 3 * (bins - 1)])
+    return _spread(pyro_transforms.SplineCoupling(5, 2, net, bins, 2.0, "quadratic", identity))
+
+
+def conditional_spline(autoregressive=False, bins=5):
+    torch.manual_seed(0)
+    if autoregressive:
+        net = AutoRegressiveNN(5, [16], [bins, bins, bins - 1])
+        return _spread(pyro_transforms.ConditionalSpline(net, 5, bins, 2.0, "quadratic"))
+    return _spread(pyro_transforms.conditional_spline(5, 3, [16], bins, 2.0, "quadratic"))
+
+
+def free_spline():
+    torch.manual_seed(0)
+    return _spread(pyro_transforms.Spline(5, 4, 2.0, "quadratic"))
+
+
+#: Of each transform how many swaps it takes, and the width of its context.
+PYRO = {
+    "coupling": (spline_coupling, 2, 0),
+    "coupling identity": (functools.partial(spline_coupling, True), 2, 0),
+    "spline": (free_spline, 1, 0),
+    "conditional": (conditional_spline, 1, 3),
+    "conditional autoregressive": (functools.partial(conditional_spline, True), 1, 5),
+}
+each_pyro = pytest.mark.parametrize(("make", "swaps", "width"), PYRO.values(), ids=PYRO)
+
+
+def pyro_direction(layer, context, inverse, x):
+    """``(image, log_abs_det)`` of a row."""
+    transform = layer if context is None else layer.condition(context)
+    transform, x = transform.inv if inverse else transform, x.clone()  # pyro's caches go by identity
+    image = transform(x)
+    logs = transform.log_abs_det_jacobian(x, image)
+    return image, logs.sum(-1) if logs.dim() == x.dim() else logs
+
+
+def of_width(width):
+    return torch.randn(9, width, generator=torch.Generator().manual_seed(2), dtype=F64) if width else None
+
+
+@each_pyro
+def test_pyro_has_the_same_numbers(make, swaps, width):
+    layer, context = make(), of_width(width)
+    found = []
+    for module in (accelerated(layer, swaps), layer):
+        for inverse in (False, True):
+            x = inputs().requires_grad_()
+            image, log_abs_det = pyro_direction(module, context, inverse, x)
+            loss, leaves = image.cos().sum() + log_abs_det.sin().sum(), [x, *module.parameters()]
+            gradients = torch.autograd.grad(loss, leaves, materialize_grads=True)
+            found.append([value.detach() for value in (image, log_abs_det, *gradients)])
+    torch.testing.assert_close(found[:2], found[2:], rtol=1e-9, atol=1e-9)
+
+
+@each_pyro
+def test_pyro_has_the_same_second_derivatives(make, swaps, width):
+    layer, context = make(), of_width(width)
+    found = []
+    for module in (accelerated(layer, swaps), layer):
+        for inverse in (False, True):
+            x = inputs().clamp(-1.9, 1.9).requires_grad_()  # outside, those of pyro's inverse are NaN
+            image, log_abs_det = pyro_direction(module, context, inverse, x)
+            loss, leaves = image.cos().sum() + log_abs_det.sin().sum(), [x, *module.parameters()]
+            (gradient,) = torch.autograd.grad(loss, x, create_graph=True)
+            found.append(torch.autograd.grad(gradient.square().sum(), leaves, materialize_grads=True))
+    torch.testing.assert_close(found[:2], found[2:], rtol=1e-8, atol=1e-8)
+
+
+@each_pyro
+def test_pyro_log_determinants_are_those_of_the_jacobians_and_there_is_a_way_back(make, swaps, width):
+    fast, x, context = accelerated(make(), swaps), inputs(), of_width(width)
+    for inverse in (False, True):
+        image, log_abs_det = pyro_direction(fast, context, inverse, x)
+        back, minus = pyro_direction(fast, context, not inverse, image)
+        torch.testing.assert_close((back, minus), (x, -log_abs_det), rtol=1e-9, atol=1e-9)
+        jacobian = torch.autograd.functional.jacobian(
+            lambda x, i=inverse: pyro_direction(fast, context, i, x)[0].sum(0), x
+        ).transpose(0, 1)
+        torch.testing.assert_close(torch.linalg.slogdet(jacobian)[1], log_abs_det, rtol=1e-9, atol=1e-9)
+
+
+@each_pyro
+def test_pyro_keeps_nan_in_its_row(make, swaps, width):
+    fast, x, context = accelerated(make(), swaps), inputs(), of_width(width)
+    broken = x.clone()
+    broken[4, 0] = torch.nan
+    rest = torch.arange(len(x)) != 4
+    for inverse in (False, True):
+        results = [pyro_direction(fast, context, inverse, given) for given in (broken, x)]
+        for result, expected in zip(*results, strict=True):
+            torch.testing.assert_close(result[rest], expected[rest], rtol=0, atol=0)
+
+
+@each_pyro
+def test_pyro_copies_pickles_and_restore(make, swaps, width):
+    layer, x, context = make(), inputs(), of_width(width)
+    fast = accelerated(layer, swaps)
+    expected = pyro_direction(layer, context, False, x)
+    kinds = [type(part) for part in fast.modules()]
+    twin = copy.deepcopy(fast)
+    assert [type(part) for part in twin.modules()] == kinds
+    loaded = pickle.loads(pickle.dumps(fast))
+    plain = [type(part) for part in layer.modules()]
+    assert [type(part) for part in loaded.modules()] == plain
+    for module in (twin, loaded, hk.restore(fast)):
+        torch.testing.assert_close(pyro_direction(module, context, False, x), expected, rtol=1e-9, atol=1e-9)
+    assert [type(part) for part in fast.modules()] == plain
+    assert fast.state_dict().keys() == layer.state_dict().keys()
+
+
+@each_pyro
+def test_pyro_runs_the_kernel(make, swaps, width, monkeypatch):
+    from hvae_kernels.compat import pyro as adapter
+
+    calls, op = [], adapter.rational_quadratic_spline
+    monkeypatch.setattr(adapter, "rational_quadratic_spline", lambda *a, **o: calls.append(a) or op(*a, **o))
+    fast, context = accelerated(make(), swaps), of_width(width)
+    calls.clear()
+    pyro_direction(fast, context, False, inputs())
+    assert len(calls) == (1 if swaps == 1 or fast.identity else 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        calls.clear()
+        pyro_direction(fast, context, False, inputs())
+    assert not calls
+    make_fx(lambda x: pyro_direction(fast, context, False, x)[0])(inputs())
+    assert not calls
+
+
+def test_pyro_takes_any_batch_of_inputs_and_context():
+    layer = conditional_spline()
+    fast, x, context = accelerated(layer), inputs(6).reshape(2, 3, 5), of_width(3)
+    for rows in (context[0], context[:3], context[:6].reshape(2, 3, 3)):
+        results = [pyro_direction(module, rows, False, x) for module in (fast, layer)]
+        torch.testing.assert_close(*results, rtol=1e-9, atol=1e-9)
+    for module in (fast, layer):
+        with pytest.raises(RuntimeError):
+            pyro_direction(module, context[:4], False, x)
+
+
+def test_pyro_splines_with_methods_of_their_own_are_left_alone():
+    layer = free_spline()
+    layer._params = functools.partial(pyro_transforms.Spline._params, layer)
+    other = conditional_spline()
+    other.condition = other.condition
+    linear = pyro_transforms.spline_coupling(4)
+    _, report = hk.accelerate(torch.nn.ModuleList([layer, other, linear]))
+    assert not report.swapped
+    assert report.left == [
+        ("0", "it has a _params of its own, which may do something else"),
+        ("1", "it has a condition of its own, which may do something else"),
+        ("2.lower_spline", "its splines are of order 'linear': quadratic ones have kernels"),
+        ("2.upper_spline", "its splines are of order 'linear': quadratic ones have kernels"),
+    ]
+
+
+def test_pyro_parameters_that_are_set_afterwards_are_used():
+    layer, x = free_spline(), inputs()
+    fast = accelerated(layer)
+    for module in (layer, fast):
+        module._params = lambda own=module._params: own()
+        module.unnormalized_widths.data.mul_(2)
+    torch.testing.assert_close(fast(x), layer(x), rtol=0, atol=0)
+
+
+def test_pyro_parts_of_an_autoregressive_layer_are_swapped_with_it():
+    net = AutoRegressiveNN(4, [12], [5, 5, 4])
+    layer = pyro_transforms.SplineAutoregressive(4, net, 5, 2.0, "quadratic")
+    _, report = hk.accelerate(layer)
+    assert (report.swapped, report.left) == ([("", "SplineAutoregressive, 4 features")], [])
+    _, report = hk.accelerate(layer)
+    assert report.left == [("", "already swapped")]

@@ -50,7 +50,7 @@ def accelerate(module: nn.Module) -> tuple[nn.Module, Report]:
     262,144 weights a feature; ``hk.use_impl("cpp")`` fuses everything. A coupling layer picks its features and puts
     them back by one operator each, at any size, and its splines become one kernel; its network and an affine map stay
     the library's. The inverse of zuko's coupling layers comes with its log-determinant from one pass instead of two. Of
-    a layer with circular splines, or whose features have bounds of their own, the splines alone are fused.
+    ``NCSF``, and of a layer whose features have tails or bounds of their own, the splines alone are fused.
 
     Parameters, buffers and the state dict stay the very same objects, so that optimisers, ``load_state_dict``,
     ``.to()`` and ``deepcopy`` go on working; results are the same to rounding, of which a spline's inverse has less
@@ -79,8 +79,8 @@ def accelerate(module: nn.Module) -> tuple[nn.Module, Report]:
                   ``PiecewiseRationalQuadraticCDF``, also in its
                   four wrappers, ``Circular...`` or not
     pyro          ``AffineAutoregressive``, ``SplineAutoregressive``,   context, ``stable``, clips, permutations,
-                  their conditional forms                               skip connections; the order quadratic, bins,
-                                                                        ``bound``
+                  ``Spline``, their conditional forms;                  skip connections; the order quadratic, bins,
+                  the two parts of a ``SplineCoupling``                 ``bound``; any network of a conditional spline
     ============= ===================================================== =============================================
 
     Activations are ReLU, ELU, tanh, sigmoid, softplus, GELU and SiLU with their default settings. Before a layer is
@@ -126,14 +126,16 @@ def accelerate(module: nn.Module) -> tuple[nn.Module, Report]:
         raise TypeError(f"accelerate: module must be a torch.nn.Module, got {_checks.describe(module)}")
     report = Report()
     adapters = _adapters(module, report)
+    inner: set[int] = set()  # what is swapped with the layer that it is part of
     for name, layer in list(module.named_modules()):
         for adapter in adapters:
             guides: tuple[type[Any], ...] = getattr(adapter, "guides", tuple)()
             if isinstance(layer, guides) and layer.transform is None:
                 why = f"{type(layer).__name__} makes its flow at its first call: call it once, then accelerate it"
                 report.left.append((name, why))
-            if isinstance(layer, adapter.SLOW):
+            if isinstance(layer, adapter.SLOW) and id(layer) not in inner:
                 _swap(name, layer, adapter, report)
+                inner |= {id(part) for part in getattr(adapter, "inner", lambda layer: ())(layer)}
     return module, report
 
 
