@@ -22,6 +22,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 import hvae_kernels as hk
 
 F64 = torch.float64
+AS_FAST = "affine coupling: the library's own code is as fast"
 
 
 def _mlp(sizes, inputs, outputs):
@@ -322,8 +323,12 @@ def test_half_precision_and_autocast_run_the_librarys_code():
             ),
             "PiecewiseLinearCouplingTransform is none of MaskedAffineAutoregressiveTransform, ",
         ),
+        (lambda: normflows.flows.AffineCouplingBlock(torch.nn.Linear(2, 4)), AS_FAST),
+        (lambda: normflows.flows.MaskedAffineFlow(torch.tensor([1.0, 0.0])), AS_FAST),
+        (lambda: pyro_transforms.affine_coupling(4), AS_FAST),
+        (lambda: pyro_transforms.conditional_affine_coupling(4, 2), AS_FAST),
     ],
-    ids=["no tails", "linear"],
+    ids=["no tails", "linear", "block", "masked", "pyro", "pyro conditional"],
 )
 def test_left_alone_by_name_and_reason(make, reason):
     _, report = hk.accelerate(make())

@@ -88,8 +88,9 @@ def accelerate(module: nn.Module) -> tuple[nn.Module, Report]:
     reason, is every other autoregressive layer, and every other coupling layer of zuko, nflows, glasflow and
     normflows' splines: other maps, splines without tails or of pyro's order linear, and of autoregressive layers
     batch norm, dropout in training mode, preprocessing, other activations, masks that are no staircase; subclasses,
-    parameters that no kernel serves. A guide of pyro that makes its flow at its first call is named too: call it once
-    before.
+    parameters that no kernel serves; and what would gain nothing: pyro's ``AffineCoupling``, normflows'
+    ``AffineCouplingBlock`` and ``MaskedAffineFlow``. A guide of pyro that makes its flow at its first call is named
+    too: call it once before.
 
     A call that the kernels cannot serve runs the library's own code: under autocast, ``torch.compile``,
     ``torch.export``, ``torch.jit.trace`` or ``torch.func``, under a mode that sees torch's operators (to count, fake or
@@ -183,6 +184,8 @@ def _adapters(module: nn.Module, report: Report) -> list[ModuleType]:
 def _swap(name: str, layer: nn.Module, adapter: ModuleType, report: Report) -> None:
     """Swap one layer, if it proves itself, and write down what became of it."""
     try:
+        if isinstance(layer, getattr(adapter, "AS_FAST", ())):
+            raise Unfused("affine coupling: the library's own code is as fast")
         if type(layer) not in adapter.FUSED:
             raise Unfused(_foreign(type(layer), adapter))
         fused = adapter.FUSED[type(layer)]

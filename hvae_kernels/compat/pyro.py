@@ -44,6 +44,11 @@ SLOW = (
 )
 
 
+#: Its two slices, and an affine map of few operators, cost what the fused map does.
+AS_FAST = (transforms.AffineCoupling, transforms.ConditionalAffineCoupling)
+SLOW += AS_FAST
+
+
 def guides() -> tuple[type, ...]:
     """Classes that make their ``transform`` at their first call; without an import, which nobody may need."""
     module = sys.modules.get("pyro.infer.autoguide")
