@@ -323,7 +323,10 @@ def test_half_precision_and_autocast_run_the_librarys_code():
             ),
             "PiecewiseLinearCouplingTransform is none of MaskedAffineAutoregressiveTransform, ",
         ),
-        (lambda: normflows.flows.AffineCouplingBlock(torch.nn.Linear(2, 4)), AS_FAST),
+        (
+            lambda: normflows.flows.AffineCouplingBlock(torch.nn.Linear(2, 4), split_mode="checkerboard"),
+            "it splits in another way than by halves of the channels",
+        ),
         (lambda: normflows.flows.MaskedAffineFlow(torch.tensor([1.0, 0.0])), AS_FAST),
         (lambda: pyro_transforms.affine_coupling(4), AS_FAST),
         (lambda: pyro_transforms.conditional_affine_coupling(4, 2), AS_FAST),
@@ -335,6 +338,63 @@ def test_left_alone_by_name_and_reason(make, reason):
     assert not report.swapped
     ((_, why),) = report.left
     assert reason in why
+
+
+# ---- normflows: the block of an affine coupling layer ----
+
+
+def block(mode="channel", outputs=6, **options):
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Tanh(), torch.nn.Linear(8, outputs))
+    return normflows.flows.AffineCouplingBlock(net.to(F64), split_mode=mode, **options)
+
+
+BLOCKS = {
+    "exp": block,
+    "flipped": functools.partial(block, "channel_inv"),
+    "sigmoid": functools.partial(block, scale_map="sigmoid"),
+    "inverse sigmoid": functools.partial(block, "channel_inv", scale_map="sigmoid_inv"),
+    "additive": functools.partial(block, outputs=3, scale=False),
+}
+
+
+@pytest.mark.parametrize("make", BLOCKS.values(), ids=BLOCKS)
+def test_a_block_has_the_same_bits(make):
+    layer, x = make(), torch.randn(4, 6, dtype=F64)
+    fast = accelerated(layer)
+    torch.testing.assert_close(results(fast, x), results(layer, x), rtol=0, atol=0)
+    image, log_abs_det = fast(x)
+    torch.testing.assert_close(fast.inverse(image), (x, -log_abs_det), rtol=1e-9, atol=1e-9)
+    jacobian = torch.func.vmap(torch.func.jacrev(lambda row: fast(row[None])[0][0]))(x)
+    torch.testing.assert_close(torch.linalg.slogdet(jacobian)[1], log_abs_det, rtol=1e-9, atol=1e-9)
+    assert type(pickle.loads(pickle.dumps(fast))) is type(layer)
+
+
+def test_a_block_of_images_and_under_autocast_has_the_same_bits():
+    net = torch.nn.Conv2d(2, 4, 3, padding=1)
+    layer, x = normflows.flows.AffineCouplingBlock(net), torch.randn(2, 4, 3, 3)
+    fast = accelerated(layer)
+    torch.testing.assert_close(fast(x), layer(x), rtol=0, atol=0)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(fast(x), layer(x), rtol=0, atol=0)
+        torch.testing.assert_close(fast.inverse(x), layer.inverse(x), rtol=0, atol=0)
+
+
+def test_a_blocks_parts_are_called_where_they_do_more(monkeypatch):
+    layer = block()
+    fast, x, calls = accelerated(layer), torch.randn(4, 6, dtype=F64), []
+    handle = fast.flows[0].register_forward_hook(lambda *_: calls.append(0))
+    fast(x)
+    handle.remove()
+    fast(x)
+    assert calls == [0]
+    fast.flows[2].mode = fast.flows[0].mode = "channel_inv"
+    torch.testing.assert_close(fast(x), block("channel_inv")(x), rtol=0, atol=0)
+    fast.flows[2].mode = "channel"
+    layer.flows[0].mode = "channel_inv"
+    torch.testing.assert_close(fast(x), layer(x), rtol=0, atol=0)
+    compiled = torch.compile(accelerated(block()), backend="eager")
+    torch.testing.assert_close(compiled(x), block()(x), rtol=1e-9, atol=1e-9)
 
 
 # ---- pyro: splines, alone, conditional and as the parts of a coupling layer ----

@@ -76,8 +76,9 @@ def accelerate(module: nn.Module) -> tuple[nn.Module, Report]:
     normflows     ``MaskedAffineAutoregressive``, also in ``Reverse``,  the same; circular tails, tails and bounds of
                   ``MaskedPiecewiseRationalQuadraticAutoregressive``,   single features
                   ``PiecewiseRationalQuadraticCoupling``,
-                  ``PiecewiseRationalQuadraticCDF``, also in its
-                  four wrappers, ``Circular...`` or not
+                  ``PiecewiseRationalQuadraticCDF``, also in the
+                  four wrappers, ``Circular...`` or not;
+                  ``AffineCouplingBlock`` of channels
     pyro          ``AffineAutoregressive``, ``SplineAutoregressive``,   context, ``stable``, clips, permutations,
                   ``Spline``, their conditional forms;                  skip connections; the order quadratic, bins,
                   the two parts of a ``SplineCoupling``                 ``bound``; any network of a conditional spline
@@ -88,9 +89,8 @@ def accelerate(module: nn.Module) -> tuple[nn.Module, Report]:
     reason, is every other autoregressive layer, and every other coupling layer of zuko, nflows, glasflow and
     normflows' splines: other maps, splines without tails or of pyro's order linear, and of autoregressive layers
     batch norm, dropout in training mode, preprocessing, other activations, masks that are no staircase; subclasses,
-    parameters that no kernel serves; and what would gain nothing: pyro's ``AffineCoupling``, normflows'
-    ``AffineCouplingBlock`` and ``MaskedAffineFlow``. A guide of pyro that makes its flow at its first call is named
-    too: call it once before.
+    parameters that no kernel serves; and what would gain nothing: pyro's ``AffineCoupling`` and normflows'
+    ``MaskedAffineFlow``. A guide of pyro that makes its flow at its first call is named too: call it once before.
 
     A call that the kernels cannot serve runs the library's own code: under autocast, ``torch.compile``,
     ``torch.export``, ``torch.jit.trace`` or ``torch.func``, under a mode that sees torch's operators (to count, fake or
