@@ -290,6 +290,23 @@ class NormflowsCircular(Normflows):
         self.flow = nf.NormalizingFlow(nf.distributions.DiagGaussian(size.features, trainable=False), steps)
 
 
+class NormflowsAffineCoupling(Normflows):
+    """``AffineCouplingBlock``, halves exchanged in between."""
+
+    name = "normflows affine coupling"
+
+    def __init__(self, size: Size):
+        nn.Module.__init__(self)
+        import normflows as nf
+
+        moved, steps = size.features // 2, []
+        for place in range(size.layers):
+            mode, inputs = ("channel", size.features - moved) if place % 2 == 0 else ("channel_inv", moved)
+            widths = [inputs, size.hidden, size.hidden, 2 * (size.features - inputs)]
+            steps.append(nf.flows.AffineCouplingBlock(nf.nets.MLP(widths), split_mode=mode))
+        self.flow = nf.NormalizingFlow(nf.distributions.DiagGaussian(size.features, trainable=False), steps)
+
+
 class PyroSplineCoupling(Pyro):
     """``SplineCoupling`` of order quadratic, inverted: a layer's two splines are swapped."""
 
@@ -313,7 +330,7 @@ class PyroSplineCoupling(Pyro):
 
 LIBRARIES = (Zuko, Nflows, Normflows, Pyro)
 SPLINES = (ZukoSplines, NflowsSplines, NflowsCoupling, NormflowsCircular, PyroSplineCoupling, ZukoSplineCoupling)
-AFFINE_COUPLING = (NflowsAffineCoupling, ZukoAffineCoupling)
+AFFINE_COUPLING = (NflowsAffineCoupling, NormflowsAffineCoupling, ZukoAffineCoupling)
 
 
 # ---- What is timed ----
