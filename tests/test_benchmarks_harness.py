@@ -433,7 +433,7 @@ def test_accelerate_benchmark_measures_every_library(tmp_path, monkeypatch, caps
     assert accelerate.main(["--tiny", "--out", str(tmp_path)]) == 0
     (path,) = tmp_path.glob("accelerate-*.csv")
     records = results.read(path)
-    measured = (*accelerate.LIBRARIES, *accelerate.SPLINES)
+    measured = (*accelerate.LIBRARIES, *accelerate.SPLINES, *accelerate.AFFINE_COUPLING)
     assert [name for name, _ in itertools.groupby(r["library"] for r in records)] == [one.name for one in measured]
     assert path.stem.endswith(f"-threads-{_extension.cpu_set()}")
     assert {r["cpu"] for r in records} == {_extension.cpu_set()}

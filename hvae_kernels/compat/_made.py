@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -37,12 +38,13 @@ class Library:
     preactivates: bool
 
 
+_ELEMENTWISE = "_elementwise", "_elementwise_forward", "_elementwise_inverse"
+
+
 def _lay_out(
     layer: Foreign, batch: Size, context: Tensor | None, library: Library, tail: _network.Gate | Spline
 ) -> Layout:
-    _network.require_unchanged(
-        layer, "_elementwise", "_elementwise_forward", "_elementwise_inverse", "_unconstrained_scale_and_shift"
-    )
+    _network.require_unchanged(layer, *_ELEMENTWISE, "_unconstrained_scale_and_shift")
     net = layer.autoregressive_net
     _network.require(net, library.made)
     if type(getattr(net, "preprocessing", None)) not in (type(None), nn.Identity):
@@ -167,6 +169,27 @@ class Fused(_network.Swapped):
         return super().inverse(inputs, context) if network is None else _network.sequential(inputs, network)
 
 
+class FusedSplines(Fused):
+    """With splines; where features have tails or bounds of their own, the splines alone are fused, not the network."""
+
+    def _elementwise(
+        self, inputs: Tensor, autoregressive_params: Tensor, inverse: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """``(outputs, log_abs_det)``, given the parameters."""
+        if _coupling.are_alike(self) or not _coupling.is_served(inputs, autoregressive_params):
+            return super()._elementwise(inputs, autoregressive_params, inverse)
+        parameters, width = autoregressive_params.unflatten(-1, (inputs.shape[-1], -1)), _width(self)
+        try:
+            outputs, logs = _coupling.elementwise(self, inputs, parameters, self.num_bins, width, bool(inverse))
+        except Unfused:
+            return super()._elementwise(inputs, autoregressive_params, inverse)
+        return outputs, logs.sum(-1)
+
+
+def _width(layer: Foreign) -> int | None:
+    return getattr(layer.autoregressive_net, "hidden_features", None)
+
+
 class Adapter:
     """What an adapter has to offer, for a library with this MADE.
 
@@ -174,7 +197,9 @@ class Adapter:
         library: what is particular to its network.
         affine: its layer with the affine map.
         spline: its layer with rational-quadratic splines.
-        coupling: its coupling layer with them.
+        couplings: its coupling layers with any other map.
+        spline_coupling: its coupling layer with them.
+        cdf: its layer with splines of parameters of its own.
         gate: the tail of an affine layer.
     """
 
@@ -185,15 +210,31 @@ class Adapter:
         library: Library,
         affine: type[Any],
         spline: type[Any],
-        coupling: type[Any],
+        couplings: Sequence[type[Any]],
+        spline_coupling: type[Any],
+        cdf: type[Any],
         gate: Callable[[Foreign], _network.Gate],
     ) -> None:
         self.library, self.spline, self.gate = library, spline, gate
-        self.fused = {kind: self._fused(kind) for kind in (affine, spline)} | {coupling: _coupling.fused(coupling)}
+        self.fused = {kind: self._fused(kind) for kind in (affine, spline)}
+        self.fused |= {kind: _coupling.fused(kind, _coupling.Fused) for kind in couplings}
+        self.fused[spline_coupling] = _coupling.fused(spline_coupling, _coupling.FusedSplines)
+        self.fused[cdf] = _coupling.fused(cdf, _coupling.FusedCDF)
 
     def _fused(self, kind: type) -> type:
-        own = {"lay_out": staticmethod(self.lay_out), "library_class": kind, "has_splines": kind is self.spline}
-        return type(f"Fused{kind.__name__}", (Fused, kind), own)
+        has_splines = kind is self.spline
+        own = {"lay_out": staticmethod(self.lay_out), "library_class": kind, "has_splines": has_splines}
+        fused: Any = type(f"Fused{kind.__name__}", (FusedSplines if has_splines else Fused, kind), own)
+        fused.prove = functools.partial(self._prove, fused)
+        return fused
+
+    def _prove(self, fused: type[Any], layer: Foreign) -> str:
+        if not isinstance(layer, self.spline) or _coupling.are_alike(layer):
+            return _network.prove(layer, self)
+        _network.require_unchanged(layer, "forward", "inverse", *_ELEMENTWISE)
+        features = self.sizes(layer)[0]
+        _coupling.prove_elementwise(fused, layer, features, layer._output_dim_multiplier(), _width(layer))
+        return f"{type(layer).__name__}, the splines of {features} features"
 
     def sizes(self, layer: Foreign) -> tuple[int, int | None]:
         """Features and context features, None without."""
@@ -210,7 +251,9 @@ class Adapter:
     def lay_out(self, layer: Foreign, batch: Size, context: Tensor | None) -> Layout:
         """The layer's network."""
         tail = (
-            _coupling.spline_of(layer, layer.autoregressive_net) if isinstance(layer, self.spline) else self.gate(layer)
+            _coupling.spline_of(layer, layer.num_bins, _width(layer))
+            if isinstance(layer, self.spline)
+            else self.gate(layer)
         )
         return _lay_out(layer, batch, context, self.library, tail)
 
