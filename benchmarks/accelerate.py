@@ -1,6 +1,6 @@
 """Other libraries' flows before and after ``hk.accelerate``: ``python benchmarks/accelerate.py [--tiny] [--cpu SET]``.
 
-Masked autoregressive flows of zuko, nflows, normflows and pyro, affine and of splines, and spline coupling flows, on
+Masked autoregressive flows of zuko, nflows, normflows and pyro, affine and of splines, and coupling flows of both, on
 the CPU: density takes one pass through every network, sampling an autoregressive flow one a feature before and one in
 all after. A flow and its swapped copy take turns; the ratio is that
 of their 20th percentiles. What takes half a second or more before is measured once: it is d passes, and noise is small.
@@ -12,6 +12,7 @@ import argparse
 import copy
 import importlib.metadata
 import itertools
+import math
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -221,8 +222,115 @@ class NflowsCoupling(Nflows):
         )
 
 
+class NflowsAffineCoupling(Nflows):
+    """``AffineCouplingTransform`` with residual networks of one block."""
+
+    name = "nflows affine coupling"
+
+    def layer(self, size: Size) -> nn.Module:
+        """One of them."""
+        from nflows import transforms
+        from nflows.nn.nets import ResidualNet
+
+        return transforms.AffineCouplingTransform(
+            [place % 2 for place in range(size.features)],
+            lambda inputs, outputs: ResidualNet(inputs, outputs, hidden_features=size.hidden, num_blocks=1),
+        )
+
+
+class ZukoAffineCoupling(Zuko):
+    """``NICE``."""
+
+    name = "zuko affine coupling"
+
+    def __init__(self, size: Size):
+        nn.Module.__init__(self)
+        import zuko
+
+        self.flow = zuko.flows.NICE(
+            size.features, transforms=size.layers, hidden_features=(size.hidden,) * 2, **self.options(size)
+        )
+
+    def options(self, size: Size) -> dict[str, object]:
+        """Of the coupling layers."""
+        return {}
+
+
+class ZukoSplineCoupling(ZukoAffineCoupling):
+    """``NICE`` with ``MonotonicRQSTransform``."""
+
+    name = "zuko spline coupling"
+
+    def options(self, size: Size) -> dict[str, object]:
+        """Of the coupling layers."""
+        from zuko.transforms import MonotonicRQSTransform
+
+        return {"univariate": MonotonicRQSTransform, "shapes": [(size.bins,), (size.bins,), (size.bins - 1,)]}
+
+
+class NormflowsCircular(Normflows):
+    """``CircularCoupledRationalQuadraticSpline``, every third feature circular; a layer has two splines."""
+
+    name = "normflows circular coupling"
+    swaps = 2
+
+    def __init__(self, size: Size):
+        nn.Module.__init__(self)
+        import normflows as nf
+
+        steps = [
+            nf.flows.CircularCoupledRationalQuadraticSpline(
+                *(size.features, 1, size.hidden, list(range(0, size.features, 3))),
+                num_bins=size.bins,
+                tail_bound=5.0,
+                reverse_mask=bool(place % 2),
+            )
+            for place in range(size.layers)
+        ]
+        self.flow = nf.NormalizingFlow(nf.distributions.DiagGaussian(size.features, trainable=False), steps)
+
+
+class NormflowsAffineCoupling(Normflows):
+    """``AffineCouplingBlock``, halves exchanged in between."""
+
+    name = "normflows affine coupling"
+
+    def __init__(self, size: Size):
+        nn.Module.__init__(self)
+        import normflows as nf
+
+        moved, steps = size.features // 2, []
+        for place in range(size.layers):
+            mode, inputs = ("channel", size.features - moved) if place % 2 == 0 else ("channel_inv", moved)
+            widths = [inputs, size.hidden, size.hidden, 2 * (size.features - inputs)]
+            steps.append(nf.flows.AffineCouplingBlock(nf.nets.MLP(widths), split_mode=mode))
+        self.flow = nf.NormalizingFlow(nf.distributions.DiagGaussian(size.features, trainable=False), steps)
+
+
+class PyroSplineCoupling(Pyro):
+    """``SplineCoupling`` of order quadratic, inverted: a layer's two splines are swapped."""
+
+    name = "pyro spline coupling"
+    swaps = 2
+
+    def __init__(self, size: Size):
+        nn.Module.__init__(self)
+        from pyro.distributions import transforms
+        from pyro.nn import DenseNN
+
+        self.features, split = size.features, size.features // 2
+        widths = [(size.features - split) * bins for bins in (size.bins, size.bins, size.bins - 1)]
+        self.steps = nn.ModuleList(
+            transforms.SplineCoupling(
+                size.features, split, DenseNN(split, [size.hidden] * 2, widths), size.bins, 3.0, "quadratic"
+            )
+            for _ in range(size.layers)
+        )
+
+
 LIBRARIES = (Zuko, Nflows, Normflows, Pyro)
-SPLINES = (ZukoSplines, NflowsSplines, NflowsCoupling)
+SPLINES = (ZukoSplines, NflowsSplines, NflowsCoupling, NormflowsCircular, PyroSplineCoupling, ZukoSplineCoupling)
+AFFINE_COUPLING = (NflowsAffineCoupling, NormflowsAffineCoupling, ZukoAffineCoupling)
 
 
 # ---- What is timed ----
@@ -283,14 +391,14 @@ def measure(library: type, size: Size, plan: Plan) -> Iterator[dict[str, object]
     torch.manual_seed(0)
     before = library(size)
     after, report = hk.accelerate(copy.deepcopy(before))
-    if len(report.swapped) != size.layers or report.left:
+    if len(report.swapped) != getattr(library, "swaps", 1) * size.layers or report.left:
         raise AssertionError(str(report))
     x = torch.randn(size.batch, size.features)
     agree(before, after, x)
     origin = {"library": library.name, "version": importlib.metadata.version(library.package)}
     ours = directions(after, x)
     for direction, call in directions(before, x).items():
-        most = 16 if library in SPLINES else 100
+        most = math.inf if "coupling" in library.name else 16 if library in SPLINES else 100
         if direction.endswith("(samples)") and size.features > most:
             continue  # before, the graph of d passes does not fit into memory
         pair = (Candidate("before", call, lambda i: i), Candidate("after", ours[direction], lambda i: i))
@@ -329,7 +437,7 @@ def main(arguments: list[str] | None = None) -> int:
     run.keep_freed_memory()
     device = torch.device("cpu")
     origin, records = run.provenance(device), []
-    for libraries, sizes in ((LIBRARIES, SIZES), (SPLINES, SPLINE_SIZES)):
+    for libraries, sizes in ((LIBRARIES, SIZES), (SPLINES + AFFINE_COUPLING, SPLINE_SIZES)):
         for library, size in itertools.product(libraries, TINY if options.tiny else sizes):
             if options.keep not in library.name:
                 continue

@@ -17,6 +17,7 @@ BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
 STUDY_BEGIN, STUDY_END = "<!-- study:begin -->", "<!-- study:end -->"
 STEP_BEGIN, STEP_END = "<!-- step:begin -->", "<!-- step:end -->"
 SWAP_BEGIN, SWAP_END = "<!-- accelerate:begin -->", "<!-- accelerate:end -->"
+SBI_BEGIN, SBI_END = "<!-- sbi:begin -->", "<!-- sbi:end -->"
 
 
 def replace_between(document: str, content: str, begin: str = BEGIN, end: str = END) -> str | None:
@@ -74,12 +75,25 @@ def swap_table(records: Sequence[Record]) -> str:
     return results.table(("flow", "direction", "before", "after", "speed-up"), rows, "github")
 
 
+def sbi_table(records: Sequence[Record], style: str = "github") -> str:
+    """Posteriors of sbi before and after ``hk.accelerate``."""
+    rows = [
+        (
+            *(r["model"], r["job"], results.duration(r["before_us"]), results.duration(r["after_us"])),
+            *(results.times(r["speedup"]), r["same"]),
+        )
+        for r in records
+    ]
+    return results.table(("flow", "job", "before", "after", "speed-up", "the same, by seed"), rows, style)
+
+
 def update_flows(readme: Path, folder: Path = results.FLOWS) -> str:
     """Rewrite the sections on autoregressive flows of ``readme``; returns one sentence that says what happened."""
     document, written = readme.read_text(), []
     for prefix, table, markers in (
         ("autoregressive", step_table, (STEP_BEGIN, STEP_END)),
         ("accelerate", swap_table, (SWAP_BEGIN, SWAP_END)),
+        ("sbi", sbi_table, (SBI_BEGIN, SBI_END)),
     ):
         paths = sorted(folder.glob(f"{prefix}-*.csv"))
         content = "\n\n".join(f"{_origin(results.read(path)[0])}\n\n{table(results.read(path))}" for path in paths)

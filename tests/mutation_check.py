@@ -52,6 +52,12 @@ _ELEMENTARY = "csrc/kernels/elementary.h"
 _ELEMENTARY_TESTS = "tests/test_elementary.py"
 _COMPAT = "hvae_kernels/compat/_network.py"
 _COMPAT_TESTS = "tests/test_accelerate.py"
+_SBI = "hvae_kernels/compat/sbi.py"
+_SBI_TESTS = "tests/test_accelerate_sbi.py"
+_PYRO = "hvae_kernels/compat/pyro.py"
+_ZUKO = "hvae_kernels/compat/zuko.py"
+_COUPLING = "hvae_kernels/compat/_coupling.py"
+_COUPLING_TESTS = "tests/test_accelerate_coupling.py"
 _LIVE = "hvae_kernels/_live.py"
 _FLOWS = "hvae_kernels/nn/autoregressive.py"
 _FLOW = "hvae_kernels/nn/flow.py"
@@ -118,6 +124,25 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(_COMPAT, "if recorded and weights < least.weights:", "if False:", _COMPAT_TESTS + " -k small_parallel"),
     Mutation(_COMPAT, "rtol=1e-8, atol=1e-8", "rtol=1e8, atol=1e8", _COMPAT_TESTS + " -k proves"),
     Mutation("hvae_kernels/compat/zuko.py", "return self._inv.inverse_and_ladj(y)", "return super().call_and_ladj(y)", _COMPAT_TESTS + " -k density_in_one"),
+    Mutation(_PYRO, "if parts[0].shape[-1] == layer.input_dim:", "if False:", _COUPLING_TESTS + " -k pyro_runs"),
+    Mutation(_PYRO, 'inverse = bool(options.get("inverse"))', "inverse = False", _COUPLING_TESTS + " -k pyro_runs"),
+    Mutation(_PYRO, "if layer._params != types.MethodType(PyroSpline._params, layer):", "if False:", _COUPLING_TESTS + " -k pyro_splines or set_afterwards"),
+    Mutation(_PYRO, "_coupling.is_served(x, x)", "True", _COUPLING_TESTS + " -k pyro_runs"),
+    Mutation(_PYRO, 'require_unchanged(layer, "condition", "_params")', 'require_unchanged(layer, "_params")', _COUPLING_TESTS + " -k pyro_splines"),
+    Mutation(_PYRO, "return (layer.spline,) if isinstance(layer, SplineAutoregressive) else ()", "return ()", _COUPLING_TESTS + " -k parts_of"),
+    Mutation("hvae_kernels/compat/__init__.py", "and id(layer) not in inner", "", _COUPLING_TESTS + " -k parts_of"),
+    Mutation("hvae_kernels/compat/__init__.py", 'if isinstance(layer, getattr(adapter, "AS_FAST", ())):', "if False:", _COUPLING_TESTS + " -k left_alone"),
+    Mutation("hvae_kernels/compat/normflows.py", "and split.mode == merge.mode", "", _COUPLING_TESTS + " -k blocks_parts"),
+    Mutation("hvae_kernels/compat/normflows.py", "all(_live.untouched(part) and", "all(", _COUPLING_TESTS + " -k blocks_parts"),
+    Mutation("hvae_kernels/compat/normflows.py", 'halves if layer.flows[0].mode == "channel" else halves[::-1]', "halves", _COUPLING_TESTS + " -k same_bits"),
+    Mutation(_ZUKO, "x_b, ladj = transform.inverse_and_ladj(y_b)", "x_b, ladj = transform._inverse(y_b), -self.meta(y_a).log_abs_det_jacobian(transform._inverse(y_b), y_b)", _COMPAT_TESTS + " -k coupling_samples and spline"),
+    Mutation(_ZUKO, "ladj = -transform.log_abs_det_jacobian(x_b, y_b)", "ladj = -self.meta(y_a).log_abs_det_jacobian(x_b, y_b)", _COMPAT_TESTS + " -k coupling_samples"),
+    Mutation(_ZUKO, "return x, -self.call_and_ladj(x)[1]", "return x, ladj", _COMPAT_TESTS + " -k points_outside"),
+    Mutation(_ZUKO, "x = x.expand(self.parameters.shape[:-1])", "pass", _COMPAT_TESTS + " -k broadcasts_the_context"),
+    Mutation(_ZUKO, "return torch.remainder(x, 2 * math.pi) - math.pi if self.circular else x", "return x", _COMPAT_TESTS + " -k log_determinant and circular"),
+    Mutation(_ZUKO, "if known is None or not known[0].again([layer.mask]):", "if known is None:", _COMPAT_TESTS + " -k takes_the_mask"),
+    Mutation(_ZUKO, "        with torch.inference_mode(False):", "        with torch.no_grad():", _COMPAT_TESTS + " -k first_call and coupling"),
+    Mutation(_ZUKO, "return super().forward(c) if _network.is_recorded() else FusedCoupling(self, c)", "return FusedCoupling(self, c)", _COMPAT_TESTS + " -k coupling_runs"),
     Mutation("hvae_kernels/compat/pyro.py", "self._cached_log_scale = -minus.unsqueeze(-1)", "self._cached_log_scale = minus.unsqueeze(-1)", _COMPAT_TESTS + " -k pyro"),
     Mutation("hvae_kernels/_blocks.py", "before = self._before if self._open else self._read()", "before = self._read()", _BLOCK_TESTS),
     Mutation("hvae_kernels/_dispatch.py", "_State.choices.remove(choice)", "_State.choices.pop()", _BLOCK_TESTS),
@@ -147,6 +172,31 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(_FLOW, "kept._is_recorded = False", "pass", _FLOWS_TESTS + " -k gradients_that"),
     Mutation(_FLOW, "and self._seen.again(self._read())", "", _FLOWS_TESTS + " -k cached_pair"),
     Mutation("hvae_kernels/nn/hamiltonian.py", "and _live.runs_only(potential, GaussianPotential.forward)", "", "tests/test_gaussian_leapfrog.py -k more_than"),
+    Mutation(_SBI, 'cls.__module__.partition(".")[0] == "sbi"', "False", _SBI_TESTS + " -k names_are_those"),
+    Mutation(_SBI, "seen.add(id(thing))", "", _SBI_TESTS + " -k direct"),
+    Mutation(_SBI, "isinstance(thing, list | tuple)", "isinstance(thing, tuple)", _SBI_TESTS + " -k other_posteriors"),
+    Mutation(_SBI, 'names(holder) and getattr(holder, "_neural_net", holder) is None', "False", _SBI_TESTS + " -k untrained"),
+    Mutation(_SBI, '"RatioEstimator" in kinds', "False", _SBI_TESTS + " -k ratio"),
+    Mutation(_SBI, '"ConditionalVectorFieldEstimator" in kinds', "False", _SBI_TESTS + " -k other_estimators"),
+    Mutation("hvae_kernels/compat/__init__.py", "name = _join(prefix, inner)", "name = inner", _SBI_TESTS + " -k names_are_those"),
+    Mutation("hvae_kernels/compat/__init__.py", "return list(sbi.modules(module))", 'return [] if function == "restore" else list(sbi.modules(module))', _SBI_TESTS + " -k pickles"),
+    Mutation("hvae_kernels/compat/_made.py", "if torch.is_grad_enabled() or context.device", "if context.device", _SBI_TESTS + " -k activated_once"),
+    Mutation("hvae_kernels/compat/_made.py", "    edges[-1] = len(context)\n", "", _SBI_TESTS + " -k runs_of_rows"),
+    Mutation("hvae_kernels/compat/_made.py", "if 4 * len(begins) > len(context):", "if False:", _SBI_TESTS + " -k runs_of_rows"),
+    Mutation("hvae_kernels/compat/_made.py", "return function(layer.context_layer(rows)).repeat_interleave(counts, 0)", "return function(layer.context_layer(rows).repeat_interleave(counts, 0) + 1)", _SBI_TESTS + " -k activated_once"),
+    Mutation(_COUPLING, "outputs = inputs.index_copy(1, self.transform_features, moved)", "outputs = inputs.clone()", _COUPLING_TESTS + " -k same_numbers"),
+    Mutation(_COUPLING, "outputs, log_abs_det = outputs.index_copy(1, self.identity_features, passing), log_abs_det + more", "log_abs_det = log_abs_det + more", _COUPLING_TESTS + " -k same_numbers"),
+    Mutation(_COUPLING, "more if log_abs_det is None else log_abs_det + more", "more", _COUPLING_TESTS + " -k same_numbers"),
+    Mutation(_COUPLING, "inputs.dim() in (2, 4) and", "", _COUPLING_TESTS + " -k refuses"),
+    Mutation(_COUPLING, "and inputs.shape[1] == self.features", "", _COUPLING_TESTS + " -k refuses"),
+    Mutation(_COUPLING, "self.features and not _network.is_recorded()", "self.features", _COUPLING_TESTS + " -k compiled"),
+    Mutation(_COUPLING, 'layer, "forward", "inverse")\n        n =', 'layer)\n        n =', _COUPLING_TESTS + " -k what_is_set"),
+    Mutation(_COUPLING, "rtol=1e-8, atol=1e-8", "rtol=1e8, atol=1e8", _COUPLING_TESTS + " -k proves"),
+    Mutation(_COUPLING, "torch.where(inside, y, 0.0)", "y", _COUPLING_TESTS + " -k same_numbers"),
+    Mutation(_COUPLING, "torch.where(inside, logs, 0.0)", "logs", _COUPLING_TESTS + " -k same_numbers"),
+    Mutation(_COUPLING, "torch.where(inside, y * bound, x)", "y * bound", _COUPLING_TESTS + " -k outside"),
+    Mutation(_COUPLING, "torch.cat((lengths, outer, inner, outer), -1)", "torch.cat((lengths, first, inner, outer), -1)", _COUPLING_TESTS + " -k same_numbers"),
+    Mutation("hvae_kernels/compat/_made.py", "self.num_bins, width, bool(inverse))", "self.num_bins, width, False)", _COUPLING_TESTS + " -k Autoregressive"),
     Mutation("hvae_kernels/compat/_made.py", "(dropout.p and dropout.training)", "False", _COMPAT_TESTS + " -k dropout"),
 )  # fmt: skip
 

@@ -19,6 +19,7 @@ import zuko  # noqa: E402
 from nflows import distributions as nflows_distributions  # noqa: E402
 from nflows import flows as nflows_flows  # noqa: E402
 from nflows import transforms as nflows_transforms  # noqa: E402
+from nflows.nn import nets as nflows_nets  # noqa: E402
 from normflows.flows.neural_spline.autoregressive import (  # noqa: E402
     MaskedPiecewiseRationalQuadraticAutoregressive as NormflowsSpline,
 )
@@ -156,12 +157,16 @@ def _walk(steps: list, x: Tensor) -> Pair:
 
 @dataclass(frozen=True)
 class Flow:
-    """A row of the table: ``build(features, context features)`` makes a flow, ``layers`` of which can be swapped."""
+    """A row of the table: ``build(features, context features)`` makes a flow, ``layers`` of which can be swapped.
+
+    ``keeps`` says that their networks stay the library's.
+    """
 
     library: type
     build: Callable[[int, int], nn.Module]
     context: int = 0
     layers: int = 2
+    keeps: bool = False
 
 
 def _maf(d: int, c: int, **options) -> nn.Module:
@@ -176,6 +181,19 @@ def _zuko_bound(d: int, c: int) -> nn.Module:
     """Splines with an interval of their own, as partial sets it: part of the points lies outside."""
     univariate = functools.partial(zuko.transforms.MonotonicRQSTransform, bound=1.5, slope=0.05)
     return _zuko_inverted(d, c, univariate=univariate, shapes=[(4,), (4,), (3,)])
+
+
+def _nice(d: int, c: int, univariate: Callable | None = None, bins: int = 0, inverted: bool = False, **options):
+    if univariate is not None:
+        options |= {"univariate": univariate, "shapes": [(bins,), (bins,), (bins - 1,)] if bins else [(), ()]}
+    flow = zuko.flows.NICE(d, c, transforms=2, hidden_features=(16, 12), **options)
+    if not inverted:
+        return flow
+    return zuko.flows.Flow([step.inv for step in flow.transform.transforms], flow.base)
+
+
+def _ncsf(d: int, c: int, **options) -> nn.Module:
+    return zuko.flows.NCSF(d, c, transforms=2, hidden_features=(16, 12), **options)
 
 
 def _zuko_inverted(d: int, c: int, **options) -> nn.Module:
@@ -209,6 +227,15 @@ def _nflows(d: int, c: int, inverted: bool = False, spline: bool = False, **opti
     return nflows_flows.Flow(nflows_transforms.CompositeTransform(steps), nflows_distributions.StandardNormal([d]))
 
 
+def _nflows_coupling(d: int, c: int, kind: str, **options) -> nn.Module:
+    def net(inputs: int, outputs: int) -> nn.Module:
+        return nflows_nets.ResidualNet(inputs, outputs, hidden_features=14, context_features=c or None, num_blocks=1)
+
+    kind = getattr(nflows_transforms, f"{kind}CouplingTransform")
+    steps = [kind([(place + step) % 2 for place in range(d)], net, **options) for step in range(2)]
+    return nflows_flows.Flow(nflows_transforms.CompositeTransform(steps), nflows_distributions.StandardNormal([d]))
+
+
 def _normflows(
     d: int, c: int, inverted: bool = False, permute: bool = False, tails: str | None = None, **options
 ) -> nn.Module:
@@ -227,6 +254,11 @@ def _normflows(
 def _normflows_wrapped(d: int, c: int) -> nn.Module:
     wrapper = normflows.flows.AutoregressiveRationalQuadraticSpline
     return _normflow(d, c, [wrapper(d, 1, 14, c or None, num_bins=4, permute_mask=True) for _ in range(2)])
+
+
+def _normflows_circular(d: int, c: int, kind: str) -> nn.Module:
+    wrapper = getattr(normflows.flows, f"Circular{kind}RationalQuadraticSpline")
+    return _normflow(d, c, [wrapper(d, 1, 14, [0, 2], c or None, num_bins=4, tail_bound=4.0) for _ in range(2)])
 
 
 def _normflow(d: int, c: int, steps: list[nn.Module]) -> nn.Module:
@@ -274,6 +306,36 @@ FLOWS = {
     "zuko-spline": Flow(Zuko, _bind(_nsf, bins=5)),
     "zuko-spline-residual-context": Flow(Zuko, _bind(_nsf, slope=0.01, residual=True, randperm=True), 3),
     "zuko-spline-bound": Flow(Zuko, _zuko_bound),
+    "zuko-coupling": Flow(Zuko, _nice, keeps=True),
+    "zuko-coupling-context": Flow(
+        Zuko,
+        _bind(_nice, univariate=_bind(zuko.transforms.MonotonicAffineTransform, slope=0.1), randmask=True),
+        3,
+        keeps=True,
+    ),
+    "zuko-coupling-spline": Flow(
+        Zuko, _bind(_nice, univariate=_bind(zuko.transforms.MonotonicRQSTransform, bound=1.5), bins=5), keeps=True
+    ),
+    "zuko-coupling-spline-context": Flow(
+        Zuko, _bind(_nice, univariate=zuko.transforms.MonotonicRQSTransform, bins=4, inverted=True), 3, keeps=True
+    ),
+    "zuko-coupling-circular": Flow(
+        Zuko, _bind(_nice, univariate=zuko.flows.spline.CircularRQSTransform, bins=4), keeps=True
+    ),
+    "zuko-circular": Flow(Zuko, _bind(_ncsf, bins=5), keeps=True),
+    "zuko-circular-context": Flow(Zuko, _bind(_ncsf, slope=0.01, randperm=True), 3, keeps=True),
+    "nflows-coupling": Flow(Nflows, _bind(_nflows_coupling, kind="Affine"), keeps=True),
+    "nflows-coupling-additive-context": Flow(Nflows, _bind(_nflows_coupling, kind="Additive"), 3, keeps=True),
+    "nflows-coupling-spline-context": Flow(
+        Nflows,
+        _bind(_nflows_coupling, kind="PiecewiseRationalQuadratic", tails="linear", tail_bound=2.0),
+        3,
+        keeps=True,
+    ),
+    "normflows-circular": Flow(Normflows, _bind(_normflows_circular, kind="Autoregressive"), keeps=True),
+    "normflows-circular-coupling-context": Flow(
+        Normflows, _bind(_normflows_circular, kind="Coupled"), 3, layers=4, keeps=True
+    ),
     "nflows-residual": Flow(Nflows, _nflows),
     "nflows-residual-context": Flow(Nflows, _nflows, 3),
     "nflows-feedforward-random": Flow(Nflows, _bind(_nflows, use_residual_blocks=False, random_mask=True)),

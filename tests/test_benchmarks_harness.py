@@ -28,6 +28,7 @@ from benchmarks import (  # noqa: E402
     results,
     rivals,
     run,
+    sbi,
     timing,
     training_step,
 )
@@ -225,20 +226,24 @@ def test_readme_shows_every_set_of_a_device(tmp_path):
         "implementation": "hvae_kernels",
     }
     swap = dict.fromkeys(accelerate.FIELDS, "1") | {"library": "zuko"} | origin
+    posterior = dict.fromkeys(sbi.FIELDS, "1") | {"model": "maf"} | origin
     for name, us in (("avx2", "20"), ("avx512", "10")):
         measured = dict.fromkeys(results.FIELDS, "") | key | origin | {"cpu": name, "p20_us": us}
         results.write(tmp_path / f"{results.stem(measured)}.csv", [measured])
         flows = tmp_path / f"accelerate-{results.stem(measured)}.csv"
         results.write(tmp_path / "flows" / flows.name, [swap | {"cpu": name}], accelerate.FIELDS)
+        flows = tmp_path / "flows" / f"sbi-{results.stem(measured)}.csv"
+        results.write(flows, [posterior | {"cpu": name}], sbi.FIELDS)
     text = readme.section(tmp_path, "results")
     assert text.index("A Device, 2 threads, avx2** ([all figures](results/a-device-2-threads-avx2.csv)") < text.index(
         "20 us"
     )
     assert text.index("20 us") < text.index("A Device, 2 threads, avx512**") < text.index("10 us")
     document = tmp_path / "README.md"
-    document.write_text(f"{readme.SWAP_BEGIN}\n{readme.SWAP_END}\n")
+    document.write_text(f"{readme.SWAP_BEGIN}\n{readme.SWAP_END}\n{readme.SBI_BEGIN}\n{readme.SBI_END}\n")
     readme.update_flows(document, tmp_path / "flows")
     assert document.read_text().count("| zuko, d = 1") == 2
+    assert document.read_text().count("| maf ") == 2
     assert "A Device, 2 threads, avx2, torch 2.13.0" in document.read_text()
 
 
@@ -278,7 +283,7 @@ def test_cpu_holds_ours_and_rivals(name):
     assert json.loads(result.stdout) == [name, name, *RIVALS_OF[name]]
 
 
-@pytest.mark.parametrize("script", ["run", "accelerate", "autoregressive", "hamiltonian", "training_step"])
+@pytest.mark.parametrize("script", ["run", "accelerate", "autoregressive", "hamiltonian", "sbi", "training_step"])
 def test_scripts_hold_before_torch_is_imported(script):
     """The environment is set before the line that imports torch, or ``hold`` would raise."""
     result = python(ROOT / "benchmarks" / f"{script}.py", "--cpu", "baseline", "--help")
@@ -396,13 +401,39 @@ def test_study_tables_are_taken_from_the_report(tmp_path):
     assert document.read_text() == f"above\n{readme.STUDY_BEGIN}\n{kept}\n{readme.STUDY_END}\nbelow\n"
 
 
+def test_sbi_benchmark_measures_every_job(tmp_path, capsys):
+    before = Path.cwd()
+    assert sbi.main(["--tiny", "--keep", "nsf", "--out", str(tmp_path)]) == 0
+    assert Path.cwd() == before
+    (path,) = tmp_path.glob("sbi-*.csv")
+    records = results.read(path)
+    assert [r["model"] for r in records] == ["nsf"] * 3 + ["zuko_nsf"] * 3
+    assert {r["layers"] for r in records} == {"5"}
+    assert all(
+        float(r["speedup"]) == pytest.approx(float(r["before_us"]) / float(r["after_us"]), 1e-2) for r in records
+    )
+    printed = capsys.readouterr().out
+    assert "calibration, 4 posteriors" in printed
+    assert "0 of 20 ranks moved" in printed
+
+
+def test_sbi_benchmark_refuses_what_is_not_the_same():
+    same, other = torch.zeros(9, 2), torch.ones(9, 2)
+    assert sbi.draws(same, same) == "apart by 0e+00 on average, 0e+00 at most"
+    assert sbi.ranks(same, same, 100) == "0 of 18 ranks moved, by 0 of 100 at most"
+    with pytest.raises(AssertionError, match=r"samples differ by 1\.0"):
+        sbi.draws(same, other)
+    with pytest.raises(AssertionError, match=r"ranks moved by 2\.0 on average"):
+        sbi.ranks(same, 2 * other, 100)
+
+
 def test_accelerate_benchmark_measures_every_library(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(accelerate, "FULL", BRIEF)
     monkeypatch.setattr(accelerate, "SLOW", 0.001)
     assert accelerate.main(["--tiny", "--out", str(tmp_path)]) == 0
     (path,) = tmp_path.glob("accelerate-*.csv")
     records = results.read(path)
-    measured = (*accelerate.LIBRARIES, *accelerate.SPLINES)
+    measured = (*accelerate.LIBRARIES, *accelerate.SPLINES, *accelerate.AFFINE_COUPLING)
     assert [name for name, _ in itertools.groupby(r["library"] for r in records)] == [one.name for one in measured]
     assert path.stem.endswith(f"-threads-{_extension.cpu_set()}")
     assert {r["cpu"] for r in records} == {_extension.cpu_set()}

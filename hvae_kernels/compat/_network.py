@@ -11,7 +11,6 @@ import functools
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, SupportsIndex, TypeAlias
 
 import torch
@@ -414,7 +413,7 @@ def _along(
 # ---- Before a layer is swapped ----
 
 
-def prove(layer: nn.Module, adapter: ModuleType) -> str:
+def prove(layer: nn.Module, adapter: Foreign) -> str:
     """Require that the layer can be served, and that a copy of it agrees with its fused self; says what it is.
 
     The copy has random parameters in float64: fresh networks are often zero in their last layer, where every mistake

@@ -7,8 +7,14 @@ from glasflow.nflows.transforms.autoregressive import (
     MaskedAffineAutoregressiveTransform,
     MaskedPiecewiseRationalQuadraticAutoregressiveTransform,
 )
-from glasflow.nflows.transforms.coupling import CouplingTransform, PiecewiseRationalQuadraticCouplingTransform
+from glasflow.nflows.transforms.coupling import (
+    AdditiveCouplingTransform,
+    AffineCouplingTransform,
+    CouplingTransform,
+    PiecewiseRationalQuadraticCouplingTransform,
+)
 from glasflow.nflows.transforms.made import MADE, MaskedFeedforwardBlock, MaskedLinear, MaskedResidualBlock
+from glasflow.nflows.transforms.nonlinearities import PiecewiseRationalQuadraticCDF
 
 from hvae_kernels.compat import _made, _network
 from hvae_kernels.compat._network import Foreign, Unfused
@@ -25,10 +31,12 @@ _ADAPTER = _made.Adapter(
     _made.Library(MADE, MaskedLinear, MaskedFeedforwardBlock, MaskedResidualBlock, gates=False, preactivates=True),
     MaskedAffineAutoregressiveTransform,
     MaskedPiecewiseRationalQuadraticAutoregressiveTransform,
+    (AffineCouplingTransform, AdditiveCouplingTransform),
     PiecewiseRationalQuadraticCouplingTransform,
+    PiecewiseRationalQuadraticCDF,
     _gate,
 )
-SLOW = (AutoregressiveTransform, CouplingTransform)
+SLOW = (AutoregressiveTransform, CouplingTransform, PiecewiseRationalQuadraticCDF)
 FUSED = _ADAPTER.fused
 sizes, twin, parallel = _ADAPTER.sizes, _ADAPTER.twin, _ADAPTER.parallel
 lay_out, swap = _ADAPTER.lay_out, _ADAPTER.swap

@@ -1,10 +1,16 @@
-"""pyro: ``AffineAutoregressive``, ``SplineAutoregressive`` of quadratic order, and their conditional forms."""
+"""pyro: ``AffineAutoregressive``, ``SplineAutoregressive`` of quadratic order, and their conditional forms; splines.
+
+A ``SplineCoupling`` is made of a ``Spline`` and a ``ConditionalSpline``, which are swapped one by one: what else it
+does costs little.
+"""
 
 from __future__ import annotations
 
 import copy
 import functools
 import sys
+import types
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -16,28 +22,42 @@ from pyro.distributions.transforms import (
     ConditionalSplineAutoregressive,
     SplineAutoregressive,
 )
+from pyro.distributions.transforms import Spline as PyroSpline
+from pyro.distributions.transforms.spline import ConditionedSpline
 from pyro.nn import AutoRegressiveNN, ConditionalAutoRegressiveNN
 from pyro.nn.auto_reg_nn import MaskedLinear
 from torch import Size, Tensor
 
-from hvae_kernels.compat import _network
+from hvae_kernels.compat import _coupling, _network
 from hvae_kernels.compat._network import Foreign, Layout, Part, Unfused
-from hvae_kernels.ops.rational_quadratic_spline import Spline
+from hvae_kernels.ops.rational_quadratic_spline import Spline, rational_quadratic_spline
 
 _CONDITIONAL = (ConditionalAffineAutoregressive, ConditionalSplineAutoregressive)
 _OTHERS = ("NeuralAutoregressive", "BlockAutoregressive", "ConditionalNeuralAutoregressive")
 SLOW = (
     AffineAutoregressive,
     SplineAutoregressive,
+    PyroSpline,
+    ConditionalSpline,
     *_CONDITIONAL,
     *(getattr(transforms, name) for name in _OTHERS if hasattr(transforms, name)),
 )
+
+
+#: Its two slices, and an affine map of few operators, cost what the fused map does.
+AS_FAST = (transforms.AffineCoupling, transforms.ConditionalAffineCoupling)
+SLOW += AS_FAST
 
 
 def guides() -> tuple[type, ...]:
     """Classes that make their ``transform`` at their first call; without an import, which nobody may need."""
     module = sys.modules.get("pyro.infer.autoguide")
     return () if module is None else (module.AutoNormalizingFlow,)
+
+
+def inner(layer: Foreign) -> tuple[Foreign, ...]:
+    """Parts that are swapped with it."""
+    return (layer.spline,) if isinstance(layer, SplineAutoregressive) else ()
 
 
 def sizes(layer: Foreign) -> tuple[int, int | None]:
@@ -236,11 +256,141 @@ class FusedConditionalSplineAutoregressive(ConditionalSplineAutoregressive, _net
         return transform
 
 
+# ---- Splines ----
+
+
+class _Elementwise(_network.Swapped):
+    """Splines of single features in one kernel, to stand before the library's class."""
+
+    def raw_parameters(self) -> tuple[Tensor, Spline]:
+        """``(..., d, P)``, and what they are of.
+
+        Raises:
+            Unfused: no kernel has such splines.
+        """
+        raise NotImplementedError
+
+    def spline_op(self, x: Tensor, **options: bool) -> tuple[Tensor, Tensor]:
+        """``(y, log_abs_det)``, element by element."""
+        if not _coupling.is_served(x, x) or not set(options) <= {"inverse"}:
+            return super().spline_op(x, **options)
+        try:
+            parameters, spline = self.raw_parameters()
+            if parameters.dtype != x.dtype or x.shape[-1:] != parameters.shape[-2:-1]:
+                raise Unfused("x does not fit its parameters")
+            parameters = _expanded(parameters, x.shape)
+        except Unfused:
+            return super().spline_op(x, **options)
+        inverse = bool(options.get("inverse"))
+        return rational_quadratic_spline(x, parameters, spline, inverse=inverse, event_ndims=0)
+
+
+def _expanded(parameters: Tensor, shape: Size) -> Tensor:
+    try:
+        return parameters.expand(*shape, -1)
+    except RuntimeError as error:
+        raise Unfused("the context does not fit") from error
+
+
+def _quadratic(layer: Foreign) -> Spline:
+    if layer.order != "quadratic":
+        raise Unfused(f"its splines are of order {layer.order!r}: quadratic ones have kernels")
+    return _network.spline(layer.count_bins, float(layer.bound), "linear", "pyro")
+
+
+class FusedSpline(_Elementwise, PyroSpline):
+    """The transform with its splines in one kernel."""
+
+    library_class = PyroSpline
+
+    def raw_parameters(self) -> tuple[Tensor, Spline]:
+        """Its own, for all rows the same."""
+        spline = _own(self)
+        raw = self.unnormalized_widths, self.unnormalized_heights, self.unnormalized_derivatives
+        return torch.cat(raw, -1), spline
+
+    @classmethod
+    def prove(cls, layer: Foreign) -> str:
+        """Require that the layer does what is known here, in both directions; says what it is."""
+        _network.require_unchanged(layer, "_call", "_inverse", "spline_op")
+        _own(layer)
+        twin = PyroSpline(layer.input_dim, layer.count_bins, layer.bound, layer.order).to("cpu", torch.float64)
+        _agree(cls, twin, twin.input_dim, lambda twin: twin)
+        return f"Spline, {layer.input_dim} features"
+
+
+def _own(layer: Foreign) -> Spline:
+    """Its splines, if their parameters are found by its class's method, which is kept in the instance."""
+    if layer._params != types.MethodType(PyroSpline._params, layer):
+        raise Unfused("it has a _params of its own, which may do something else")
+    return _quadratic(layer)
+
+
+class _FusedConditioned(_Elementwise, ConditionedSpline):
+    """The transform that a conditional spline becomes given its context."""
+
+    library_class = ConditionedSpline
+
+    def __init__(self, layer: FusedConditionalSpline, context: Tensor) -> None:
+        super().__init__(functools.partial(layer._params, context), bound=layer.bound, order=layer.order)
+        self.layer, self.context = layer, context
+
+    def raw_parameters(self) -> tuple[Tensor, Spline]:
+        """Those of its network."""
+        layer = self.layer
+        spline = _quadratic(layer)
+        parts = layer.nn(self.context)
+        sizes = layer.count_bins, layer.count_bins, layer.count_bins - 1
+        if parts[0].shape[-1] == layer.input_dim:  # of an autoregressive network
+            parts = [part.transpose(-1, -2) for part in parts]
+        else:
+            pairs = zip(parts, sizes, strict=True)
+            parts = [part.reshape(*part.shape[:-1], layer.input_dim, size) for part, size in pairs]
+        return torch.cat(parts, -1), spline
+
+
+class FusedConditionalSpline(ConditionalSpline, _network.Swapped):
+    """The conditional transform, whose conditioned ones have their splines in one kernel."""
+
+    library_class = ConditionalSpline
+
+    def condition(self, context: Tensor) -> ConditionedSpline:
+        """The transform given the context."""
+        return super().condition(context) if _network.is_recorded() else _FusedConditioned(self, context)
+
+    @classmethod
+    def prove(cls, layer: Foreign) -> str:
+        """Require that the layer does what is known here, in both directions; says what it is."""
+        _network.require_unchanged(layer, "condition", "_params")
+        _quadratic(layer)
+        d, bins = layer.input_dim, layer.count_bins
+        generator = torch.Generator().manual_seed(0)
+        for is_autoregressive in (False, True):
+            shapes = [(3, size, d) if is_autoregressive else (3, d * size) for size in (bins, bins, bins - 1)]
+            parts = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+            twin = ConditionalSpline(lambda _, parts=parts: parts, d, bins, layer.bound, layer.order)
+            _agree(cls, twin, d, lambda twin: twin.condition(None))
+        return f"ConditionalSpline, {d} features"
+
+
+def _agree(kind: type[Foreign], twin: Foreign, d: int, conditioned: Callable[[Foreign], Foreign]) -> None:
+    x = 2 * torch.randn(3, d, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    with torch.no_grad():
+        _coupling.agree(
+            kind,
+            twin,
+            lambda twin: conditioned(twin).spline_op(x),
+            lambda twin: conditioned(twin).spline_op(x, inverse=True),
+        )
+
+
 FUSED = {
     AffineAutoregressive: FusedAffineAutoregressive,
     SplineAutoregressive: FusedSplineAutoregressive,
     ConditionalAffineAutoregressive: FusedConditionalAffineAutoregressive,
     ConditionalSplineAutoregressive: FusedConditionalSplineAutoregressive,
+    PyroSpline: FusedSpline,
+    ConditionalSpline: FusedConditionalSpline,
 }
 
 
