@@ -130,7 +130,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(_PYRO, "_coupling.is_served(x, x)", "True", _COUPLING_TESTS + " -k pyro_runs"),
     Mutation(_PYRO, 'require_unchanged(layer, "condition", "_params")', 'require_unchanged(layer, "_params")', _COUPLING_TESTS + " -k pyro_splines"),
     Mutation(_PYRO, "return (layer.spline,) if isinstance(layer, SplineAutoregressive) else ()", "return ()", _COUPLING_TESTS + " -k parts_of"),
-    Mutation("hvae_kernels/compat/__init__.py", "and id(layer) not in inner", "", _COUPLING_TESTS + " -k parts_of"),
+    Mutation("hvae_kernels/compat/__init__.py", "and id(layer) not in parts", "", _COUPLING_TESTS + " -k parts_of"),
     Mutation("hvae_kernels/compat/__init__.py", 'if isinstance(layer, getattr(adapter, "AS_FAST", ())):', "if False:", _COUPLING_TESTS + " -k left_alone"),
     Mutation("hvae_kernels/compat/normflows.py", "and split.mode == merge.mode", "", _COUPLING_TESTS + " -k blocks_parts"),
     Mutation("hvae_kernels/compat/normflows.py", "all(_live.untouched(part) and", "all(", _COUPLING_TESTS + " -k blocks_parts"),

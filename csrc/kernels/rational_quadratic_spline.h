@@ -399,16 +399,16 @@ HK_INLINE void knots(const Spline& s, int64_t m, Bins<T>& b) {
     const Axis axis = axis_of(s, a);
     const double span = axis.span(), low = axis.low, high = axis.high;
     const double step = span * axis.floor, size = span * axis.rest;
-    const T least = static_cast<T>(step), most = static_cast<T>(size);
     for (int64_t i = 0; i < m; ++i) {
       const double inverse = 1 / (double(side.total_hi[i]) + side.total_lo[i]);
       const double below = (double(side.below_hi[i]) + side.below_lo[i]) * inverse;
       side.inverse_total[i] = static_cast<T>(inverse), side.below[i] = static_cast<T>(below);
+      const double length = step + size * (side.chosen[i] * inverse);
       side.share[i] = side.chosen[i] * side.inverse_total[i];
       side.above[i] = (T(1) - side.below[i]) - side.share[i];
-      side.length[i] = least + most * side.share[i];
+      side.length[i] = static_cast<T>(length);
       side.knot[i] = low + (step * b.index[i] + size * below);
-      side.next[i] = b.index[i] == last ? high : side.knot[i] + side.length[i];
+      side.next[i] = b.index[i] == last ? high : side.knot[i] + length;
     }
   }
   const Side<T>& side = b.sides[s.inverse];
