@@ -41,7 +41,7 @@ class Row:
     """An op in the benchmarks.
 
     Attributes:
-        name: the op's name: its folder, schema, test and benchmark key.
+        name: the op's name: its folder, schema, test and benchmark key; `_inverse` behind it for its other direction.
         op: the public function.
         formula: the same in plain PyTorch as one writes it, the eager rival and, compiled, the second one.
         inputs: ``inputs(dtype, device, seed, **sizes)`` makes the arguments.
