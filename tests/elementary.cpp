@@ -32,7 +32,6 @@ extern "C" void use_cpu_set(int set) { hk::chosen_set = static_cast<hk::SetId>(s
 
 EXPOSE(exponential, exponential(x))
 EXPOSE(exp_nonpositive, exp_nonpositive(x))
-EXPOSE(exp2_nonpositive, exp2_nonpositive(x, T(1), T(0), T(-125)))
 EXPOSE(exp_normal, exp_normal(x))
 EXPOSE(expm1_nonpositive, expm1_nonpositive(x))
 EXPOSE(log1p_unit, log1p_unit(x))

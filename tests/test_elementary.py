@@ -60,7 +60,6 @@ def between(low, high, n=400_001):
 RELATIVE = {
     "exponential": (torch.exp, (-103.9, 88.7), 1.0),
     "exp_nonpositive": (torch.exp, (-103.9, 0.0), 1.0),
-    "exp2_nonpositive": (torch.exp2, (-125.0, 0.0), 1.2),
     "exp_normal": (torch.exp, (-87.3, 88.3), 1.0),
     "expm1_nonpositive": (torch.expm1, (-40.0, 0.0), 1.0),
     "log1p_unit": (torch.log1p, (0.0, 1.0), 2.0),
@@ -98,7 +97,6 @@ ABSOLUTE = {
 LIMITS = {
     "exponential": (0.0, math.inf),
     "exp_nonpositive": (0.0, None),
-    "exp2_nonpositive": (2.0**-125, None),
     "expm1_nonpositive": (-1.0, None),
     "log1p_nonnegative": (None, math.inf),
     "logarithm": (math.nan, math.inf),

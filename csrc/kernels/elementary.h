@@ -56,25 +56,6 @@ HK_INLINE float exp_nonpositive(float x) {
 }
 HK_INLINE double exp_nonpositive(double x) { return std::exp(x); }
 
-// 2^(x c) for x <= 0 and c = by + rest > 0, 1.2 ulp (1 with fused products); below x = `least`, of a normal result, that.
-HK_INLINE float exp2_nonpositive(float x, float by, float rest, float least) {
-  constexpr float kMagic = 12582912.f;
-  x = x < least ? least : x;
-  const float n = x * by + kMagic, r = (x * by - (n - kMagic)) + x * rest;
-  float p = 1.5353362e-4f;
-  p = p * r + 1.3398875e-3f;
-  p = p * r + 9.6184369e-3f;
-  p = p * r + 5.5503324e-2f;
-  p = p * r + 2.4022648e-1f;
-  p = p * r + 6.9314718e-1f;
-  p = p * r + 1.f;
-  return std::bit_cast<float>(std::bit_cast<uint32_t>(p) + (std::bit_cast<uint32_t>(n) << 23));
-}
-HK_INLINE double exp2_nonpositive(double x, double by, double rest, double least) {
-  x = x < least ? least : x;
-  return std::exp2(x * by + x * rest);
-}
-
 // exp(x) where it is a normal number: the same bits for less still.
 HK_INLINE float exp_normal(float x) {
   const auto [n, r] = by_ln2(x);
