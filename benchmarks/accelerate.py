@@ -203,39 +203,37 @@ class NflowsSplines(Nflows):
         )
 
 
-class NflowsCoupling(Nflows):
-    """``PiecewiseRationalQuadraticCouplingTransform`` with residual networks of one block."""
-
-    name = "nflows spline coupling"
-
-    def layer(self, size: Size) -> nn.Module:
-        """One of them."""
-        from nflows import transforms
-        from nflows.nn.nets import ResidualNet
-
-        return transforms.PiecewiseRationalQuadraticCouplingTransform(
-            [place % 2 for place in range(size.features)],
-            lambda inputs, outputs: ResidualNet(inputs, outputs, hidden_features=size.hidden, num_blocks=1),
-            num_bins=size.bins,
-            tails="linear",
-            tail_bound=3.0,
-        )
-
-
 class NflowsAffineCoupling(Nflows):
     """``AffineCouplingTransform`` with residual networks of one block."""
 
     name = "nflows affine coupling"
+    kind = "AffineCouplingTransform"
 
     def layer(self, size: Size) -> nn.Module:
         """One of them."""
         from nflows import transforms
         from nflows.nn.nets import ResidualNet
 
-        return transforms.AffineCouplingTransform(
+        return getattr(transforms, self.kind)(
             [place % 2 for place in range(size.features)],
             lambda inputs, outputs: ResidualNet(inputs, outputs, hidden_features=size.hidden, num_blocks=1),
+            **self.options(size),
         )
+
+    def options(self, size: Size) -> dict[str, object]:
+        """Of the layer."""
+        return {}
+
+
+class NflowsCoupling(NflowsAffineCoupling):
+    """``PiecewiseRationalQuadraticCouplingTransform``."""
+
+    name = "nflows spline coupling"
+    kind = "PiecewiseRationalQuadraticCouplingTransform"
+
+    def options(self, size: Size) -> dict[str, object]:
+        """Of the layer."""
+        return {"num_bins": size.bins, "tails": "linear", "tail_bound": 3.0}
 
 
 class ZukoAffineCoupling(Zuko):
@@ -446,12 +444,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"  timed {records[-1]['library']}, d = {size.features}", flush=True)
     print(f"\n{results.machine(origin)}, torch {origin['torch']}\n\n{table(records)}")
     whole = not options.tiny and not options.keep
-    if options.out or whole:
-        path = (options.out or results.FLOWS) / f"accelerate-{results.stem(origin)}.csv"
-        results.write(path, records, FIELDS)
-        print(f"wrote {path}")
-    if not options.out and whole:
-        print(readme.update_flows(ROOT / "README.md"))
+    readme.publish("accelerate", origin, records, FIELDS, options.out, whole)
     return 0
 
 

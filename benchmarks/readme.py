@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -103,6 +103,23 @@ def update_flows(readme: Path, folder: Path = results.FLOWS) -> str:
             written.append(prefix)
     readme.write_text(document)
     return f"{readme.name}: written from {folder}: {', '.join(written) or 'nothing'}"
+
+
+def publish(
+    name: str,
+    origin: Mapping[str, object],
+    records: Sequence[Record],
+    fields: Sequence[str],
+    out: Path | None,
+    whole: bool,
+) -> None:
+    """Write a benchmark's CSV into ``out``; a whole run's otherwise to where README is made from, and that anew."""
+    if out or whole:
+        path = (out or results.FLOWS) / f"{name}-{results.stem(origin)}.csv"
+        results.write(path, records, fields)
+        print(f"wrote {path}")
+    if whole and not out:
+        print(update_flows(ROOT / "README.md"))
 
 
 def _origin(record: Record) -> str:

@@ -255,12 +255,7 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"\n{results.machine(origin)}, torch {origin['torch']}, sbi {records[0]['version']}\n")
     print(readme.sbi_table(records, "simple"))
     whole = size == Size() and not options.keep
-    if options.out or whole:
-        path = (options.out or results.FLOWS) / f"sbi-{results.stem(origin)}.csv"
-        results.write(path, records, FIELDS)
-        print(f"wrote {path}")
-    if not options.out and whole:
-        print(readme.update_flows(ROOT / "README.md"))
+    readme.publish("sbi", origin, records, FIELDS, options.out, whole)
     return 0
 
 
