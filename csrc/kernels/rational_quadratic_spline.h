@@ -2,6 +2,8 @@
 // hvae_kernels/ops/rational_quadratic_spline/README.md.
 #pragma once
 
+#include <bit>
+
 #include "elementary.h"
 #include "rows.h"
 
@@ -236,8 +238,9 @@ HK_INLINE void scatter(const Layout& to, T* data, int64_t first, int64_t n, int6
 
 template <class T>
 struct Side {
-  alignas(64) T below_hi[kBlock], below_lo[kBlock], total_hi[kBlock], total_lo[kBlock], chosen[kBlock];
-  alignas(64) T inverse_total[kBlock], share[kBlock], below[kBlock], above[kBlock];  // softmax: of the bin, around it
+  alignas(64) T below_hi[kBlock], below_lo[kBlock], total_hi[kBlock], total_lo[kBlock];
+  alignas(64) T chosen[kBlock], inverse_total[kBlock];
+  alignas(64) T share[kBlock], below[kBlock], above[kBlock];  // softmax: of the bin, around it
   alignas(64) T length[kBlock];
   alignas(64) double knot[kBlock], next[kBlock];
 };
@@ -248,8 +251,15 @@ struct Bins {
   alignas(64) T x[kBlock], outside[kBlock], index[kBlock], lower_at[kBlock], upper_at[kBlock];
   alignas(64) T lower_raw[kBlock], upper_raw[kBlock], lower[kBlock], upper[kBlock];
   alignas(64) T from_lower[kBlock], from_upper[kBlock];  // of x, along the axis that it is on
-  alignas(64) T z[kBlock], zc[kBlock];
+  alignas(64) T z[kBlock], zc[kBlock], inverse_w[kBlock];
 };
+
+// exp(x) for x <= 0, never less than the least normal number.
+template <class T>
+HK_INLINE T power(T x) {
+  constexpr T kLeast = sizeof(T) == 4 ? T(-87) : T(-708);
+  return exp_normal(x < kLeast ? kLeast : x);
+}
 
 // e = exp(logits - their largest).
 template <class T>
@@ -265,71 +275,74 @@ HK_INLINE void exponentials(const Spline& s, int64_t m, const T* raw, T* e) {
     for (int64_t i = 0; i < m; ++i) most[i] = clip(most[i] * scale, rate).value;
     for (int64_t k = 0; k < bins; ++k)
       for (int64_t i = 0; i < m; ++i)
-        e[k * kBlock + i] = exp_nonpositive(clip(raw[k * kBlock + i] * scale, rate).value - most[i]);
+        e[k * kBlock + i] = power(clip(raw[k * kBlock + i] * scale, rate).value - most[i]);
   } else {
     for (int64_t k = 0; k < bins; ++k)
-      for (int64_t i = 0; i < m; ++i) e[k * kBlock + i] = exp_nonpositive((raw[k * kBlock + i] - most[i]) * scale);
+      for (int64_t i = 0; i < m; ++i) e[k * kBlock + i] = power((raw[k * kBlock + i] - most[i]) * scale);
   }
 }
 
-// hi + lo += e, with what rounding the sum loses.
+// A sum of numbers between 0 and 1 in two parts. The first loses nothing: it is of their multiples of the spacing at
+// `most`, a power of two that the sum does not exceed.
 template <class Set, class T>
-HK_INLINE void two_sum(Vector<T, Set>& hi, Vector<T, Set>& lo, Vector<T, Set> e) {
-  const Vector<T, Set> sum = hi + e, part = sum - hi;
-  lo += (hi - (sum - part)) + (e - part);
-  hi = sum;
-}
+struct Sum {
+  using V = Vector<T, Set>;
+  V hi = {}, lo = {};
+
+  HK_INLINE void add(V e, T most) {
+    const V part = (e + most) - most;
+    hi += part, lo += e - part;
+  }
+  HK_INLINE void store(T* to_hi, T* to_lo) const { *vectors<Set>(to_hi) = hi, *vectors<Set>(to_lo) = lo; }
+};
 
 // The bin of each x, and the sums up to it. On the axis of x the knots below x are counted, k floor + rest S_k <= share
 // of x; a bin that is missed by rounding is as good there, as neighbours agree at their knot to the first derivative.
 template <class Set, class T>
 HK_INLINE void find(const Spline& s, int64_t m, const T* raw, const T* e, Bins<T>& b) {
   using V = Vector<T, Set>;
-  const int64_t bins = s.bins, slopes = s.slopes();
+  const int64_t bins = s.bins, slopes = s.slopes(), before = s.tails == kLinear ? 1 : 0;
   const int first = s.inverse;
   const Axis axis = axis_of(s, first);
   const T* e1 = e + first * bins * kBlock;
   const T* e2 = e + (1 - first) * bins * kBlock;
   const T* rs = raw + 2 * bins * kBlock;
   const T low = static_cast<T>(axis.low), inverse_span = static_cast<T>(1 / (axis.span() * axis.rest));
-  const T floor = static_cast<T>(axis.floor / axis.rest);
+  const T floor = static_cast<T>(axis.floor / axis.rest), most = static_cast<T>(std::bit_ceil(uint64_t(bins)));
   Side<T>&one = b.sides[first], &two = b.sides[1 - first];
   for (int64_t v = 0; v < m; v += kLanes<T, Set>) {
-    V hi = {}, lo = {};
-    for (int64_t k = 0; k < bins; ++k) two_sum<Set, T>(hi, lo, *vectors<Set>(e1 + k * kBlock + v));
-    *vectors<Set>(one.total_hi + v) = hi, *vectors<Set>(one.total_lo + v) = lo;
-    V limit = (*vectors<Set>(b.x + v) - low) * inverse_span * hi;
-    const V step = hi * floor;
-    V below_hi = {}, below_lo = {}, chosen = *vectors<Set>(e1 + v), index = {};
-    hi = V{}, lo = V{};
+    const auto at = [v](const T* of, int64_t k) __attribute__((always_inline)) {
+      return *vectors<Set>(of + k * kBlock + v);
+    };
+    Sum<Set, T> total, sum, below;
+    for (int64_t k = 0; k < bins; ++k) total.add(at(e1, k), most);
+    total.store(one.total_hi + v, one.total_lo + v);
+    const V whole = total.hi + total.lo, step = whole * floor;
+    V limit = (*vectors<Set>(b.x + v) - low) * inverse_span * whole, chosen = at(e1, 0), index = {};
     for (int64_t k = 1; k < bins; ++k) {
-      two_sum<Set, T>(hi, lo, *vectors<Set>(e1 + (k - 1) * kBlock + v));
+      sum.add(at(e1, k - 1), most);
       limit -= step;
-      const auto take = limit >= hi;
-      below_hi = take ? hi : below_hi, below_lo = take ? lo : below_lo;
-      chosen = take ? *vectors<Set>(e1 + k * kBlock + v) : chosen;
-      index = take ? V{} + static_cast<T>(k) : index;
+      const auto take = limit >= sum.hi + sum.lo;
+      below.hi = take ? sum.hi : below.hi, below.lo = take ? sum.lo : below.lo;
+      chosen = take ? at(e1, k) : chosen, index = take ? V{} + static_cast<T>(k) : index;
     }
-    *vectors<Set>(one.below_hi + v) = below_hi, *vectors<Set>(one.below_lo + v) = below_lo;
+    below.store(one.below_hi + v, one.below_lo + v);
     *vectors<Set>(one.chosen + v) = chosen, *vectors<Set>(b.index + v) = index;
-    hi = V{}, lo = V{}, below_hi = V{}, below_lo = V{}, chosen = *vectors<Set>(e2 + v);
-    for (int64_t k = 0; k < bins; ++k) {
-      const V term = *vectors<Set>(e2 + k * kBlock + v);
+    total = below = {}, chosen = at(e2, 0);
+    V lower = at(rs, 0), upper = at(rs, (1 - before) % slopes);
+    total.add(chosen, most);
+    for (int64_t k = 1; k < bins; ++k) {
       const auto take = index >= static_cast<T>(k);
-      below_hi = take ? hi : below_hi, below_lo = take ? lo : below_lo, chosen = take ? term : chosen;
-      two_sum<Set, T>(hi, lo, term);
+      const V term = at(e2, k);
+      below.hi = take ? total.hi : below.hi, below.lo = take ? total.lo : below.lo, chosen = take ? term : chosen;
+      lower = take ? at(rs, k - before) : lower;
+      upper = take ? at(rs, (k + 1 - before) % slopes) : upper;
+      total.add(term, most);
     }
-    *vectors<Set>(two.total_hi + v) = hi, *vectors<Set>(two.total_lo + v) = lo;
-    *vectors<Set>(two.below_hi + v) = below_hi, *vectors<Set>(two.below_lo + v) = below_lo;
+    total.store(two.total_hi + v, two.total_lo + v), below.store(two.below_hi + v, two.below_lo + v);
     *vectors<Set>(two.chosen + v) = chosen;
-    V lower_at = index, upper_at = index + T(1);
-    if (s.tails == kLinear) lower_at -= T(1), upper_at -= T(1);
+    V lower_at = index - static_cast<T>(before), upper_at = lower_at + T(1);
     if (s.tails == kCircular) upper_at = upper_at == static_cast<T>(bins) ? V{} : upper_at;
-    V lower = {}, upper = {};
-    for (int64_t k = 0; k < slopes; ++k) {
-      const V slope = *vectors<Set>(rs + k * kBlock + v);
-      lower = lower_at == static_cast<T>(k) ? slope : lower, upper = upper_at == static_cast<T>(k) ? slope : upper;
-    }
     *vectors<Set>(b.lower_at + v) = lower_at, *vectors<Set>(b.upper_at + v) = upper_at;
     *vectors<Set>(b.lower_raw + v) = lower, *vectors<Set>(b.upper_raw + v) = upper;
   }
@@ -378,15 +391,18 @@ HK_INLINE void knots(const Spline& s, int64_t m, Bins<T>& b) {
   for (int a = 0; a < 2; ++a) {
     Side<T>& side = b.sides[a];
     const Axis axis = axis_of(s, a);
-    const double span = axis.span(), floor = axis.floor, rest = axis.rest, low = axis.low, high = axis.high;
+    const double span = axis.span(), low = axis.low, high = axis.high;
+    const double step = span * axis.floor, size = span * axis.rest;
     for (int64_t i = 0; i < m; ++i) {
       const double inverse = 1 / (double(side.total_hi[i]) + side.total_lo[i]);
-      const double share = side.chosen[i] * inverse, below = (double(side.below_hi[i]) + side.below_lo[i]) * inverse;
-      const double length = span * (floor + rest * share), knot = low + span * (floor * b.index[i] + rest * below);
-      side.inverse_total[i] = static_cast<T>(inverse), side.share[i] = static_cast<T>(share);
-      side.below[i] = static_cast<T>(below), side.above[i] = static_cast<T>((1 - below) - share);
-      side.length[i] = static_cast<T>(length), side.knot[i] = knot;
-      side.next[i] = b.index[i] == last ? high : knot + length;
+      const double below = (double(side.below_hi[i]) + side.below_lo[i]) * inverse;
+      side.inverse_total[i] = static_cast<T>(inverse), side.below[i] = static_cast<T>(below);
+      const double length = step + size * (side.chosen[i] * inverse);
+      side.share[i] = side.chosen[i] * side.inverse_total[i];
+      side.above[i] = (T(1) - side.below[i]) - side.share[i];
+      side.length[i] = static_cast<T>(length);
+      side.knot[i] = low + (step * b.index[i] + size * below);
+      side.next[i] = b.index[i] == last ? high : side.knot[i] + length;
     }
   }
   const Side<T>& side = b.sides[s.inverse];
@@ -403,16 +419,17 @@ HK_INLINE void places(const Spline& s, int64_t m, Bins<T>& b) {
   const T *w = b.sides[0].length, *h = b.sides[1].length;
   if (s.inverse) {
     for (int64_t i = 0; i < m; ++i) {
-      const T inverse = T(1) / h[i], t = b.from_lower[i] * inverse, q = b.from_upper[i] * inverse, slope = h[i] / w[i];
+      const T inverse = T(1) / h[i], t = b.from_lower[i] * inverse, q = b.from_upper[i] * inverse;
+      const T inverse_w = T(1) / w[i], slope = h[i] * inverse_w;
       const T u = b.lower[i] * q - b.upper[i] * t, r = std::sqrt(u * u + T(4) * slope * slope * t * q);
       const T near = T(2) * slope * (u < T(0) ? q : t), far = (u < T(0) ? -u : u) + r;
       const T n = u < T(0) ? far : near, c = u < T(0) ? near : far, whole = T(1) / (n + c);
-      b.z[i] = n * whole, b.zc[i] = c * whole;
+      b.z[i] = n * whole, b.zc[i] = c * whole, b.inverse_w[i] = inverse_w;
     }
   } else {
     for (int64_t i = 0; i < m; ++i) {
       const T inverse = T(1) / w[i];
-      b.z[i] = b.from_lower[i] * inverse, b.zc[i] = b.from_upper[i] * inverse;
+      b.z[i] = b.from_lower[i] * inverse, b.zc[i] = b.from_upper[i] * inverse, b.inverse_w[i] = inverse;
     }
   }
 }
@@ -430,8 +447,8 @@ HK_INLINE void locate(const Spline& s, int64_t n, int64_t m, const T* x, const T
   exponentials(s, m, raw, e);
   exponentials(s, m, raw + s.bins * kBlock, e + s.bins * kBlock);
   find<Set>(s, m, raw, e, b);
-  slopes(s, m, b);
   knots(s, m, b);
+  slopes(s, m, b);
   places(s, m, b);
 }
 
@@ -450,8 +467,8 @@ template <class S>
 struct Form {
   S z, zc, inverse_w, s, q, inverse_d, sigma, a0, a1, nu, f, fc, jacobian;
 
-  HK_INLINE Form(S z, S zc, S w, S h, S d0, S d1) : z(z), zc(zc) {
-    inverse_w = inverse_of(w), s = h * inverse_w, q = z * zc;
+  HK_INLINE Form(S z, S zc, S inverse_w, S h, S d0, S d1) : z(z), zc(zc), inverse_w(inverse_w) {
+    s = h * inverse_w, q = z * zc;
     inverse_d = inverse_of(s * (z * z + zc * zc) + (d0 + d1) * q);
     sigma = s * inverse_d, a0 = d0 * inverse_d, a1 = d1 * inverse_d;
     nu = a1 * z * z + (sigma + sigma) * q + a0 * zc * zc;
@@ -536,7 +553,7 @@ struct Forward {
     locate<Set>(spline, n, m, x, raw, e, b);
     const T *w = b.sides[0].length, *h = b.sides[1].length;
     for (int64_t i = 0; i < m; ++i) {
-      const Form<T> p(b.z[i], b.zc[i], w[i], h[i], b.lower[i], b.upper[i]);
+      const Form<T> p(b.z[i], b.zc[i], b.inverse_w[i], h[i], b.lower[i], b.upper[i]);
       to[i] = (p.f < p.fc ? p.f : -p.fc) * h[i], upper[i] = p.f < p.fc ? T(0) : T(1);
       log[i] = logarithm(p.jacobian);
     }
@@ -588,7 +605,7 @@ struct Backward {
     const auto pull = [&](Of of) __attribute__((always_inline)) {
       HK_IVDEP
       for (int64_t i = 0; i < m; ++i) {
-        const Form<T> form(b.z[i], b.zc[i], widths.length[i], heights.length[i], b.lower[i], b.upper[i]);
+        const Form<T> form(b.z[i], b.zc[i], b.inverse_w[i], heights.length[i], b.lower[i], b.upper[i]);
         const Pulled<T> p(of, Partials<T>(form, heights.length[i]), g[i], l[i]);
         const bool outside = b.outside[i] != T(0);
         dx[i] = outside ? (passes ? g[i] : T(0)) : p.x;
@@ -714,7 +731,7 @@ struct DoubleBackward {
     for (int64_t i = 0; i < m; ++i) {
       const T w = b.sides[0].length[i], h = b.sides[1].length[i], tw = length[0][i], th = length[1][i];
       const T td0 = rate_lower[i] * t_lower[i], td1 = rate_upper[i] * t_upper[i];
-      const Form<T> form(b.z[i], b.zc[i], w, h, b.lower[i], b.upper[i]);
+      const Form<T> form(b.z[i], b.zc[i], b.inverse_w[i], h, b.lower[i], b.upper[i]);
       const Partials<T> p(form, h);
       const T by_bin = p.y_w * tw + p.y_h * th + p.y_d0 * td0 + p.y_d1 * td1 + knot[1][i];
       const T from = inverse ? (hx[i] - by_bin) * inverse_of(p.y_x) : hx[i] - knot[0][i];  // the tangent of x - x0
@@ -724,7 +741,7 @@ struct DoubleBackward {
       y_tangent[i] = outside ? passed : result;
       l_tangent[i] = outside ? T(0) : inverse ? -log : log;
       const T tz = (from - b.z[i] * tw) * form.inverse_w;
-      const Form<S> dual({b.z[i], tz}, {b.zc[i], -tz}, {w, tw}, {h, th}, {b.lower[i], td0}, {b.upper[i], td1});
+      const Form<S> dual({b.z[i], tz}, {b.zc[i], -tz}, inverse_of(S{w, tw}), {h, th}, {b.lower[i], td0}, {b.upper[i], td1});
       const Pulled<S> pulled(inverse ? Of::inverse : Of::map, Partials<S>(dual, {h, th}), g[i], l[i]);
       dx[i] = outside ? T(0) : pulled.x.tangent;
       const auto side = [&](int a, S at, S size) __attribute__((always_inline)) {

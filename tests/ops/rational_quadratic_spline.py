@@ -157,10 +157,10 @@ _TESTS = "tests/test_rational_quadratic_spline.py -k"
 MUTATIONS = (
     Mutation(_SPLINE, "      if (P % W) columns(P - W);", "", _BUDGET + " (linear or two)"),
     Mutation(_SPLINE, "    for (; v < n; ++v)\n      for (int64_t p = 0; p < P; ++p) base", "    for (; v < 0; ++v)\n      for (int64_t p = 0; p < P; ++p) base", _BUDGET + " plain"),
-    Mutation(_SPLINE, "lo += (hi - (sum - part)) + (e - part);", "", _TESTS + " cpp and small_bins"),
+    Mutation(_SPLINE, "hi += part, lo += e - part;", "hi += part;", _TESTS + " cpp and small_bins"),
     Mutation(_SPLINE, "      limit -= step;\n", "", _BUDGET + " none"),
     Mutation(_SPLINE, "if (s.tails == kCircular) upper_at = upper_at == static_cast<T>(bins) ? V{} : upper_at;", "", _BUDGET + " circular"),
-    Mutation(_SPLINE, "side.knot[i] = knot;", "side.knot[i] = static_cast<T>(knot);", _TESTS + " cpp and far_from"),
+    Mutation(_SPLINE, "side.knot[i] = low + (step * b.index[i] + size * below);", "side.knot[i] = static_cast<T>(low + (step * b.index[i] + size * below));", _TESTS + " cpp and far_from"),
     Mutation(_SPLINE, "far = (u < T(0) ? -u : u) + r;", "far = u + r;", _BUDGET + " steep"),
     Mutation(_SPLINE, "const bool outside = (b.x[i] < low) | (b.x[i] > high);", "const bool outside = b.x[i] > high;", _TESTS + " cpp and identity"),
     Mutation(_SPLINE, "y_h = p.f + rise;", "y_h = p.f;", _BUDGET + " backward and plain"),
