@@ -65,6 +65,7 @@ bench: $(VENV)/bench
 	$(BIN)/python benchmarks/training_step.py
 	$(BIN)/python benchmarks/autoregressive.py
 	$(BIN)/python benchmarks/accelerate.py
+	$(BIN)/python benchmarks/splines.py
 	$(BIN)/python benchmarks/sbi.py
 	$(BIN)/python benchmarks/hamiltonian.py --out benchmarks/results/flows
 

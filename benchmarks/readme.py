@@ -18,6 +18,7 @@ STUDY_BEGIN, STUDY_END = "<!-- study:begin -->", "<!-- study:end -->"
 STEP_BEGIN, STEP_END = "<!-- step:begin -->", "<!-- step:end -->"
 SWAP_BEGIN, SWAP_END = "<!-- accelerate:begin -->", "<!-- accelerate:end -->"
 SBI_BEGIN, SBI_END = "<!-- sbi:begin -->", "<!-- sbi:end -->"
+SPLINE_BEGIN, SPLINE_END = "<!-- splines:begin -->", "<!-- splines:end -->"
 
 
 def replace_between(document: str, content: str, begin: str = BEGIN, end: str = END) -> str | None:
@@ -87,12 +88,28 @@ def sbi_table(records: Sequence[Record], style: str = "github") -> str:
     return results.table(("flow", "job", "before", "after", "speed-up", "the same, by seed"), rows, style)
 
 
+def spline_table(records: Sequence[Record], style: str = "github") -> str:
+    """Whole spline flows: a line a rival, its times beside those of ours."""
+    cells = {(r["flow"], r["implementation"], r["direction"]): r for r in records}
+    flows = {r["flow"]: r for r in records}
+    rows = []
+    for flow, implementation in dict.fromkeys(key[:2] for key in cells):
+        r = flows[flow]
+        size = f"{flow}: d = {r['features']}, {r['layers']} x ({r['hidden']}), batch {r['batch']}"
+        line = [cells.get((flow, implementation, direction)) for direction in ("density", "gradient", "sampling")]
+        times = [f"{results.duration(c['p20_us'])} ({results.times(c['times_of_ours'])})" if c else "" for c in line]
+        rows.append((size, implementation, *times, results.size(line[1]["peak_bytes"]) if line[1] else ""))
+    headers = ("flow", "implementation", "density (of ours)", "gradient", "sampling", "memory of a gradient")
+    return results.table(headers, rows, style)
+
+
 def update_flows(readme: Path, folder: Path = results.FLOWS) -> str:
     """Rewrite the sections on autoregressive flows of ``readme``; returns one sentence that says what happened."""
     document, written = readme.read_text(), []
     for prefix, table, markers in (
         ("autoregressive", step_table, (STEP_BEGIN, STEP_END)),
         ("accelerate", swap_table, (SWAP_BEGIN, SWAP_END)),
+        ("splines", spline_table, (SPLINE_BEGIN, SPLINE_END)),
         ("sbi", sbi_table, (SBI_BEGIN, SBI_END)),
     ):
         paths = sorted(folder.glob(f"{prefix}-*.csv"))

@@ -1,6 +1,7 @@
 """The benchmarks' own arithmetic: percentiles, tables, the gate. Nothing here is about speed."""
 
 import dataclasses
+import importlib.util
 import itertools
 import json
 import os
@@ -29,6 +30,7 @@ from benchmarks import (  # noqa: E402
     rivals,
     run,
     sbi,
+    splines,
     timing,
     training_step,
 )
@@ -227,6 +229,7 @@ def test_readme_shows_every_set_of_a_device(tmp_path):
     }
     swap = dict.fromkeys(accelerate.FIELDS, "1") | {"library": "zuko"} | origin
     posterior = dict.fromkeys(sbi.FIELDS, "1") | {"model": "maf"} | origin
+    whole = dict.fromkeys(splines.FIELDS, "1") | {"flow": "NSF", "direction": "gradient"} | origin
     for name, us in (("avx2", "20"), ("avx512", "10")):
         measured = dict.fromkeys(results.FIELDS, "") | key | origin | {"cpu": name, "p20_us": us}
         results.write(tmp_path / f"{results.stem(measured)}.csv", [measured])
@@ -234,16 +237,20 @@ def test_readme_shows_every_set_of_a_device(tmp_path):
         results.write(tmp_path / "flows" / flows.name, [swap | {"cpu": name}], accelerate.FIELDS)
         flows = tmp_path / "flows" / f"sbi-{results.stem(measured)}.csv"
         results.write(flows, [posterior | {"cpu": name}], sbi.FIELDS)
+        flows = tmp_path / "flows" / f"splines-{results.stem(measured)}.csv"
+        results.write(flows, [whole | {"cpu": name}], splines.FIELDS)
     text = readme.section(tmp_path, "results")
     assert text.index("A Device, 2 threads, avx2** ([all figures](results/a-device-2-threads-avx2.csv)") < text.index(
         "20 us"
     )
     assert text.index("20 us") < text.index("A Device, 2 threads, avx512**") < text.index("10 us")
     document = tmp_path / "README.md"
-    document.write_text(f"{readme.SWAP_BEGIN}\n{readme.SWAP_END}\n{readme.SBI_BEGIN}\n{readme.SBI_END}\n")
+    markers = (readme.SWAP_BEGIN, readme.SWAP_END, readme.SPLINE_BEGIN, readme.SPLINE_END)
+    document.write_text("\n".join((*markers, readme.SBI_BEGIN, readme.SBI_END)))
     readme.update_flows(document, tmp_path / "flows")
     assert document.read_text().count("| zuko, d = 1") == 2
     assert document.read_text().count("| maf ") == 2
+    assert document.read_text().count("| NSF: d = 1") == 2
     assert "A Device, 2 threads, avx2, torch 2.13.0" in document.read_text()
 
 
@@ -283,7 +290,9 @@ def test_cpu_holds_ours_and_rivals(name):
     assert json.loads(result.stdout) == [name, name, *RIVALS_OF[name]]
 
 
-@pytest.mark.parametrize("script", ["run", "accelerate", "autoregressive", "hamiltonian", "sbi", "training_step"])
+@pytest.mark.parametrize(
+    "script", ["run", "accelerate", "autoregressive", "hamiltonian", "sbi", "splines", "training_step"]
+)
 def test_scripts_hold_before_torch_is_imported(script):
     """The environment is set before the line that imports torch, or ``hold`` would raise."""
     result = python(ROOT / "benchmarks" / f"{script}.py", "--cpu", "baseline", "--help")
@@ -425,6 +434,21 @@ def test_sbi_benchmark_refuses_what_is_not_the_same():
         sbi.draws(same, other)
     with pytest.raises(AssertionError, match=r"ranks moved by 2\.0 on average"):
         sbi.ranks(same, 2 * other, 100)
+
+
+def test_spline_benchmark_measures_every_rival(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(splines, "FULL", BRIEF)
+    assert splines.main(["--tiny", "--out", str(tmp_path)]) == 0
+    (path,) = tmp_path.glob("splines-*.csv")
+    rows = results.read(path)
+    names = ["hvae_kernels", "zuko", "zuko, accelerated", "nflows", "nflows, accelerated"]
+    if importlib.util.find_spec("flowjax"):
+        names.append("flowjax, jitted")
+    for size, direction in itertools.product(splines.TINY, ("density", "gradient", "sampling")):
+        line = [r for r in rows if (r["flow"], r["direction"]) == (size.name, direction)]
+        assert sorted(r["implementation"] for r in line) == sorted(names)
+        assert all(float(r["min_us"]) > 0 and bool(r["peak_bytes"]) == (direction == "gradient") for r in line)
+    assert "tiny coupling" in capsys.readouterr().out
 
 
 def test_accelerate_benchmark_measures_every_library(tmp_path, monkeypatch, capsys):
