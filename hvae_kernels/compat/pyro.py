@@ -314,7 +314,13 @@ class FusedSpline(_Elementwise, PyroSpline):
         """Require that the layer does what is known here, in both directions; says what it is."""
         _network.require_unchanged(layer, "_call", "_inverse", "spline_op")
         _own(layer)
-        twin = PyroSpline(layer.input_dim, layer.count_bins, layer.bound, layer.order).to("cpu", torch.float64)
+        with torch.device("meta"):  # no draws: the global generator is the user's
+            twin = PyroSpline(layer.input_dim, layer.count_bins, layer.bound, layer.order)
+        twin = twin.to_empty(device="cpu").to(torch.float64)
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for parameter in twin.parameters():
+                parameter.copy_(torch.randn(parameter.shape, generator=generator))
         _agree(cls, twin, twin.input_dim, lambda twin: twin)
         return f"Spline, {layer.input_dim} features"
 
