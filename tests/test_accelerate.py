@@ -1116,6 +1116,14 @@ def test_pyro_takes_any_batch(name, shape):
     torch.testing.assert_close(results, expected, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("name", ["pyro-context", "pyro-spline-context"])
+def test_pyro_names_what_a_conditional_transform_became(name):
+    (step, _), (_, c) = make(name), points(name)
+    _, report = hk.accelerate(step.condition(c))
+    why = "it is what a conditional transform became given its context: accelerate that transform"
+    assert (report.swapped, report.left) == ([], [("", why)])
+
+
 @pytest.mark.parametrize("name", ["pyro", "pyro-spline"])
 def test_pyro_keeps_its_cache(name):
     """What a call found serves the log-determinant of that very pair, in both directions."""

@@ -65,7 +65,10 @@ def sizes(layer: Foreign) -> tuple[int, int | None]:
     if isinstance(layer, _CONDITIONAL):
         _network.require(layer.nn, ConditionalAutoRegressiveNN)
         return layer.nn.input_dim, layer.nn.context_dim
-    return _split(layer.arn)[0].input_dim, None
+    net, context = _split(layer.arn)
+    if context is not None:
+        raise Unfused("it is what a conditional transform became given its context: accelerate that transform")
+    return net.input_dim, None
 
 
 def twin(layer: Foreign) -> Foreign:
