@@ -68,7 +68,14 @@ SUITES = {
     ),
     "nflows": Suite("nflows", ("tests/**/*_test.py",), ("nflows.flows", "nflows.transforms", "nflows.nn"), ("nflows",)),
     "glasflow": Suite(
-        "glasflow", ("tests/test_*/test_*.py",), ("glasflow", "glasflow.flows"), ("glasflow",), has_tests=False
+        "glasflow",
+        (
+            "tests/test_*/test_*.py",
+            "tests/**/*_test.py",
+        ),  # and those of its fork of nflows, made to import glasflow.nflows
+        ("glasflow.flows", "glasflow.nflows.flows", "glasflow.nflows.transforms"),
+        ("glasflow",),
+        has_tests=False,
     ),
     "normflows": Suite(
         "normflows",
@@ -87,7 +94,7 @@ SUITES = {
         ),
         ("pyro", "pyro.distributions.transforms", "pyro.nn", "pyro.infer.autoguide"),
         ("pyro",),
-        ("-k", "test_transforms or test_autoregressive or IAF"),  # the only guide of flows
+        ("-k", "test_transforms or test_autoregressive or IAF"),  # of the guides that alone holds such flows
         has_tests=False,
     ),
     "sbi": Suite(
@@ -100,7 +107,7 @@ SUITES = {
         ),
         ("sbi.inference", "sbi.neural_nets", "zuko", "nflows.flows", "nflows.transforms"),
         ("sbi", "zuko", "nflows"),
-        ("-m", "not slow and not gpu"),
+        ("-m", "not slow and not gpu", "-k", "maf or nsf or nice or NPE_C or pickl"),  # no mixtures, no classifiers
     ),
 }
 
@@ -130,7 +137,7 @@ def run(suite: Suite, root: pathlib.Path, name: str, seed: int, extra: Sequence[
         command = [sys.executable, str(RUN), "--root", str(root), "--results", str(results), "--seed", str(seed)]
         command += [*arguments, "--packages", *suite.packages, "--modules", *suite.modules]
         command += ["-c", str(empty), "--rootdir", str(root), "--import-mode=importlib", "-p", "no:cacheprovider"]
-        command += ["--tb=no", "-q", *suite.arguments, *extra, *files]
+        command += ["--continue-on-collection-errors", "--tb=no", "-q", *suite.arguments, *extra, *files]
         done = subprocess.run(
             command, cwd=scratch, env={**os.environ, **environment}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
