@@ -7,7 +7,7 @@ TRITON ?= triton==3.7.1
 BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h)
 
-.PHONY: demo test quick op arm bench lint clean
+.PHONY: demo test quick op arm peer-suites bench lint clean
 .DELETE_ON_ERROR:
 
 $(VENV)/torch:
@@ -29,6 +29,10 @@ $(VENV)/peers: $(VENV)/study tests/peers.txt
 $(VENV)/test: $(VENV)/study $(VENV)/peers
 	$(BIN)/python -m pip install --quiet $(TRITON)
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[test]"
+	touch $@
+
+$(VENV)/peer_suites: $(VENV)/test tests/peer_suites.txt
+	$(BIN)/python -m pip install --quiet --requirement tests/peer_suites.txt
 	touch $@
 
 $(VENV)/bench: $(VENV)/study $(VENV)/peers benchmarks/peers.txt
@@ -58,6 +62,10 @@ op: $(VENV)/test
 # The kernels on an emulated ARM machine, which `test` checks too where the packages that it names are there.
 arm: $(VENV)/test
 	OMP_NUM_THREADS=1 $(BIN)/python tests/arm/check.py
+
+# The libraries' own tests, with their flows accelerated: make peer-suites PEERS="pyro --tests pyro=../pyro".
+peer-suites: $(VENV)/peer_suites
+	OMP_NUM_THREADS=1 $(BIN)/python tests/peer_suites.py $(PEERS)
 
 bench: $(VENV)/bench
 	$(BIN)/python benchmarks/run.py

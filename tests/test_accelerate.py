@@ -582,6 +582,16 @@ def test_report_of_a_mixed_module():
     assert str(report).endswith("(the module itself): MaskedAffineAutoregressiveTransform, 5 features, 2 of context")
 
 
+@each_flow
+def test_it_draws_nothing_and_minds_no_default_device(name):
+    flow = make(name)
+    state = torch.get_rng_state()
+    with torch.device("meta"):
+        _, report = hk.accelerate(flow)
+    assert (len(report.swapped), report.left) == (FLOWS[name].layers, [])
+    assert torch.get_rng_state().equal(state)
+
+
 def test_only_modules_are_taken():
     with pytest.raises(TypeError, match=r"accelerate: module must be a torch.nn.Module, or .* got list \[\]"):
         hk.accelerate([])
@@ -953,6 +963,12 @@ def test_glasflow_is_nflows_under_another_name(glasflow):
             with hk.use_impl("cpp"), mock.patch.object(glasflow.made_module.MaskedLinear, "forward", None):
                 result = getattr(ours, direction)(x, c)
             torch.testing.assert_close(result, getattr(layer, direction)(x, c), rtol=1e-9, atol=1e-9)
+    with mock.patch.object(
+        glasflow.MaskedAffineAutoregressiveTransform,
+        "__init__",
+        functools.wraps(glasflow.MaskedAffineAutoregressiveTransform.__init__)(lambda *_: None),
+    ):
+        fused(layers, layers=2)  # a decorator around __init__ hides none of what is known of it
     layers[0].scale_activation = torch.exp
     _, report = hk.accelerate(layers)
     assert report.left == [("0", "it has a scale_activation of its own")]
@@ -1098,6 +1114,14 @@ def test_pyro_takes_any_batch(name, shape):
     assert passes.count == 0
     expected = Pyro.there(flow, x, c), Pyro.back(flow, x, c)
     torch.testing.assert_close(results, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["pyro-context", "pyro-spline-context"])
+def test_pyro_names_what_a_conditional_transform_became(name):
+    (step, _), (_, c) = make(name), points(name)
+    _, report = hk.accelerate(step.condition(c))
+    why = "it is what a conditional transform became given its context: accelerate that transform"
+    assert (report.swapped, report.left) == ([], [("", why)])
 
 
 @pytest.mark.parametrize("name", ["pyro", "pyro-spline"])

@@ -531,6 +531,16 @@ def test_pyro_runs_the_kernel(make, swaps, width, monkeypatch):
     assert not calls
 
 
+@pytest.mark.parametrize("make", [make for make, *_ in (*LAYERS.values(), *PYRO.values())], ids=[*LAYERS, *PYRO])
+def test_it_draws_nothing_and_minds_no_default_device(make):
+    layer = make()
+    state = torch.get_rng_state()
+    with torch.device("meta"):
+        _, report = hk.accelerate(layer)
+    assert (len(report.swapped) > 0, report.left) == (True, [])
+    assert torch.get_rng_state().equal(state)
+
+
 def test_pyro_takes_any_batch_of_inputs_and_context():
     layer = conditional_spline()
     fast, x, context = accelerated(layer), inputs(6).reshape(2, 3, 5), of_width(3)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
 
 from hvae_kernels import _checks
@@ -220,7 +221,8 @@ def _swap(name: str, layer: nn.Module, adapter: ModuleType, report: Report) -> N
         if type(layer) not in adapter.FUSED:
             raise Unfused(_foreign(type(layer), adapter))
         fused = adapter.FUSED[type(layer)]
-        what = fused.prove(layer) if hasattr(fused, "prove") else prove(layer, adapter)
+        with torch.device("cpu"):  # of the copy that proves it, whatever the default device is
+            what = fused.prove(layer) if hasattr(fused, "prove") else prove(layer, adapter)
     except Unfused as reason:
         report.left.append((name, str(reason)))
     except Exception as error:  # an edited layer, or another version of its library

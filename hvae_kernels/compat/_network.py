@@ -419,8 +419,8 @@ def prove(layer: nn.Module, adapter: Foreign) -> str:
     The copy has random parameters in float64: fresh networks are often zero in their last layer, where every mistake
     would pass. It also guards against versions of a library that compute something else than the one known here.
     """
-    live = next(layer.parameters())
     features, context_features = adapter.sizes(layer)
+    live = next(layer.parameters())
 
     def inputs(like: Tensor, *sizes: int | None) -> list[Any]:
         return [None if size is None else like.new_zeros(3, size) for size in sizes]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 from glasflow.nflows.transforms.autoregressive import (
     AutoregressiveTransform,
     MaskedAffineAutoregressiveTransform,
@@ -22,7 +24,8 @@ from hvae_kernels.compat._network import Foreign, Unfused
 
 def _gate(layer: Foreign) -> _network.Gate:
     own = getattr(layer.scale_activation, "__code__", layer)
-    if own not in MaskedAffineAutoregressiveTransform.__init__.__code__.co_consts:  # where the default one is written
+    # The default one is written in its __init__, around which others may have put a decorator.
+    if own not in inspect.unwrap(MaskedAffineAutoregressiveTransform.__init__).__code__.co_consts:
         raise Unfused("it has a scale_activation of its own")
     return _network.gate("softplus", layer._epsilon)
 

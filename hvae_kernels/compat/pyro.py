@@ -65,7 +65,10 @@ def sizes(layer: Foreign) -> tuple[int, int | None]:
     if isinstance(layer, _CONDITIONAL):
         _network.require(layer.nn, ConditionalAutoRegressiveNN)
         return layer.nn.input_dim, layer.nn.context_dim
-    return _split(layer.arn)[0].input_dim, None
+    net, context = _split(layer.arn)
+    if context is not None:
+        raise Unfused("it is what a conditional transform became given its context: accelerate that transform")
+    return net.input_dim, None
 
 
 def twin(layer: Foreign) -> Foreign:
@@ -314,7 +317,13 @@ class FusedSpline(_Elementwise, PyroSpline):
         """Require that the layer does what is known here, in both directions; says what it is."""
         _network.require_unchanged(layer, "_call", "_inverse", "spline_op")
         _own(layer)
-        twin = PyroSpline(layer.input_dim, layer.count_bins, layer.bound, layer.order).to("cpu", torch.float64)
+        with torch.device("meta"):  # no draws: the global generator is the user's
+            twin = PyroSpline(layer.input_dim, layer.count_bins, layer.bound, layer.order)
+        twin = twin.to_empty(device="cpu").to(torch.float64)
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for parameter in twin.parameters():
+                parameter.copy_(torch.randn(parameter.shape, generator=generator))
         _agree(cls, twin, twin.input_dim, lambda twin: twin)
         return f"Spline, {layer.input_dim} features"
 
