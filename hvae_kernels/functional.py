@@ -6,6 +6,7 @@ and all further derivatives. What it names is used or raises ``RuntimeError``, s
 
 from hvae_kernels.ops.affine_autoregressive import Gate, affine_autoregressive
 from hvae_kernels.ops.bernoulli_log_prob import bernoulli_log_prob
+from hvae_kernels.ops.draw import draw_read, draw_write
 from hvae_kernels.ops.gaussian_leapfrog import dense_gaussian_leapfrog, gaussian_leapfrog, gaussian_leapfrog_with_vjp
 from hvae_kernels.ops.gaussian_mixture import gaussian_mixture_log_prob, gaussian_mixture_responsibilities
 from hvae_kernels.ops.iwae import dreg_surrogate, iwae_bound, stl_surrogate
@@ -23,6 +24,8 @@ __all__ = [
     "bernoulli_log_prob",
     "constrain_planar",
     "dense_gaussian_leapfrog",
+    "draw_read",
+    "draw_write",
     "dreg_surrogate",
     "gaussian_leapfrog",
     "gaussian_leapfrog_with_vjp",

@@ -44,6 +44,8 @@ CALLS = {
     "bernoulli_log_prob": (F.bernoulli_log_prob, {"logits": ones(4, 3), "value": ones(4, 3), "event_ndims": 1}),
     "constrain_planar": (F.constrain_planar, {"u": ones(2, 3), "w": ones(2, 3)}),
     "dense_gaussian_leapfrog": (F.dense_gaussian_leapfrog, {**_GAUSSIAN, "precision": ones(3, 3)}),
+    "draw_read": (F.draw_read, {"images": ones(2, 1, 4, 3), "attention": ones(2, 5), "size": 2}),
+    "draw_write": (F.draw_write, {"patch": ones(2, 1, 2, 2), "attention": ones(2, 5), "image_size": (4, 3)}),
     "dreg_surrogate": (F.dreg_surrogate, {"log_weights": ones(4, 3), "dim": 0}),
     "gaussian_leapfrog": (F.gaussian_leapfrog, _GAUSSIAN),
     "gaussian_leapfrog_with_vjp": (F.gaussian_leapfrog_with_vjp, _GAUSSIAN),

@@ -7,6 +7,7 @@ precision, what the kernel must leave in the arrays that it writes.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
 import zlib
@@ -23,6 +24,7 @@ from hvae_kernels.ops.affine_autoregressive.gates import CODES, DEFAULTS, scale_
 from hvae_kernels.ops.affine_autoregressive.reference import affine_autoregressive
 from hvae_kernels.ops.autoregressive_network.network import ACTIVATION_CODES, ACTIVATIONS
 from hvae_kernels.ops.bernoulli_log_prob.reference import bernoulli_log_prob, residual, variance
+from hvae_kernels.ops.draw.reference import draw_read, draw_write
 from hvae_kernels.ops.gaussian_leapfrog.reference import gaussian_leapfrog
 from hvae_kernels.ops.gaussian_mixture.reference import log_joint
 from hvae_kernels.ops.iwae.reference import iwae_bound, surrogate
@@ -762,6 +764,35 @@ def radial(dtype: torch.dtype, rows: int, d: int, layers: int) -> Iterator[Case]
     ys, stack = scratch(layers * 4 * width, dtype), scratch(layers * 4 * 4, torch.float64)
     fields = *head, Writes(wide(z), checked=False), gl, Writes(wide(g)), ys, stack, *map(Writes, before)
     yield Case("radial::Backward", fields, backward, (g, gl, *before, *x))
+
+
+# ---- draw.h ----
+
+
+@at((*size, narrow) for size in [(1, 1, 1, 1), (2, 5, 9, 3), (1, 28, 28, 5), (1, 3, 40, 7)] for narrow in (0, 4))
+def draw(dtype: torch.dtype, channels: int, height: int, width: int, size: int, narrow: float) -> Iterator[Case]:
+    image, patch = (torch.randn(1, channels, *shape, dtype=dtype) for shape in ((height, width), (size, size)))
+    attention = 0.4 * torch.randn(1, 5, dtype=dtype)
+    attention[:, 2] -= narrow
+    up_to = functools.partial(up, multiple=16)
+    room = 4 * up_to(max(height, width)) + 3 * size * (up_to(width) + up_to(height)) + up_to(width) * up_to(size)
+    room = scratch(room + height * up_to(width) + 5 * size * up_to(width) + size * up_to(size), dtype)
+
+    def read(image, attention):
+        return (draw_read(image, attention, size),)
+
+    def write(patch, attention):
+        return (draw_write(patch, attention, (height, width)),)
+
+    head = channels, height, width, size
+    fields = *head, 0, attention, image, None, room, None, fresh(patch), None
+    yield Case("draw::Sample", fields, read, (image, attention), "read")
+    fields = *head, 1, attention, None, patch, room, fresh(image), None, None
+    yield Case("draw::Sample", fields, write, (patch, attention), "write")
+    fields = *head, 0, attention, image, patch, room, fresh(image), None, fresh(attention)
+    yield Case("draw::Sample", fields, lambda p, *x: first_order(read, x, (p,)), (patch, image, attention), "read's")
+    fields = *head, 1, attention, image, patch, room, None, fresh(patch), fresh(attention)
+    yield Case("draw::Sample", fields, lambda x, *p: first_order(write, p, (x,)), (image, patch, attention), "write's")
 
 
 # ---- rational_quadratic_spline.h ----

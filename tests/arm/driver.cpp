@@ -17,6 +17,7 @@
 
 #include "../../csrc/kernels/affine_autoregressive.h"
 #include "../../csrc/kernels/bernoulli_log_prob.h"
+#include "../../csrc/kernels/draw.h"
 #include "../../csrc/kernels/elementary.h"
 #include "../../csrc/kernels/gaussian_leapfrog.h"
 #include "../../csrc/kernels/gaussian_mixture.h"
@@ -291,6 +292,7 @@ const std::map<std::string, Row> kRows = {
     ROW(spline::Forward),
     ROW(spline::Backward),
     ROW(spline::DoubleBackward),
+    ROW(draw::Sample),
     ROW(rmsprop::SumOfSquares),
     ROW(rmsprop::Update),
     ROW(local_reparam::Square),
