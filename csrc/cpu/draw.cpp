@@ -40,7 +40,7 @@ void differentiate(const Sizes& s, bool writes, const Tensor& attention, const M
   const auto at = [](auto* p, int64_t offset) { return p ? p + offset : nullptr; };
   const int64_t grain = std::max<int64_t>(1, 32768 / std::max<int64_t>(1, image * s.size));
   torch::stable::parallel_for(0, s.batch, grain, [&](int64_t begin, int64_t end) {
-    const Scratch<T> scratch(draw::scratch_size(s.height, s.width, s.size));
+    const Scratch<T> scratch(draw::scratch_size<T>(s.height, s.width, s.size));
     for (int64_t i = begin; i < end; ++i)
       run(draw::Sample<T>{.channels = s.channels, .height = s.height, .width = s.width, .size = s.size,
                           .writes = writes, .attention = numbers + i * 5, .image = at(from, i * image),

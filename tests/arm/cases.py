@@ -7,7 +7,6 @@ precision, what the kernel must leave in the arrays that it writes.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 import math
 import zlib
@@ -774,9 +773,9 @@ def draw(dtype: torch.dtype, channels: int, height: int, width: int, size: int, 
     image, patch = (torch.randn(1, channels, *shape, dtype=dtype) for shape in ((height, width), (size, size)))
     attention = 0.4 * torch.randn(1, 5, dtype=dtype)
     attention[:, 2] -= narrow
-    up_to = functools.partial(up, multiple=16)
-    room = 4 * up_to(max(height, width)) + 3 * size * (up_to(width) + up_to(height)) + up_to(width) * up_to(size)
-    room = scratch(room + height * up_to(width) + 5 * size * up_to(width) + size * up_to(size), dtype)
+    across, along = up(width, 16), up(height, 16)
+    numbers = max(across, along) + 3 * size * (across + along) + height * across + 5 * size * across
+    room = scratch(numbers + up(32 * size // dtype.itemsize, 16), dtype)
 
     def read(image, attention):
         return (draw_read(image, attention, size),)

@@ -52,12 +52,14 @@ def one(function: Callable[..., Tensor], **small: Any) -> Callable[..., tuple[Te
     return lambda *inputs, **options: (function(*inputs, **{**small, **options}),)
 
 
+FAR = "a weight that is no normal number is 0, and what no filter weighs is not read"
 CASES = {
     "plain": {"shape": (7, 6)},
     "no_rows": {"shape": (0, 5)},
     "one_element": {"shape": (1, 1), "height": 1, "channels": 1, "size": 1},
     "one_filter": {"shape": (3, 7), "size": 1},
     "no_channels": {"shape": (3, 7), "channels": 0},
+    "prime": {"shape": (13, 17), "height": 11, "size": 5},
     "above_power": {"shape": (2, 17), "height": 33, "size": 5},
     "below_power": {"shape": (2, 15), "height": 31, "size": 7},
     "more_filters": {"shape": (3, 3), "height": 4, "size": 9},
@@ -104,6 +106,8 @@ SPECS = (
         summed_by_torch=("second",),  # the reference's
         long_sums=LONG_SUMS,
         rows=(0, 1),
+        defined_at_infinity={0: FAR},
+        undefined_at_infinity={0: FAR},
         row_cases=({"size": 3},),
         interpreted=INTERPRETED,
     ),
@@ -125,6 +129,8 @@ SPECS = (
         summed_by_torch=("second",),  # the reference's
         long_sums=written_case(LONG_SUMS),
         rows=(0, 1),
+        defined_at_infinity={0: FAR},
+        undefined_at_infinity={0: FAR},
         row_cases=({"image_size": (4, 6)},),
         interpreted=written(INTERPRETED),
     ),
@@ -138,14 +144,16 @@ _TESTS = "tests/test_draw.py -k {}"
 
 MUTATIONS = (
     Mutation(_DRAW, "place <= length ? std::nearbyint(place) : length : 1", "std::nearbyint(place) : 1", _TESTS.format("cpp")),
-    Mutation(_DRAW, "ramp[a] < beyond ? exp_nonpositive(-(square * half)) : T(0)", "exp_nonpositive(-(square * half))", _CPP.format("read")),
-    Mutation(_DRAW, "row[a] * (steps[a] - step) * all", "row[a] * steps[a] * all", _CPP.format("read")),
-    Mutation(_DRAW, "row[a] * (squares[a] - square) * half", "row[a] * squares[a] * half", _CPP.format("write")),
+    Mutation(_DRAW, "    for (int64_t a = length; a < width; ++a) row[a] = T(0);\n", "", _CPP.format("read")),
+    Mutation(_DRAW, "share * (step - mean) * all;", "share * step * all;", _CPP.format("read")),
+    Mutation(_DRAW, "(step * (step + twice) - mean_square)", "(step * (step + twice))", _CPP.format("write")),
+    Mutation(_DRAW, "const double low = place - reach - 2", "const double low = place + 2", _CPP.format("read")),
+    Mutation(_DRAW, "w.begin >= b + rows", "w.begin >= b", _CPP.format("write")),
     Mutation(_DRAW, "std::exp(writes ? -number(4) : number(4))", "std::exp(number(4))", _CPP.format("write")),
     Mutation(_DRAW, "writes ? -(scale * sum) : scale * sum", "scale * sum", _CPP.format("write")),
     Mutation(_DRAW, "* (at_x + at_y);", "* at_x;", _CPP.format("read")),
     Mutation(_DRAW, "scale * by_stride * stride", "scale * by_stride", _CPP.format("read")),
-    Mutation(_DRAW, "*at = kAdds ? *at + sums[r][w] : sums[r][w];", "*at = *at + sums[r][w];", _CPP.format("read")),
+    Mutation(_DRAW, "a < width ? from[a] : T(0)", "from[a]", _CPP.format("read")),
     Mutation("csrc/cpu/draw.cpp", ".patch = at(of, i * patch)", ".patch = of", _CPP.format("write")),
     Mutation("hvae_kernels/ops/draw/autograd.py", "needs = SOURCE * wanted[0] | ATTENTION * wanted[1]", "needs = SOURCE * wanted[0]", _CPP.format("read")),
     Mutation(_TRITON, "value * (step - tl.sum(value * step, axis, keep_dims=True))", "value * step", _INTERPRETED.format("read")),
