@@ -234,7 +234,7 @@ MUTATIONS = (
     Mutation(_TAIL, "grad_log[None, :]", "0.0 * grad_log[None, :]", _SPLINE_SWEEP + "test_backward_budget and plain"),
     Mutation(_TAIL, "            work, there, stride, by, b,", "            work, here, stride, by, b,", _SPLINE_SWEEP + "test_backward_budget and plain"),
     Mutation(_TAIL, "3 * bins + MORE_SLOPES.value[tails]", "3 * bins - 1", _SPLINE_SWEEP + "forward_budget and circular"),
-    Mutation(_SWEEP, "row[None, :] * layer.size + unit[:, None], read(", "row[None, :] * layer.size, read(", _SPLINE_SWEEP + "test_backward_budget and plain"),
+    Mutation(_SWEEP, "row[None, :] * layer.size + unit[:, None], read(", "row[None, :] * layer.size + 0 * unit[:, None], read(", _SPLINE_SWEEP + "test_backward_budget and plain"),
     Mutation(_PARTS, "(second - first) * (parameters - 1)", "0 * (second - first)", "tests/test_autoregressive_network.py -k bad_input"),
     Mutation(_SWEEP, "t0 = tl.maximum(t1 - steps, 0)", "t0 = tl.maximum(t1 - steps, 1)", _SWEEP_BACKWARD_TESTS),
     Mutation(_PARTS, "return p + x * p * rest", "return p", _SWEEP_TESTS),
