@@ -27,7 +27,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import torch  # noqa: E402 - needs the environment as it is now, and the path
 from opspecs import OPSPECS, OpSpec  # noqa: E402
-from test_contract import leaves, random_like, second_order  # noqa: E402
+from test_contract import first_order, leaves, random_like, second_order  # noqa: E402
 from triton.backends import nvidia  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.backends.driver import DriverBase  # noqa: E402
@@ -117,10 +117,12 @@ def install(architecture: int) -> list[Kernel]:
 
 
 def launch(spec: OpSpec, case: str, dtype: torch.dtype) -> None:
-    """Everything that the op launches in this case."""
+    """Everything that the op launches in this case; a backward pass that records is not that of one that does not."""
     spec = spec.at(spec.cases[case])
     inputs = leaves(spec.make(torch.float32, "cpu", **spec.cases[case]), dtype)
-    second_order(spec.op, inputs, random_like(spec.op(*inputs)), random_like(inputs))
+    upstream = random_like(spec.op(*inputs))
+    first_order(spec.op, inputs, upstream)
+    second_order(spec.op, inputs, upstream, random_like(inputs))
 
 
 def compile_all(ops: list[str], cases: list[str], architecture: int) -> Iterator[tuple[str, str, torch.dtype, Kernel]]:

@@ -58,7 +58,8 @@ def pytest_addoption(parser):
 
 #: Whole files that `--quick` leaves out: commands and their training, other machines, benchmarks, other libraries.
 SLOW_FILES = re.compile(
-    r"test_(gaussian_(command|train|models)|mnist|priors|structured|arm|absent|benchmarks|machine|accelerate|peer|regression)"
+    r"test_(gaussian_(command|train|models)|mnist|priors|structured|arm|absent|exports|benchmarks|machine|accelerate|peer"
+    r"|regression)"
 )
 
 

@@ -11,6 +11,7 @@ from networks import network
 
 import hvae_kernels as hk
 from hvae_kernels import testing
+from hvae_kernels.functional import Spline
 from hvae_kernels.ops.autoregressive_network import Network, autoregressive_inverse, reference
 from hvae_kernels.ops.autoregressive_network import autograd as network_autograd
 from hvae_kernels.ops.autoregressive_network.network import flattened
@@ -18,6 +19,7 @@ from hvae_kernels.ops.autoregressive_network.network import flattened
 #: Where there is a GPU, Triton compiles for it and has no business with these CPU tensors.
 INTERPRETED = ("triton",) if os.environ.get("TRITON_INTERPRET") == "1" else ()
 each_kernel = pytest.mark.parametrize("implementation", ["cpp", *INTERPRETED])
+each_tail = pytest.mark.parametrize("tail", [None, Spline(3)], ids=["affine", "spline"])
 needs_triton = pytest.mark.skipif(not INTERPRETED, reason="Triton compiles for the GPU here")
 LOWEST, HIGHEST = torch.iinfo(torch.int64).min, torch.iinfo(torch.int64).max
 
@@ -61,18 +63,20 @@ def test_degrees_at_the_ends_of_int64(implementation):
 
 
 @each_kernel
+@each_tail
 @pytest.mark.parametrize("kind", ["residual", "gated"])
-def test_units_that_no_output_uses(kind, implementation):
+def test_units_that_no_output_uses(kind, implementation, tail):
     """Units that see every feature, some of them at the end of a connection that adds a raw value."""
-    net = network(kind, 3, 6, 4, dtype=torch.float64, activation="sigmoid")
+    net = network(kind, 3, 6, 4, dtype=torch.float64, activation="sigmoid", tail=tail)
     last = net.stages[-1].degrees.tolist()
     net = with_degrees(net, [0, 1, 2], [-1, 0, 1, 2, 7, 1], [2, 2, 1, 0, 9, -1], [0, 0, 1, 5, 7, 2], last)
     assert_inverse(implementation, double(4, 3), net)
 
 
 @each_kernel
-def test_one_step_with_several_groups_of_units(implementation):
-    net = network("two_hidden", 2, 37, 5, dtype=torch.float64)
+@each_tail
+def test_one_step_with_several_groups_of_units(implementation, tail):
+    net = network("two_hidden", 2, 37, 5, dtype=torch.float64, tail=tail)
     assert_inverse(implementation, double(5, 2), net)
 
 
@@ -113,14 +117,16 @@ BAD = {
     "a residual": lambda a: a[5].__setitem__(4 + 4 * 3 + 1, 0),
     "a skip": lambda a: a[5].__setitem__(4 + 3, 99),
     "a place": lambda a: a[5].__setitem__(0, 1_000),
+    "a stride": lambda a: a[5].__setitem__(2, a[5][2] + 1),
 }
 
 
 @each_kernel
+@each_tail
 @pytest.mark.parametrize("what", list(BAD))
-def test_bad_input(what, implementation):
+def test_bad_input(what, implementation, tail):
     """The kernels refuse what does not fit: nothing before them looks at a network."""
-    net = network("gated", 3, 7, 4, dtype=torch.float64)
+    net = network("gated", 3, 7, 4, dtype=torch.float64, tail=tail)
     counts, (program, *rest), tensors = flattened(net)
     remaining = iter(tensors)
     arguments = [*([next(remaining) for _ in range(count)] for count in counts), list(program)]

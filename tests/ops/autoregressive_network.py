@@ -44,8 +44,8 @@ def _network_of(x: Tensor, *tensors: Tensor, kind: str = "one_hidden", **structu
     return empty.with_tensors(tensors)
 
 
-def _raw(x: tuple[Tensor, ...], *known: Tensor) -> tuple:
-    counts, (program, *rest), tensors = flattened(_network_of(*x))
+def _raw(x: tuple[Tensor, ...], *known: Tensor, **structure) -> tuple:
+    counts, (program, *rest), tensors = flattened(_network_of(*x, **structure))
     remaining = iter(tensors)
     return (*known, *([next(remaining) for _ in range(count)] for count in counts), list(program), *rest)
 
@@ -83,13 +83,22 @@ CASES = {
     "strided": {"shape": (7, 5), "layout": "strided"},
     "transposed": {"shape": (7, 5), "layout": "transposed"},
 }
-#: Through splines: of every style and kind of tails that has an identity outside, in either layout of the outputs.
+#: Through splines: of every style and kind of tails, in either layout of the outputs.
 SPLINE_CASES = {
     "spline": {"shape": (7, 5), "tail": Spline(8)},
     "spline_halves": {"shape": (7, 5), "tail": Spline(4, style="pyro"), "halves": True, "order": "shuffled"},
     "spline_circular": {"shape": (67, 3), "tail": Spline(5, tails="circular", logit_scale=0.5), "kind": "residual"},
     "spline_zuko": {"shape": (13, 17), "tail": Spline(8, bound=5.0, style="zuko"), "hidden": 31, "kind": "context"},
     "spline_levels": {"shape": (16, 6), "tail": Spline(3), "order": "levels", "kind": "skip"},
+    "spline_none": {"shape": (9, 5), "tail": Spline(4, (-6.0, 6.0, -5.0, 8.0), tails=None), "kind": "gated"},
+}
+#: An operator of the interpreter takes as long for a block as for an element: fewer bins and features.
+_INTERPRETED_SPLINES = {
+    "spline": {"shape": (7, 3), "tail": Spline(8)},
+    "spline_halves": {"shape": (7, 3), "tail": Spline(3, style="pyro"), "halves": True, "order": "shuffled"},
+    "spline_circular": {"shape": (19, 2), "tail": Spline(3, tails="circular", logit_scale=0.5), "kind": "residual"},
+    "spline_zuko": {"shape": (13, 5), "tail": Spline(4, bound=5.0, style="zuko"), "hidden": 31, "kind": "context"},
+    "spline_levels": {"shape": (5, 4), "tail": Spline(2), "order": "levels", "kind": "skip"},
 }
 EXTREMES = {
     "large": {"shape": (7, 5), "scale": 1e6, "gate": "softplus"},
@@ -173,10 +182,20 @@ SPECS = (
         small={"shape": (3, 2), "hidden": 3},
         extremes={"far": {"shape": (7, 5), "scale": 1e6}, "tiny": {"shape": (7, 5), "scale": 1e-18}},
         same=(0, 0),
-        raw=(),
+        raw=(
+            RawOp(autograd.RAW_INVERSE, lambda x: _raw(x, x[0], tail=_SPLINE)),
+            RawOp(autograd.RAW_SOLVE, lambda x: _raw(x, x[0].cos(), x[0][:, 0].cos(), x[0], tail=_SPLINE)),
+            RawOp(
+                autograd.RAW_BACKWARD,
+                lambda x: _raw(
+                    x, x[0].cos(), x[0][:, 0].cos(), x[0], x[0].new_empty(0), True, True, True, tail=_SPLINE
+                ),
+            ),
+        ),
         options=("activation", "order", "halves"),
         shared=("kind", "tail"),
         summed_by_torch=("second",),  # the reference's
+        interpreted=_INTERPRETED_SPLINES,
     ),
 )
 
@@ -186,9 +205,11 @@ _NETWORK_CPP = "tests/test_contract.py -k (autoregressive_forward or autoregress
 _SPLINE_INVERSE = "tests/test_contract.py -k autoregressive_spline_inverse/cpp and "
 _SWEEP = "hvae_kernels/ops/autoregressive_network/triton/sweep.py"
 _GROUPS = "hvae_kernels/ops/autoregressive_network/triton/groups.py"
+_TAIL = "hvae_kernels/ops/autoregressive_network/triton/tail.py"
 _PARTS = "hvae_kernels/ops/autoregressive_network/triton/network.py"
 _SWEEP_TESTS = "tests/test_contract.py -k autoregressive_inverse/triton and budget"
 _SWEEP_BACKWARD_TESTS = "tests/test_contract.py -k autoregressive_inverse/triton and test_backward_budget"
+_SPLINE_SWEEP = "tests/test_contract.py -k autoregressive_spline_inverse/triton and "
 _SMALL = "hvae_kernels/ops/autoregressive_network/triton/small.py"
 _SMALL_TESTS = "tests/test_small_made.py"
 
@@ -205,8 +226,16 @@ MUTATIONS = (
     Mutation(_GROUPS, "begin, end = tl.maximum(begin, end), reader.size", "begin, end = tl.maximum(begin, end) + 1, reader.size", _SWEEP_BACKWARD_TESTS),
     Mutation(_GROUPS, "grad += read(tile, net.stages[READER].raw, group)", "grad += 0.0", _SWEEP_BACKWARD_TESTS),
     Mutation(_GROUPS, "weighted = grad * context(stage.gate, layer.size, tile, group)", "weighted = grad * 1.0", _SWEEP_BACKWARD_TESTS),
-    Mutation(_SWEEP, "slope -= tl.load(raws + shift_unit * lane.shape[0])", "slope -= 0.0", _SWEEP_BACKWARD_TESTS),
-    Mutation(_SWEEP, "value * d_scale * slope + gl * d_log", "value * d_scale * slope", _SWEEP_BACKWARD_TESTS),
+    Mutation(_TAIL, "slope -= tl.load(work + at)", "slope -= 0.0", _SWEEP_BACKWARD_TESTS),
+    Mutation(_TAIL, "value * d_scale * slope + grad_log * d_log", "value * d_scale * slope", _SWEEP_BACKWARD_TESTS),
+    Mutation(_TAIL, "-tl.reshape(log, y.shape)", "tl.reshape(log, y.shape)", _SPLINE_SWEEP + "forward_budget and plain"),
+    Mutation(_TAIL, "TAIL[1], TAIL[2], True, DTYPE", "TAIL[1], TAIL[2], False, DTYPE", _SPLINE_SWEEP + "forward_budget and plain"),
+    Mutation(_TAIL, "TAIL[1], SOLVE)", "TAIL[1], SOLVE - 2)", _SPLINE_SWEEP + "test_backward_budget and plain"),
+    Mutation(_TAIL, "grad_log[None, :]", "0.0 * grad_log[None, :]", _SPLINE_SWEEP + "test_backward_budget and plain"),
+    Mutation(_TAIL, "            work, there, stride, by, b,", "            work, here, stride, by, b,", _SPLINE_SWEEP + "test_backward_budget and plain"),
+    Mutation(_TAIL, "3 * bins + MORE_SLOPES.value[tails]", "3 * bins - 1", _SPLINE_SWEEP + "forward_budget and circular"),
+    Mutation(_SWEEP, "row[None, :] * layer.size + unit[:, None], read(", "row[None, :] * layer.size + 0 * unit[:, None], read(", _SPLINE_SWEEP + "test_backward_budget and plain"),
+    Mutation(_PARTS, "(second - first) * (parameters - 1)", "0 * (second - first)", "tests/test_autoregressive_network.py -k bad_input"),
     Mutation(_SWEEP, "t0 = tl.maximum(t1 - steps, 0)", "t0 = tl.maximum(t1 - steps, 1)", _SWEEP_BACKWARD_TESTS),
     Mutation(_PARTS, "return p + x * p * rest", "return p", _SWEEP_TESTS),
     Mutation("csrc/cpu/sweep.h", "std::fill_n(raw(s, layer.down[i]), lanes_, T(0));", ";", "tests/test_autoregressive_network.py -k units_that_no_output_uses", _BACKWARD),

@@ -148,7 +148,8 @@ SPECS = (
 
 _SPLINE = "csrc/kernels/rational_quadratic_spline.h"
 _CPU = "csrc/cpu/rational_quadratic_spline.cpp"
-_TRITON = "hvae_kernels/ops/rational_quadratic_spline/triton.py"
+_BINS = "hvae_kernels/ops/rational_quadratic_spline/triton/bins.py"
+_KERNELS = "hvae_kernels/ops/rational_quadratic_spline/triton/kernels.py"
 _CONTRACT = "tests/test_contract.py -k rational_quadratic_spline/"
 _BUDGET = _CONTRACT + "cpp and budget and"
 _INTERPRETED = _CONTRACT + "triton and budget and"
@@ -173,11 +174,11 @@ MUTATIONS = (
     Mutation(_CPU, "rows_of[(first + i) / features]", "rows_of[first / features]", _BUDGET + " backward and plain"),
     Mutation(_CPU, "tensor = torch::stable::contiguous(given), laid_out();", "laid_out();", _TESTS + " cpp and any_strides"),
     Mutation(_CPU, "if (parameters.stride(dim - 2) >= parameters.stride(dim - 1)) return", "return", _TESTS + " as_they_lie"),
-    Mutation(_TRITON, "        limit -= step\n", "", _INTERPRETED + " forward and none"),
-    Mutation(_TRITON, "tl.abs(u) + r", "u + r", _INTERPRETED + " forward and steep"),
-    Mutation(_TRITON, "following = tl.where(following == BINS, 0, following)", "pass", _INTERPRETED + " backward and /circular"),
-    Mutation(_TRITON, "            t_log = -t_log\n", "            pass\n", _CONTRACT + "triton and forward_mode"),
-    Mutation(_TRITON, "d = (value * (direction * first - mean) + e * bent) * first + value * second * direction", "d = (value * (direction * first - mean) + e * bent) * first", _INTERPRETED + " double_backward and /zuko"),
+    Mutation(_BINS, "        limit -= step\n", "", _INTERPRETED + " forward and none"),
+    Mutation(_BINS, "tl.abs(u) + r", "u + r", _INTERPRETED + " forward and steep"),
+    Mutation(_BINS, "following = tl.where(following == BINS, 0, following)", "pass", _INTERPRETED + " backward and /circular"),
+    Mutation(_KERNELS, "            t_log = -t_log\n", "            pass\n", _CONTRACT + "triton and forward_mode"),
+    Mutation(_KERNELS, "d = (value * (direction * first - mean) + e * bent) * first + value * second * direction", "d = (value * (direction * first - mean) + e * bent) * first", _INTERPRETED + " double_backward and /zuko"),
     Mutation("hvae_kernels/ops/rational_quadratic_spline/autograd.py", "return parameters.new_empty((*leading, p, d)).mT", "return parameters.new_empty((*leading, d, p))", _CONTRACT + "cpp and opcheck"),
     Mutation("hvae_kernels/ops/rational_quadratic_spline/reference.py", "at = torch.where(outside, 0.5 * (low + high), x)", "at = x", _TESTS + " reference and far_outside"),
     Mutation("hvae_kernels/ops/rational_quadratic_spline/reference.py", "(2 / math.log(spline.min_derivative) * raw)", "(1 / math.log(spline.min_derivative) * raw)", _TESTS + " reference and libraries"),

@@ -17,7 +17,7 @@ _dispatch.register(_dispatch.Op(FORWARD, ("cpp", "triton", "reference")))
 _dispatch.register(_dispatch.Op(INVERSE, ("cpp", "triton", "reference")))
 #: The sequential direction through splines.
 SPLINE_INVERSE = "autoregressive_spline_inverse"
-_dispatch.register(_dispatch.Op(SPLINE_INVERSE, ("cpp", "reference")))
+_dispatch.register(_dispatch.Op(SPLINE_INVERSE, ("cpp", "triton", "reference")))
 
 
 def inverse_name(network: Network) -> str:

@@ -44,7 +44,7 @@ def _backward_fake(grad, grad_log_abs_det, x, tape, inverse, needs_known, needs_
 
 
 def _solve_fake(grad, grad_log_abs_det, x, *network):
-    return _empty(x), x.new_empty(x.shape[0], 2 * x.shape[1])
+    return _empty(x), x.new_empty(x.shape[0], network[4][-1].shape[0])
 
 
 def _define(name: str, arguments: str, results: str, fake, *implementations: str) -> dict:

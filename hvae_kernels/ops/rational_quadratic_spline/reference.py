@@ -33,7 +33,8 @@ def rational_quadratic_spline(
     index = (at[..., None] >= knots[..., 1:-1]).sum(-1, keepdim=True)
 
     def pick(values: Tensor, shift: int = 0) -> Tensor:
-        return values.gather(-1, index + shift).squeeze(-1)
+        # not -1: a dimension from the end is what ONNX' own evaluator gets wrong
+        return values.gather(values.dim() - 1, index + shift).squeeze(-1)
 
     x0, x1, w, y0, y1, h = pick(columns), pick(columns, 1), pick(widths), pick(rows), pick(rows, 1), pick(heights)
     d0, d1, s = pick(slopes), pick(slopes, 1), h / w

@@ -146,9 +146,9 @@ class Spline:
 
 
 def decoded(codes: Sequence[int], numbers: Sequence[float]) -> Spline:
-    """The spline that is so ``encoded``."""
+    """The spline that is so ``encoded``; a compiler for many sizes has symbols for numbers, but there is one spline."""
     bins, tails, style = codes
-    left, right, bottom, top, *rest = numbers
+    left, right, bottom, top, *rest = map(float, numbers)
     named = dict(zip(("min_width", "min_height", "min_derivative", "logit_scale"), rest, strict=True))
     return Spline(bins, (left, right, bottom, top), tails=TAILS[tails], style=STYLES[style], **named)
 

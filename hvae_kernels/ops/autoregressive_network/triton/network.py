@@ -114,15 +114,18 @@ def _matrix(weight: Tensor, shape: tuple[int, int], dtype: torch.dtype) -> tuple
     return weight, weight.stride(0)
 
 
-def parts(known: Tensor, weights, biases, offsets, gates, degrees, program) -> tuple[tuple, tuple, tuple, int]:
+def parts(
+    known: Tensor, weights, biases, offsets, gates, degrees, program, parameters: int = 2
+) -> tuple[tuple, tuple, tuple, int]:
     """A network's layers, stages and wires for the kernels, and how many values a sample has in ``work``."""
     rows, features, dtype = *known.shape, known.dtype
     count, sizes = len(degrees) - 1, [layer.numel() for layer in degrees]
-    require(count >= 1 and sizes[0] == features and sizes[-1] == 2 * features and len(program) == 4 + 4 * count)
+    require(count >= 1 and sizes[0] == features and len(program) == 4 + 4 * count)
     require(len(biases) == len(offsets) == len(gates) == count <= len(weights))
     require(all(layer.dtype == torch.int64 and layer.dim() == 1 for layer in degrees))
-    for first, step in (program[:2], program[2:4]):
-        require(min(first, step) >= 0 and first + step * (features - 1) < sizes[-1])
+    first, step, second, other = program[:4]
+    corners = (j + p for j in (0, step * (features - 1)) for p in (first, first + (second - first) * (parameters - 1)))
+    require(sizes[-1] == parameters * features and step == other and all(0 <= unit < sizes[-1] for unit in corners))
     layers, stages, wires = [Layer(0, features, 0)], [], []
     first = place = features
     for s, size in enumerate(sizes[1:]):

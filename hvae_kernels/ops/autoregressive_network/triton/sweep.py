@@ -16,7 +16,6 @@ import triton.language as tl
 from torch import Tensor
 
 from hvae_kernels._triton.device import load, store
-from hvae_kernels._triton.gates import SIGMOID, gate
 from hvae_kernels._triton.launch import cdiv, on_device_of
 from hvae_kernels.ops.autoregressive_network.triton.groups import (
     UNITS,
@@ -32,6 +31,7 @@ from hvae_kernels.ops.autoregressive_network.triton.groups import (
     write,
 )
 from hvae_kernels.ops.autoregressive_network.triton.network import Net, parts, plan, require
+from hvae_kernels.ops.autoregressive_network.triton.tail import compiled_in, inverted, solved
 
 FEWEST_ROWS, MOST_ROWS, MANY_PROGRAMS = 16, 64, 512
 #: A block is as many steps as bring about so many units of the widest stage: enough for large products with what is
@@ -68,19 +68,14 @@ def _tile(work, values, rows, ROWS: tl.constexpr):
 
 
 @triton.jit
-def _invert_feature(
-    y, x, net, outputs, place, t, features, GATE: tl.constexpr, FIRST: tl.constexpr, SECOND: tl.constexpr, tile
-):
-    """The feature of rank t, from its finished outputs; returns the logarithm of its scale."""
+def _invert_feature(y, x, net, outputs, place, t, features, TAIL: tl.constexpr, NUMBERS: tl.constexpr, tile):
+    """The feature of rank t, from its finished outputs; returns the logarithm of the map's derivative."""
     row, rows, work, lane = tile
-    DTYPE: tl.constexpr = work.dtype.element_ty
-    shift_first, shift_step, scale_first, scale_step = outputs
+    first, step, stride = outputs
     feature = tl.load(net.plan.order + t)
-    last = work + place * lane.shape[0] + lane
-    shift = tl.load(last + (shift_first + shift_step * feature) * lane.shape[0])
-    raw = tl.load(last + (scale_first + scale_step * feature) * lane.shape[0])
-    scale, rest, log, _, _, _, _ = gate(raw, tl.full([1], FIRST, DTYPE), tl.full([1], SECOND, DTYPE), GATE)
-    value = (load(y, row * features + feature, row < rows, DTYPE) - rest * shift) / scale
+    known = load(y, row * features + feature, row < rows, work.dtype.element_ty)
+    at = (place + first + step * feature) * lane.shape[0] + lane
+    value, log = inverted(known, work, at, stride * lane.shape[0], TAIL, NUMBERS)
     tl.store(work + feature * lane.shape[0] + lane, value)
     store(x, row * features + feature, value, row < rows)
     return log
@@ -89,7 +84,7 @@ def _invert_feature(
 @triton.jit
 def _inverse_kernel(
     y, x, log_abs_det, work, net, outputs, rows, features, values, steps,
-    WIRES: tl.constexpr, GATE: tl.constexpr, FIRST: tl.constexpr, SECOND: tl.constexpr, ROWS: tl.constexpr,
+    WIRES: tl.constexpr, TAIL: tl.constexpr, NUMBERS: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """Blocks of steps: sums over what is known before the block, then, step by step, what is missing in them."""
     STAGES: tl.constexpr = len(WIRES)
@@ -113,7 +108,7 @@ def _inverse_kernel(
                     finish(sums, net, WIRES, S, group, tile)
                 tl.debug_barrier()  # the next stage, or the tail, reads these values
             last_place = net.layers[STAGES].value
-            log_det -= _invert_feature(y, x, net, outputs, last_place, t, features, GATE, FIRST, SECOND, tile)
+            log_det -= _invert_feature(y, x, net, outputs, last_place, t, features, TAIL, NUMBERS, tile)
             tl.debug_barrier()  # the next step reads this feature
     row = tile[0]
     store(log_abs_det, row, log_det.to(work.dtype.element_ty), row < rows)
@@ -135,34 +130,38 @@ def _evaluate(net, WIRES: tl.constexpr, S: tl.constexpr, features, tile):
 
 @triton.jit
 def _solve_feature(
-    grad, gl, x, solution, grad_outputs, through, net, outputs, raw_place, place, t, features,
-    GATE: tl.constexpr, FIRST: tl.constexpr, SECOND: tl.constexpr, tile,
+    grad, gl, x, solution, through, net, outputs, raw_place, place, t, features,
+    TAIL: tl.constexpr, NUMBERS: tl.constexpr, tile,
 ):  # fmt: skip
-    """The solution at the feature of rank t, and the cotangents of its two outputs."""
+    """The solution at the feature of rank t; the cotangents of its outputs take the place of their values."""
     row, rows, work, lane = tile
     DTYPE: tl.constexpr = work.dtype.element_ty
-    shift_first, shift_step, scale_first, scale_step = outputs
-    feature, raws = tl.load(net.plan.order + t), work + raw_place * lane.shape[0] + lane
-    here = row * features + feature
-    shift_unit, scale_unit = shift_first + shift_step * feature, scale_first + scale_step * feature
-    raw = tl.load(raws + scale_unit * lane.shape[0])
-    scale, rest, _, d_scale, d_log, _, _ = gate(raw, tl.full([1], FIRST, DTYPE), tl.full([1], SECOND, DTYPE), GATE)
-    value = (load(grad, here, row < rows, DTYPE) - through) / scale
-    slope = load(x, here, row < rows, DTYPE)
-    if GATE == SIGMOID:
-        slope -= tl.load(raws + shift_unit * lane.shape[0])
-    d_shift, d_raw = value * rest, value * d_scale * slope + gl * d_log
+    first, step, stride = outputs
+    feature = tl.load(net.plan.order + t)
+    here, unit = row * features + feature, first + step * feature
+    missing = load(grad, here, row < rows, DTYPE) - through
+    known = load(x, here, row < rows, DTYPE)
+    at, to = (raw_place + unit) * lane.shape[0] + lane, (place + unit) * lane.shape[0] + lane
+    value = solved(missing, gl, known, work, at, stride * lane.shape[0], to, TAIL, NUMBERS)
     store(solution, here, value, row < rows)
-    store(grad_outputs, row * (2 * features) + shift_unit, d_shift, row < rows)
-    store(grad_outputs, row * (2 * features) + scale_unit, d_raw, row < rows)
-    tl.store(work + (place + shift_unit) * lane.shape[0] + lane, d_shift)
-    tl.store(work + (place + scale_unit) * lane.shape[0] + lane, d_raw)
+
+
+@triton.jit
+def _hand_out(grad_outputs, net, LAST: tl.constexpr, tile):
+    """The cotangents of all outputs, from where the stages before have read them."""
+    row, rows, _, _ = tile
+    layer = net.layers[LAST]
+    for at in range(0, layer.size, UNITS):
+        unit = at + tl.arange(0, UNITS)
+        group = unit, unit, unit < layer.size
+        mask = (unit < layer.size)[:, None] & (row < rows)[None, :]
+        store(grad_outputs, row[None, :] * layer.size + unit[:, None], read(tile, layer.value, group), mask)
 
 
 @triton.jit
 def _solve_kernel(
     grad, grad_log, x, solution, grad_outputs, work, net, outputs, rows, features, values, steps,
-    WIRES: tl.constexpr, GATE: tl.constexpr, FIRST: tl.constexpr, SECOND: tl.constexpr, ROWS: tl.constexpr,
+    WIRES: tl.constexpr, TAIL: tl.constexpr, NUMBERS: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """The network at x, then blocks of steps as in the inverse, backwards: cotangents lie where values lay."""
     STAGES: tl.constexpr = len(WIRES)
@@ -193,8 +192,8 @@ def _solve_kernel(
             sums = from_readers(read(tile, 0, group), net, WIRES, 0, group, t, t1, False, tile)
             through = tl.sum(tl.where(group[2][:, None], sums, 0.0), 0)
             _solve_feature(
-                grad, gl, x, solution, grad_outputs, through, net, outputs, net.stages[STAGES - 1].raw,
-                net.layers[STAGES].value, t, features, GATE, FIRST, SECOND, tile,
+                grad, gl, x, solution, through, net, outputs, net.stages[STAGES - 1].raw, net.layers[STAGES].value, t,
+                features, TAIL, NUMBERS, tile,
             )  # fmt: skip
             tl.debug_barrier()  # the last stage reads the cotangents of its values
             for S in tl.static_range(STAGES - 1, -1, -1):
@@ -206,25 +205,28 @@ def _solve_kernel(
                     )
                     finish_cotangent(sums, net, WIRES, S, group, tile)
                 tl.debug_barrier()  # the stage before, or the next step, reads these cotangents
+    _hand_out(grad_outputs, net, STAGES, tile)
 
 
 # ---- Launchers -------------------------------------------------------------------------------------------------------
 
 
 def _launch(kernel, tensors: tuple[Tensor | None, ...], known: Tensor, network: tuple) -> None:
-    *lists, (gate,), (first, second) = network
+    *lists, codes, numbers = network
     rows, features = known.shape
     if known.numel() == 0:
         return
-    layers, stages, wires, values = parts(known, *lists)
+    parameters, tail, constants = compiled_in(codes, numbers)
+    layers, stages, wires, values = parts(known, *lists, parameters)
+    first, step, second, _ = lists[-1][:4]
     net = Net(plan(lists[4]), layers, stages)
     shape = launch(rows, features, max(layer.size for layer in net.layers[1:]))
     dtype = torch.float64 if known.dtype == torch.float64 else torch.float32
     work = known.new_empty(shape.programs * values * shape.block_rows, dtype=dtype)
     with on_device_of(known):
         kernel[(shape.programs,)](
-            *tensors, work, net, tuple(lists[-1][:4]), rows, features, values, shape.steps,
-            WIRES=wires, GATE=gate, FIRST=first, SECOND=second, ROWS=shape.block_rows,
+            *tensors, work, net, (first, step, second - first), rows, features, values, shape.steps,
+            WIRES=wires, TAIL=tail, NUMBERS=constants, ROWS=shape.block_rows,
         )  # fmt: skip
 
 
@@ -244,7 +246,7 @@ def autoregressive_solve(
     require(grad is None or grad.shape == x.shape)
     require(grad_log_abs_det is None or grad_log_abs_det.shape == x.shape[:1])
     solution = torch.empty_like(x, memory_format=torch.contiguous_format)
-    outputs = x.new_empty(x.shape[0], 2 * x.shape[1])
+    outputs = x.new_empty(x.shape[0], network[4][-1].shape[0])
     given = (None if g is None else g.contiguous() for g in (grad, grad_log_abs_det))
     _launch(_solve_kernel, (*given, x.contiguous(), solution, outputs), x, network)
     return solution, outputs
