@@ -16,14 +16,12 @@ from hvae_kernels.ops.draw.autograd import ATTENTION, SOURCE
 def _filter(place, length, precision, pixel):
     """A filter at ``place``: values, and derivatives by the place and by log sigma^2; as in csrc/kernels/draw.h."""
     nearest = tl.minimum(tl.maximum(tl.floor(place + 0.5), 1.0), length.to(place.dtype))
-    step = pixel - nearest
-    square = step * (step + 2.0 * (nearest - place))
     inside = pixel <= length
+    step = tl.where(inside, pixel - nearest, 0.0)
+    square = step * (step + 2.0 * (nearest - place))
     value = tl.where(inside, exponential(-0.5 * precision * square), 0.0)
     axis: tl.constexpr = len(value.shape) - 1
     value = value / tl.sum(value, axis, keep_dims=True)
-    step = tl.where(inside, step, 0.0)
-    square = tl.where(inside, square, 0.0)
     by_place = value * (step - tl.sum(value * step, axis, keep_dims=True)) * precision
     by_variance = value * (square - tl.sum(value * square, axis, keep_dims=True)) * (0.5 * precision)
     return value, by_place, by_variance
