@@ -9,6 +9,8 @@ import pytest
 import test_contract
 from opspecs import OPSPECS
 
+import hvae_kernels as hk
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {
     path.relative_to(ROOT).as_posix(): blocks
@@ -45,6 +47,25 @@ def test_the_table_of_the_contract_has_its_rows_and_checks():
     assert found == {(spec.name, implementation) for spec in OPSPECS for implementation in spec.implementations}
     checks = {name.removeprefix("test_") for name in vars(test_contract) if name.startswith("test_")}
     assert {row["check"] for row in rows} == checks
+
+
+def test_workflows_call_targets_that_exist():
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    files = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+    called = re.findall(r"run: make ([\w-]+)", "".join(path.read_text() for path in files))
+    assert {"lint", "quick", "test", "docs", "wheel"} <= set(called) <= targets
+
+
+def test_templates_ask_what_runs_where():
+    templates = [ROOT / ".github" / "ISSUE_TEMPLATE" / f"{name}.yml" for name in ("wrong_number", "slow_case")]
+    for path in (*templates, ROOT / ".github" / "pull_request_template.md"):
+        assert "python -m hvae_kernels`" in path.read_text()
+    assert "python -m hvae_kernels bench OP" in templates[1].read_text()
+
+
+def test_the_version_that_is_cited_is_this_one():
+    assert f"\nversion: {hk.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"\n## {hk.__version__}\n" in (ROOT / "CHANGELOG.md").read_text()
 
 
 GOOD = '<h1>a</h1><h2>b</h2><h3>c</h3><h2>d</h2><img alt="e" src="f.png"><a href="https://g">h</a>'
