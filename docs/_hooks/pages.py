@@ -85,7 +85,7 @@ def api(name: str, text: str) -> str:
     """Every public name of a module, in its own order; modules of a package have pages of their own."""
     module = "hvae_kernels" if name == "hvae_kernels" else f"hvae_kernels.{name}"
     entries = [f"::: {module}.{public}" for public in public_names(module)]
-    return f"# {module}\n\n{text}\n\n" + "\n\n".join(entries) + "\n"
+    return f"# {name}\n\n`{module}`. {text}\n\n" + "\n\n".join(entries) + "\n"
 
 
 def public_names(module: str) -> list[str]:
