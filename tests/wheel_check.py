@@ -2,7 +2,8 @@
 
 Copies the tests, and what they read of the tree, to a folder without the package, makes a fresh environment with the
 wheel (of ``dist`` by default), and runs ``pytest --quick`` there. Prints size and import times before. ``--python`` and
-``--torch`` choose what the fresh environment has; ``--here`` takes the one that runs this file, with its wheel.
+``--torch`` choose what the fresh environment has; ``--here`` takes the one that runs this file, with its wheel and
+what ``tests/peers.txt`` names.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ COPIED = ("tests", "benchmarks", "csrc", "examples", "setup.py", "pyproject.toml
 #: Tests of how the tree is laid out and built, not of what is installed.
 OF_THE_TREE = ("test_layers.py", "test_machine_code.py", "test_mutation_check.py", "test_docs.py")
 DESELECTED = "not setup_ and not readmes_links"
-PACKAGES = ("pytest", "pytest-xdist", "hypothesis", "setuptools>=77")
+PACKAGES = ("pytest", "pytest-xdist", "hypothesis", "setuptools>=77", "wheel")
 
 IMPORTS = """
 import sys, time
@@ -49,6 +50,8 @@ def fresh(folder: Path, python: str, torch: str, wheel: Path) -> Path:
     inside = folder / "bin" / "python"
     run(inside, "-m", "pip", "install", "--quiet", torch, "numpy")
     run(inside, "-m", "pip", "install", "--quiet", f"{wheel}[study]", *PACKAGES)
+    peers = ROOT / "tests" / "peers.txt"  # one quick test compares with them
+    run(inside, "-m", "pip", "install", "--quiet", "--no-build-isolation", "--no-deps", "--requirement", peers)
     return inside
 
 
