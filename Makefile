@@ -7,7 +7,7 @@ TRITON ?= triton==3.7.1
 BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h)
 
-.PHONY: demo test quick op arm peer-suites bench lint clean
+.PHONY: demo test quick op arm peer-suites bench lint wheel test-wheel docs docs-browser clean
 .DELETE_ON_ERROR:
 
 $(VENV)/torch:
@@ -42,6 +42,11 @@ $(VENV)/bench: $(VENV)/study $(VENV)/peers benchmarks/peers.txt
 
 $(VENV)/lint: $(VENV)/study
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[lint]"
+	touch $@
+
+# Tools alone: nothing is compiled, and what is compiled in the tree stays.
+$(VENV)/wheel $(VENV)/docs: $(VENV)/%: $(VENV)/torch pyproject.toml
+	HVAE_KERNELS_SKIP_BUILD=1 $(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[$*]"
 	touch $@
 
 demo: $(VENV)/study
@@ -82,5 +87,30 @@ lint: $(VENV)/lint
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The sdist, and made from it one wheel for every Python from 3.10 and torch from 2.10 on. Torch's libraries come with
+# torch: the wheel finds them in the process that has imported it.
+wheel: $(VENV)/wheel
+	rm -rf dist build/dist
+	$(BIN)/python -m build --no-isolation --outdir build/dist
+	$(BIN)/auditwheel show build/dist/*.whl
+	PATH=$(abspath $(BIN)):$$PATH $(BIN)/auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' --wheel-dir dist build/dist/*.whl
+	cp build/dist/*.tar.gz dist
+	$(BIN)/abi3audit --strict --report dist/*.whl
+	ls -l dist
+
+# The quick tests on that wheel in an environment of its own: make test-wheel PYTHON=python3.13 TORCH=torch==2.10.0.
+test-wheel:
+	$(PYTHON) tests/wheel_check.py --torch "$(TORCH)"
+
+# Strict: a broken link, a missing docstring, an image without text fails. Opens from the disk: build/site/index.html.
+docs: $(VENV)/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	$(BIN)/python docs/_hooks/check.py build/site
+
+# The built pages in Debian's chromium: errors, widths, and whether the benchmarks page answers.
+docs-browser: docs
+	$(BIN)/python -m pip install --quiet playwright==1.65.2
+	$(BIN)/python docs/_hooks/browser.py build/site --out build/pictures
+
 clean:
-	rm -rf $(VENV) build runs *.egg-info hvae_kernels/*.so
+	rm -rf $(VENV) build dist runs *.egg-info hvae_kernels/*.so

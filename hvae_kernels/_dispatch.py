@@ -163,15 +163,15 @@ def config() -> dict[str, Any]:
     """Versions, and what runs where: the same facts that :func:`show_config` prints.
 
     Returns:
-        A dict of
+        A dict with these entries.
 
-        - ``"versions"``: of ``"hvae_kernels"``, ``"python"``, ``"torch"`` and ``"triton"`` (None where there is none);
-        - ``"extension"``: why there are no C++ kernels, None where they are there;
-        - ``"cpu"``: their instruction set: ``"requested"`` by ``HVAE_KERNELS_CPU``, ``"chosen"`` (None where there are
-          no kernels or the request cannot be met), and by name the ``"others"``, each with the reason against it;
-        - ``"implementation"``: the present choice of :func:`use_impl`;
-        - ``"ops"``: by name and device, for float32, the implementation ``"chosen"`` (None where the choice cannot be
-          met), and by name the ``"others"``, each with the reason against it.
+    - ``"versions"``: of ``"hvae_kernels"``, ``"python"``, ``"torch"`` and ``"triton"`` (None where there is none);
+    - ``"extension"``: why there are no C++ kernels, None where they are there;
+    - ``"cpu"``: their instruction set: ``"requested"`` by ``HVAE_KERNELS_CPU``, ``"chosen"`` (None where there are
+      no kernels or the request cannot be met), and by name the ``"others"``, each with the reason against it;
+    - ``"implementation"``: the present choice of :func:`use_impl`;
+    - ``"ops"``: by name and device, for float32, the implementation ``"chosen"`` (None where the choice cannot be
+      met), and by name the ``"others"``, each with the reason against it.
 
     Example:
         >>> import hvae_kernels as hk

@@ -39,7 +39,8 @@ ALLOWED = {
     "nn": {"base", "functional", "nn", "op", "shared", "reference"},
     "compat": {"base", "compat", "op", "api"},
     "testing": {"base"},
-    "package": {"base", "functional", "nn", "compat", "package"},
+    "bench": {"base", "functional", "testing"},
+    "package": {"base", "functional", "nn", "compat", "package", "bench"},
     "hvae": {"hvae", "package", "functional", "nn", "op"},
 }
 #: Of an op's modules those that are neither of the four that every op has nor shared by its implementations.

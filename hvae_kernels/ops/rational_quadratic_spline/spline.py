@@ -42,7 +42,8 @@ class Spline:
             ``"circular"``: the same outside, K raw derivatives, the first of which is the last knot's too. None:
             undefined outside (NaN), K + 1 raw derivatives.
         style: ``"nflows"``, ``"zuko"`` or ``"pyro"``.
-        min_width, min_height: floors of a bin's share of the interval; ``"zuko"`` has none and takes no others.
+        min_width: floor of a bin's share of the interval; ``"zuko"`` has none and takes no other.
+        min_height: the same of its height.
         min_derivative: floor of the derivatives.
         logit_scale: raw widths and heights are multiplied by it first. nflows' layers have ``1 / sqrt(hidden
             features)``.
