@@ -31,7 +31,7 @@ import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 import hvae_kernels as hk  # noqa: E402
-from benchmarks import readme, results, run, timing  # noqa: E402
+from benchmarks import results, run, tables, timing  # noqa: E402
 from benchmarks.timing import FULL, Candidate, Plan, Timing, interleave  # noqa: E402
 
 #: Seconds from which on a call before is measured once.
@@ -432,6 +432,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, metavar="DIR", help="where the CSV goes (benchmarks/results/flows)")
     parser.add_argument("--keep", default="", help="only libraries whose name contains this")
     options = cpu.parse(parser, arguments)
+    whole = not options.tiny and not options.keep
+    run.refuse_changes(whole and not options.out)
     run.keep_freed_memory()
     device = torch.device("cpu")
     origin, records = run.provenance(device), []
@@ -443,8 +445,7 @@ def main(arguments: list[str] | None = None) -> int:
                 records.append({key: results.text((record | origin).get(key)) for key in FIELDS})
             print(f"  timed {records[-1]['library']}, d = {size.features}", flush=True)
     print(f"\n{results.machine(origin)}, torch {origin['torch']}\n\n{table(records)}")
-    whole = not options.tiny and not options.keep
-    readme.publish("accelerate", origin, records, FIELDS, options.out, whole)
+    tables.publish("accelerate", origin, records, FIELDS, options.out, whole)
     return 0
 
 

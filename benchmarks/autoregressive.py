@@ -28,7 +28,7 @@ import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 import hvae_kernels as hk  # noqa: E402
-from benchmarks import memory, readme, results, run, timing  # noqa: E402
+from benchmarks import memory, results, run, tables, timing  # noqa: E402
 from benchmarks.timing import QUICK, Candidate, Plan, Timing, interleave  # noqa: E402
 
 #: Seconds from which on a call is measured once.
@@ -283,6 +283,7 @@ def main(arguments: list[str] | None = None) -> int:
         help="leave freed memory to glibc, which gives it back to the system and pays for it again",
     )
     options = cpu.parse(parser, arguments)
+    run.refuse_changes(not options.tiny and not options.out)
     if not options.stock_allocator:
         run.keep_freed_memory()
     origin = run.provenance(torch.device("cpu"))
@@ -298,7 +299,7 @@ def main(arguments: list[str] | None = None) -> int:
         draw(rows, folder / f"{name}.svg")
         print(f"wrote {folder / name}.csv and .svg")
     if not options.out and not options.tiny:
-        print(readme.update_flows(ROOT / "README.md"))
+        print(tables.update_flows(tables.MEASURED))
     return 0
 
 

@@ -3,8 +3,8 @@
 Every op is first compared with its formula in float64; one that fails is not timed, and the exit status is 1. Then
 ours, the plain formula, ``torch.compile`` of it, peers and a copy of as many bytes take turns, all sizes of an op in
 one run. Ratios are made of 20th percentiles. ``--cpu`` holds ours and rivals to one instruction set. A full run writes
-``results/<device>.csv``, of a CPU ``results/<device>-<threads>-threads-<set>.csv``, and its chart, and rewrites the
-README's table; a quick one writes only where ``--out`` says.
+``results/<device>.csv``, of a CPU ``results/<device>-<threads>-threads-<set>.csv``, and its chart, and rewrites
+the tables of docs and README's summary; a quick one writes only where ``--out`` says.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if __name__ == "__main__":
 import torch  # noqa: E402
 
 import hvae_kernels as hk  # noqa: E402
-from benchmarks import gate, memory, readme, registry, results, roofline  # noqa: E402
+from benchmarks import gate, memory, registry, results, roofline, tables  # noqa: E402
 from benchmarks.registry import DIRECTIONS, Case, Row  # noqa: E402
 from benchmarks.results import Record  # noqa: E402
 from benchmarks.rivals import COMPILE, COPY, EAGER, Problem  # noqa: E402
@@ -69,13 +69,34 @@ def device_name(device: torch.device) -> str:
 
 
 def commit() -> str:
-    """The commit measured, marked where the tree has changes; ``COMMIT`` names it where there is no repository."""
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude", "*"]
+    """The commit measured, marked where the tree has changes; ``COMMIT`` names it where there is no repository.
+
+    What benchmarks write themselves is no change.
+    """
+    written = (":!benchmarks/results", ":!docs/measured.md", ":!README.md")
+    name = _git("rev-parse", "--short", "HEAD")
+    changes = _git("status", "--porcelain", "--untracked-files=no", "--", ".", *written)
+    return f"{name}{'-dirty' if changes else ''}" if name else os.environ.get("COMMIT", "unknown")
+
+
+def _git(*command: str) -> str:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(["git", "-C", str(ROOT), *command], capture_output=True, text=True, check=False)
     except OSError:
-        done = None
-    return (done.stdout.strip() if done else "") or os.environ.get("COMMIT", "unknown")
+        return ""
+    return done.stdout.strip()
+
+
+def refuse_changes(publishes: bool) -> None:
+    """Where tables will be made of the figures, their commit must say what was measured.
+
+    Raises:
+        SystemExit: the tree has changes.
+    """
+    if publishes and commit().endswith("-dirty"):
+        raise SystemExit(
+            "the tree has changes: commit them, so that the tables name what was measured, or give --out DIR"
+        )
 
 
 def provenance(device: torch.device) -> dict[str, object]:
@@ -197,7 +218,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def write(records: list[Record], device: torch.device, folder: Path) -> None:
-    """CSV and chart of the device, and the README's table where the folder is the committed one."""
+    """CSV and chart of the device, and the tables where the folder is the committed one."""
     path = folder / f"{results.stem(provenance(device))}.csv"
     merged = results.merge(results.read(path), records)
     results.write(path, merged)
@@ -205,7 +226,8 @@ def write(records: list[Record], device: torch.device, folder: Path) -> None:
     problem = results.chart(merged, path.with_suffix(".svg"))
     print(problem or f"wrote {path.with_suffix('.svg')}")
     if folder.resolve() == results.RESULTS.resolve():
-        print(readme.update(ROOT / "README.md"))
+        print(tables.update(tables.MEASURED))
+        print(tables.update_summary(tables.README))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -223,6 +245,7 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         print(error)
         return 2
+    refuse_changes(not options.out and not options.quick)
     keep_freed_memory()
     device = torch.device(options.device)
     print(header(device), flush=True)

@@ -39,7 +39,7 @@ import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 import hvae_kernels as hk  # noqa: E402
-from benchmarks import readme, results, run, timing  # noqa: E402
+from benchmarks import results, run, tables, timing  # noqa: E402
 
 MODELS = ("maf", "nsf", "maf_rqs", "zuko_maf", "zuko_nsf")
 FEATURES = 5
@@ -240,8 +240,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, metavar="DIR", help="where the CSV goes (benchmarks/results/flows)")
     parser.add_argument("--keep", default="", help="only flows whose name contains this")
     options = cpu.parse(parser, arguments)
-    run.keep_freed_memory()
     size = TINY if options.tiny else QUICK if options.quick else Size()
+    whole = size == Size() and not options.keep
+    run.refuse_changes(whole and not options.out)
+    run.keep_freed_memory()
     origin, records = run.provenance(torch.device("cpu")), []
     with warnings.catch_warnings(), elsewhere():
         warnings.simplefilter("ignore")  # sbi's advice on batches, leakage and epochs
@@ -253,9 +255,8 @@ def main(arguments: list[str] | None = None) -> int:
                 records.append({key: results.text((record | origin).get(key)) for key in FIELDS})
             print(f"  timed {model}", flush=True)
     print(f"\n{results.machine(origin)}, torch {origin['torch']}, sbi {records[0]['version']}\n")
-    print(readme.sbi_table(records, "simple"))
-    whole = size == Size() and not options.keep
-    readme.publish("sbi", origin, records, FIELDS, options.out, whole)
+    print(tables.sbi_table(records, "simple"))
+    tables.publish("sbi", origin, records, FIELDS, options.out, whole)
     return 0
 
 

@@ -30,7 +30,7 @@ import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 import hvae_kernels as hk  # noqa: E402
-from benchmarks import memory, readme, results, run, timing  # noqa: E402
+from benchmarks import memory, results, run, tables, timing  # noqa: E402
 from benchmarks.timing import FULL, Candidate, Plan, Timing, interleave  # noqa: E402
 
 #: Seconds from which on a call is measured once.
@@ -307,14 +307,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, metavar="DIR", help="where the CSV goes (benchmarks/results/flows)")
     parser.add_argument("--keep", default="", help="only flows whose name contains this")
     options = cpu.parse(parser, arguments)
+    whole = not options.tiny and not options.keep
+    run.refuse_changes(whole and not options.out)
     run.keep_freed_memory()
     origin, rows = run.provenance(torch.device("cpu")), []
     for size in TINY if options.tiny else SIZES:
         if options.keep in size.name:
             rows += [{k: results.text((r | origin).get(k)) for k in FIELDS} for r in records(size, FULL)]
             print(f"  timed {size}", flush=True)
-    print(f"\n{results.machine(origin)}, torch {origin['torch']}\n\n{readme.spline_table(rows, 'simple')}")
-    readme.publish("splines", origin, rows, FIELDS, options.out, not options.tiny and not options.keep)
+    print(f"\n{results.machine(origin)}, torch {origin['torch']}\n\n{tables.spline_table(rows, 'simple')}")
+    tables.publish("splines", origin, rows, FIELDS, options.out, whole)
     return 0
 
 

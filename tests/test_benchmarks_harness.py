@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import types
@@ -20,17 +21,18 @@ if str(ROOT) not in sys.path:
 
 from benchmarks import (  # noqa: E402
     accelerate,
+    autoregressive,
     breakdown,
     cpu,
     gate,
     memory,
-    readme,
     registry,
     results,
     rivals,
     run,
     sbi,
     splines,
+    tables,
     timing,
     training_step,
 )
@@ -218,7 +220,7 @@ def test_files_are_named_by_device_threads_and_instruction_set():
     assert (results.stem(origin), results.machine(origin)) == ("nvidia-h200", "NVIDIA H200")
 
 
-def test_readme_shows_every_set_of_a_device(tmp_path):
+def test_tables_show_every_set_of_a_device(tmp_path):
     origin = {"device": "A Device", "threads": "2", "torch": "2.13.0", "commit": "abc", "date": "2026-01-01"}
     key = {
         "op": "an_op",
@@ -239,15 +241,15 @@ def test_readme_shows_every_set_of_a_device(tmp_path):
         results.write(flows, [posterior | {"cpu": name}], sbi.FIELDS)
         flows = tmp_path / "flows" / f"splines-{results.stem(measured)}.csv"
         results.write(flows, [whole | {"cpu": name}], splines.FIELDS)
-    text = readme.section(tmp_path, "results")
+    text = tables.section(tmp_path, "results")
     assert text.index("A Device, 2 threads, avx2** ([all figures](results/a-device-2-threads-avx2.csv)") < text.index(
         "20 us"
     )
     assert text.index("20 us") < text.index("A Device, 2 threads, avx512**") < text.index("10 us")
     document = tmp_path / "README.md"
-    markers = (readme.SWAP_BEGIN, readme.SWAP_END, readme.SPLINE_BEGIN, readme.SPLINE_END)
-    document.write_text("\n".join((*markers, readme.SBI_BEGIN, readme.SBI_END)))
-    readme.update_flows(document, tmp_path / "flows")
+    markers = (tables.SWAP_BEGIN, tables.SWAP_END, tables.SPLINE_BEGIN, tables.SPLINE_END)
+    document.write_text("\n".join((*markers, tables.SBI_BEGIN, tables.SBI_END)))
+    tables.update_flows(document, tmp_path / "flows")
     assert document.read_text().count("| zuko, d = 1") == 2
     assert document.read_text().count("| maf ") == 2
     assert document.read_text().count("| NSF: d = 1") == 2
@@ -331,15 +333,15 @@ def test_our_own_variable_alone_is_no_benchmark(monkeypatch, capsys):
 
 
 def test_only_what_is_between_the_markers_is_replaced():
-    document = f"above\n{readme.BEGIN}\nold\n{readme.END}\nbelow\n"
-    once = readme.replace_between(document, "new")
-    assert once == f"above\n{readme.BEGIN}\nnew\n{readme.END}\nbelow\n"
-    assert readme.replace_between(once, "new") == once
-    assert readme.replace_between("no markers", "new") is None
-    assert readme.replace_between(f"{readme.END}{readme.BEGIN}", "new") is None
+    document = f"above\n{tables.BEGIN}\nold\n{tables.END}\nbelow\n"
+    once = tables.replace_between(document, "new")
+    assert once == f"above\n{tables.BEGIN}\nnew\n{tables.END}\nbelow\n"
+    assert tables.replace_between(once, "new") == once
+    assert tables.replace_between("no markers", "new") is None
+    assert tables.replace_between(f"{tables.END}{tables.BEGIN}", "new") is None
 
 
-def test_readme_table_comes_from_the_csv(tmp_path):
+def test_table_comes_from_the_csv(tmp_path):
     def record(implementation: str, **values: str) -> dict[str, str]:
         key = {"op": "an_op", "size": "(2, 3)", "dtype": "float32", "direction": "forward+backward"}
         held = {"device": "A Device", "torch": "2.13.0", "commit": "abc", "date": "2026-01-01", "threads": "2"}
@@ -348,11 +350,11 @@ def test_readme_table_comes_from_the_csv(tmp_path):
     ours = record("hvae_kernels", p20_us="10", speedup_vs_eager="33.33", share_of_copy="0.856", saved_bytes="0")
     results.write(tmp_path / "results" / "device.csv", [ours, record("eager", p20_us="333.3")])
     document = tmp_path / "README.md"
-    assert "does not exist" in readme.update(document, tmp_path / "results")
+    assert "does not exist" in tables.update(document, tmp_path / "results")
     document.write_text("no markers")
-    assert "no markers" in readme.update(document, tmp_path / "results")
-    document.write_text(f"{readme.BEGIN}\n{readme.END}\n")
-    readme.update(document, tmp_path / "results")
+    assert "no markers" in tables.update(document, tmp_path / "results")
+    document.write_text(f"{tables.BEGIN}\n{tables.END}\n")
+    tables.update(document, tmp_path / "results")
     (line,) = [line for line in document.read_text().splitlines() if "`an_op`" in line]
     for cell in ("333 us", "10 us", "33.3x", "86 %", "0 B"):
         assert f" {cell} " in line
@@ -399,15 +401,32 @@ def test_gpu_check_is_valid_bash():
     subprocess.run(["bash", "-n", ROOT / "benchmarks" / "gpu_check.sh"], check=True)
 
 
-def test_study_tables_are_taken_from_the_report(tmp_path):
-    report, document = tmp_path / "report.md", tmp_path / "README.md"
-    table = "| d | sigma |\n|---|---|\n| 25 | a |\n| 25 | b |\n| 50 | c |\n| 400 | d |"
-    other = "## Table 3. Delta error\n\n| d |\n\n"
-    report.write_text(f"# T\n\nnotes\n\n{other}## Table 4. Sigma error\n\nwords\n\n{table}\n\n## Bounds\n\n| b |\n")
-    document.write_text(f"above\n{readme.STUDY_BEGIN}\nold\n{readme.STUDY_END}\nbelow\n")
-    readme.update_study(document, report)
-    kept = "**Table 4. Sigma error**\n\n" + table.replace("| 50 | c |\n", "")
-    assert document.read_text() == f"above\n{readme.STUDY_BEGIN}\n{kept}\n{readme.STUDY_END}\nbelow\n"
+def test_summary_has_a_column_of_each_set_and_a_row_where_we_lose(tmp_path):
+    key, _ = list(tables.SUMMARY.items())[-1]
+    for name, eager in (("avx2", "0.83"), ("avx512", "0.81")):
+        row = {"op": key[0], "size": key[1], "dtype": "float32", "direction": "forward+backward", "cpu": name}
+        row |= {"implementation": "hvae_kernels", "p20_us": "140", "speedup_vs_eager": eager, "speedup_vs_compile": "2"}
+        results.write(tmp_path / f"{name}.csv", [dict.fromkeys(results.FIELDS, "") | row])
+    document = tmp_path / "README.md"
+    document.write_text("no markers")
+    assert "no markers" in tables.update_summary(document, tmp_path)
+    document.write_text(f"{tables.SUMMARY_BEGIN}\n{tables.SUMMARY_END}\n")
+    tables.update_summary(document, tmp_path)
+    (line,) = [line for line in document.read_text().splitlines() if f"`{key[0]}` {key[1]}" in line]
+    assert re.sub(" +", " ", line).endswith("| 140 us | 0.83x | 2x | 140 us | 0.81x | 2x |")
+    assert (tmp_path / tables.CHART).exists()
+    assert len(tables.SUMMARY) <= 8
+
+
+def test_whole_runs_refuse_a_tree_with_changes(monkeypatch):
+    monkeypatch.setattr(run, "commit", lambda: "abc-dirty")
+    run.refuse_changes(False)
+    for benchmark in (accelerate, autoregressive, sbi, splines):
+        monkeypatch.setattr(benchmark.run, "keep_freed_memory", lambda: pytest.fail("it began"))
+        with pytest.raises(SystemExit, match="the tree has changes: commit them"):
+            benchmark.main([])
+    with pytest.raises(SystemExit, match="the tree has changes"):
+        run.main([])
 
 
 def test_sbi_benchmark_measures_every_job(tmp_path, capsys):

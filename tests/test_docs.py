@@ -14,14 +14,14 @@ import hvae_kernels as hk
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {
     path.relative_to(ROOT).as_posix(): blocks
-    for path in sorted((ROOT / "docs").rglob("*.md"))
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
     if (blocks := re.findall(r"^```python\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL))
 }
 CHECK = runpy.run_path(str(ROOT / "docs" / "_hooks" / "check.py"))
 
 
 def test_there_are_pages_with_code():
-    assert {"docs/index.md", "docs/guides/implementations.md", "docs/guides/compile.md"} <= PAGES.keys()
+    assert {"README.md", "docs/index.md", "docs/guides/implementations.md", "docs/guides/compile.md"} <= PAGES.keys()
 
 
 @pytest.mark.parametrize("page", PAGES)

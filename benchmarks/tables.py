@@ -1,7 +1,8 @@
-"""README's speed and study tables, generated from CSV files and the report: ``python benchmarks/readme.py``."""
+"""``docs/measured.md`` and README's summary, generated from CSV files: ``python benchmarks/tables.py``."""
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,8 +14,11 @@ if str(ROOT) not in sys.path:
 from benchmarks import results  # noqa: E402 - needs the repository on the path
 from benchmarks.results import Record  # noqa: E402
 
+#: Where all tables stand, and where the summary does.
+MEASURED, README = ROOT / "docs" / "measured.md", ROOT / "README.md"
+
 BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
-STUDY_BEGIN, STUDY_END = "<!-- study:begin -->", "<!-- study:end -->"
+SUMMARY_BEGIN, SUMMARY_END = "<!-- summary:begin -->", "<!-- summary:end -->"
 STEP_BEGIN, STEP_END = "<!-- step:begin -->", "<!-- step:end -->"
 SWAP_BEGIN, SWAP_END = "<!-- accelerate:begin -->", "<!-- accelerate:end -->"
 SBI_BEGIN, SBI_END = "<!-- sbi:begin -->", "<!-- sbi:end -->"
@@ -27,25 +31,6 @@ def replace_between(document: str, content: str, begin: str = BEGIN, end: str = 
     if first < 0 or last < first:
         return None
     return f"{document[: first + len(begin)]}\n{content.strip()}\n{document[last:]}"
-
-
-def study_section(report: str) -> str:
-    """Of a study's ``report.md`` the table of Sigma errors, at its smallest and largest dimension."""
-    (table,) = (part for part in report.split("\n## ") if part.startswith("Table 4."))
-    title, *lines = (line for line in table.splitlines() if line.startswith(("Table", "|")))
-    header, rows = lines[:2], lines[2:]
-    dims = [row.split("|")[1].strip() for row in rows]
-    shown = [row for row, dim in zip(rows, dims, strict=True) if dim in (dims[0], dims[-1])]
-    return "\n".join((f"**{title}**", "", *header, *shown))
-
-
-def update_study(readme: Path, report: Path) -> str:
-    """Rewrite the study's section of ``readme``; returns one sentence that says what happened."""
-    document = replace_between(readme.read_text(), study_section(report.read_text()), STUDY_BEGIN, STUDY_END)
-    if document is None:
-        return f"{readme.name} has no markers {STUDY_BEGIN} and {STUDY_END}: no table written"
-    readme.write_text(document)
-    return f"{readme.name}: study section written from {report}"
 
 
 def step_table(records: Sequence[Record]) -> str:
@@ -103,9 +88,9 @@ def spline_table(records: Sequence[Record], style: str = "github") -> str:
     return results.table(headers, rows, style)
 
 
-def update_flows(readme: Path, folder: Path = results.FLOWS) -> str:
-    """Rewrite the sections on autoregressive flows of ``readme``; returns one sentence that says what happened."""
-    document, written = readme.read_text(), []
+def update_flows(document: Path, folder: Path = results.FLOWS) -> str:
+    """Rewrite the sections on whole flows of ``document``; returns one sentence that says what happened."""
+    text, written = document.read_text(), []
     for prefix, table, markers in (
         ("autoregressive", step_table, (STEP_BEGIN, STEP_END)),
         ("accelerate", swap_table, (SWAP_BEGIN, SWAP_END)),
@@ -114,12 +99,12 @@ def update_flows(readme: Path, folder: Path = results.FLOWS) -> str:
     ):
         paths = sorted(folder.glob(f"{prefix}-*.csv"))
         content = "\n\n".join(f"{_origin(results.read(path)[0])}\n\n{table(results.read(path))}" for path in paths)
-        replaced = replace_between(document, content, *markers) if content else None
+        replaced = replace_between(text, content, *markers) if content else None
         if replaced is not None:
-            document = replaced
+            text = replaced
             written.append(prefix)
-    readme.write_text(document)
-    return f"{readme.name}: written from {folder}: {', '.join(written) or 'nothing'}"
+    document.write_text(text)
+    return f"{document.name}: written from {folder}: {', '.join(written) or 'nothing'}"
 
 
 def publish(
@@ -130,13 +115,13 @@ def publish(
     out: Path | None,
     whole: bool,
 ) -> None:
-    """Write a benchmark's CSV into ``out``; a whole run's otherwise to where README is made from, and that anew."""
+    """Write a benchmark's CSV into ``out``; a whole run's otherwise to its committed place, and the tables anew."""
     if out or whole:
         path = (out or results.FLOWS) / f"{name}-{results.stem(origin)}.csv"
         results.write(path, records, fields)
         print(f"wrote {path}")
     if whole and not out:
-        print(update_flows(ROOT / "README.md"))
+        print(update_flows(MEASURED))
 
 
 def _origin(record: Record) -> str:
@@ -200,22 +185,109 @@ def _table(records: Sequence[Record]) -> str:
     return results.table(headers, rows, "github")
 
 
-def update(readme: Path, folder: Path = results.RESULTS) -> str:
-    """Rewrite the section of ``readme``; returns one sentence that says what happened."""
-    if not readme.exists():
-        return f"{readme.name} does not exist yet: no table written"
-    link = folder.resolve().relative_to(readme.resolve().parent).as_posix()
+def update(document: Path, folder: Path = results.RESULTS) -> str:
+    """Rewrite the ops' section of ``document``; returns one sentence that says what happened."""
+    if not document.exists():
+        return f"{document.name} does not exist yet: no table written"
+    link = os.path.relpath(folder.resolve(), document.resolve().parent)
     content = section(folder, link)
     if not content:
-        return f"no CSV files in {folder}: {readme.name} left as it is"
-    document = replace_between(readme.read_text(), content)
-    if document is None:
-        return f"{readme.name} has no markers {BEGIN} and {END}: no table written"
-    readme.write_text(document)
-    return f"{readme.name}: speed section written from {folder}"
+        return f"no CSV files in {folder}: {document.name} left as it is"
+    text = replace_between(document.read_text(), content)
+    if text is None:
+        return f"{document.name} has no markers {BEGIN} and {END}: no table written"
+    document.write_text(text)
+    return f"{document.name}: ops written from {folder}"
+
+
+# ---- README's summary ----
+
+#: The rows, and what people call them. The last one is where torch's own lines are faster.
+SUMMARY = {
+    ("gaussian_leapfrog", "(4096, 400), K = 10"): "Hamiltonian flow, 10 tempered steps",
+    ("planar_flow", "(4096, 400), K = 30"): "30 planar layers",
+    ("rational_quadratic_spline", "(4096, 64), 8 bins"): "rational-quadratic splines",
+    ("gaussian_mixture_log_prob", "(4096, 40), C = 500"): "mixture of 500 Gaussians",
+    ("bernoulli_log_prob", "(40, 256, 784)"): "Bernoulli pixels, 40 samples",
+    ("draw_read", "(128, 1, 28, 28), N = 5"): "DRAW's reading attention",
+    ("masked_linear", "(128, 1024) to 1024"): "masked linear layer",
+    ("affine_autoregressive", "(10, 25)"): "one affine step of a tiny batch",
+}
+CHART = "summary.svg"
+
+
+def summary(folder: Path, link: str) -> str:
+    """Chart and table of :data:`SUMMARY`, forward + backward in float32, a column each device and instruction set.
+
+    Args:
+        folder: where the CSV files are, and the chart goes.
+        link: the same folder as the README links to it.
+    """
+    sets = {}
+    for path in sorted(folder.glob("*.csv")):
+        found = {
+            (r["op"], r["size"]): r
+            for r in results.read(path)
+            if (r["implementation"], r["direction"], r["dtype"]) == ("hvae_kernels", "forward+backward", "float32")
+        }
+        if found:
+            sets[next(iter(found.values()))["cpu"] or path.stem] = found
+    rows = []
+    for key, name in SUMMARY.items():
+        line = [name, f"`{key[0]}` {key[1]}"]
+        for found in sets.values():
+            r = found.get(key)
+            times = [results.times(r[f"speedup_vs_{rival}"]) for rival in ("eager", "compile")] if r else ["", ""]
+            line += [results.duration(r["p20_us"]) if r else "", *times]
+        rows.append(line)
+    headers = ["", "op"] + [f"{part}{name}" for name in sets for part in ("", "vs eager, ", "vs compiled, ")]
+    draw_summary(sets, folder / CHART)
+    alt = "Times faster than eager PyTorch and than torch.compile, a bar an op and instruction set"
+    return f"![{alt}]({link}/{CHART})\n\n{results.table(headers, rows, 'github')}"
+
+
+def draw_summary(sets: Mapping[str, Mapping[tuple[str, str], Record]], path: Path) -> None:
+    """A bar an op and instruction set: how many times faster than ``torch.compile``; eager as a dot."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    with plt.rc_context({"svg.hashsalt": "hvae_kernels"}):  # the same figures make the same file
+        figure, axis = plt.subplots(figsize=(7, 3.4), layout="constrained")
+        names = list(SUMMARY.values())[::-1]
+        height = 0.8 / max(len(sets), 1)
+        for place, (name, found) in enumerate(sets.items()):
+            shown = [(i, found[key]) for i, key in enumerate(reversed(SUMMARY)) if key in found]
+            shown = [(i, r) for i, r in shown if r["speedup_vs_compile"]]
+            at = [i + (len(sets) / 2 - place - 0.5) * height for i, _ in shown]
+            colour = ("#d1495b", "#2e6f95", "#8d99ae")[place % 3]
+            # from 1, where lengths on a logarithmic axis mean something
+            axis.barh(at, [float(r["speedup_vs_compile"]) - 1 for _, r in shown], height, 1, color=colour, label=name)
+            axis.plot([float(r["speedup_vs_eager"]) for _, r in shown], at, "k|", markersize=6)
+        axis.axvline(1, color="black", linewidth=1)
+        ticks = (0.5, 1, 2, 5, 10, 20, 50)
+        axis.set(xscale="log", yticks=range(len(names)), yticklabels=names, xlim=(0.5, 100))
+        axis.set_xticks(ticks, [f"{tick:g}x" for tick in ticks])
+        axis.set_xticks([], minor=True)
+        axis.set_xlabel("faster than torch.compile (bars), than eager (marks)")
+        axis.legend(loc="lower right", fontsize="small")
+        axis.spines[["top", "right"]].set_visible(False)
+        figure.savefig(path, metadata={"Date": None})
+        plt.close(figure)
+
+
+def update_summary(document: Path, folder: Path = results.RESULTS) -> str:
+    """Rewrite the summary of ``document``; returns one sentence that says what happened."""
+    link = os.path.relpath(folder.resolve(), document.resolve().parent)
+    text = replace_between(document.read_text(), summary(folder, link), SUMMARY_BEGIN, SUMMARY_END)
+    if text is None:
+        return f"{document.name} has no markers {SUMMARY_BEGIN} and {SUMMARY_END}: no summary written"
+    document.write_text(text)
+    return f"{document.name}: summary written from {folder}"
 
 
 if __name__ == "__main__":
-    print(update(ROOT / "README.md"))
-    print(update_flows(ROOT / "README.md"))
-    print(update_study(ROOT / "README.md", ROOT / "docs" / "gaussian" / "report.md"))
+    print(update(MEASURED))
+    print(update_flows(MEASURED))
+    print(update_summary(README))
