@@ -17,6 +17,7 @@ from torch.distributions import AffineTransform, ComposeTransform, Independent, 
 from torch.distributions.transforms import TanhTransform
 
 import hvae_kernels as hk
+from hvae_kernels.compat import _network
 from hvae_kernels.functional import Spline
 from hvae_kernels.nn import coupling, path
 from hvae_kernels.nn.flow import Flow
@@ -367,6 +368,19 @@ def _shifted(pair, loc, scale):
     return (pair[0] - loc) / scale, pair[1] - scale.log().sum()
 
 
+def test_a_transforms_cache_is_not_asked():
+    """It holds points of other parameters, and such without gradients."""
+    loc, z = torch.zeros(D, dtype=F64, requires_grad=True), torch.randn(2, D, dtype=F64)
+    shift = AffineTransform(loc, 2.0, cache_size=1)
+    with torch.no_grad():
+        hk.path_log_prob(shift, z)
+        loc += 1
+    x, log_q = hk.path_log_prob(shift, z)
+    torch.testing.assert_close(x, 2 * z + 1)
+    (found,) = torch.autograd.grad(log_q.sum(), loc)
+    torch.testing.assert_close(found, -(z / 2).sum(0))
+
+
 # ---- Other libraries ----
 
 #: Without a context where the library's objects take one as a transform does.
@@ -483,14 +497,55 @@ def test_a_network_before_nflows_and_a_base_with_context(zuko_settings):
     )
 
 
-@pytest.mark.parametrize("name", ["zuko", "nflows-spline", "normflows-residual"])
-def test_an_accelerated_flow_calls_no_masked_layer_for_points(name, zuko_settings):
-    """The slow direction is one pass of the kernels, in whichever of the two passes it is."""
+class Glasflow(nn.Module):
+    """As glasflow has it: from points to noise, and no network for the context."""
+
+    def __init__(self, transform, distribution):
+        super().__init__()
+        self._transform, self._distribution = transform, distribution
+
+    def forward(self, x, conditional=None):
+        return self._transform.forward(x, context=conditional)
+
+    def inverse(self, z, conditional=None):
+        return self._transform.inverse(z, context=conditional)
+
+
+Glasflow.__module__, Glasflow.__name__ = "glasflow.flows.base", "Flow"
+
+
+def test_flows_of_glasflow(zuko_settings):
+    inner, z, context = peer("nflows-residual-context", True)
+    flow = Glasflow(inner._transform, inner._distribution)
+    require_definition(flow, z, context, lambda z: flow.inverse(z, context), flow._distribution.log_prob)
+
+
+@pytest.mark.parametrize("name", ["zuko", "zuko-inverted-context", "nflows-spline", "normflows-spline-context", "pyro"])
+def test_an_accelerated_layer_is_passed_once_each_way(name, zuko_settings):
+    """No layer of the library's is called, and without gradients there is one pass alone."""
     flow, z, context = peer(name, True)
+    flow.inverted, calls = False, []
     with hk.use_impl("cpp"), contextlib.ExitStack() as patches:
         for kind in peers.MASKED:
             patches.enter_context(mock.patch.object(kind, "forward", None))
+        for direction in ("sequential", "parallel"):
+            counting = mock.Mock(
+                wraps=getattr(_network, direction), side_effect=functools.partial(_note, calls, direction)
+            )
+            patches.enter_context(mock.patch.object(_network, direction, counting))
+        with torch.no_grad():
+            hk.path_log_prob(flow, z, context)
+        (first,) = set(calls)
+        assert calls == [first] * 2
+        calls.clear()
         hk.path_log_prob(flow, z, context)[1].sum().backward()
+    (second,) = {"sequential", "parallel"} - {first}
+    assert calls == [first] * 2 + [second] * 2
+
+
+def _note(calls, direction, *_):
+    calls.append(direction)
+    return mock.DEFAULT
 
 
 # ---- Errors ----
@@ -529,6 +584,8 @@ def test_bad_arguments(zuko_settings):
         hk.path_log_prob(flow, [1.0])
     with pytest.raises(ValueError, match=r"z must be a tensor of shape \(\.\.\., 4\)"):
         hk.path_log_prob(flow, z[:, :3], context)
+    with pytest.raises(TypeError, match="path_log_prob: context must be a tensor, got list"):
+        hk.path_log_prob(flow, z, [1.0])
     with pytest.raises(ValueError, match=r"context must be a tensor of shape \(\.\.\., 2\)"):
         hk.path_log_prob(flow, z)
     for other in (case("stack-iaf")[0], case("planar")[0], flow.as_transform(context), [case("radial")[0]]):

@@ -20,8 +20,8 @@ from hvae_kernels.nn.stack import FlowStack
 
 EXPECTED = (
     "a flow of hvae_kernels.nn, a module whose forward and inverse return (x, log_abs_det), a transform or "
-    "TransformedDistribution of torch.distributions, a flow of zuko, nflows or normflows, a transform of pyro, or a "
-    "list of maps"
+    "TransformedDistribution of torch.distributions, a flow of zuko, nflows, glasflow or normflows, a transform of "
+    "pyro, or a list of maps"
 )
 Pair = tuple[Tensor, Tensor]
 Direction = Callable[[Tensor], Pair]
@@ -147,14 +147,19 @@ def _of_zuko(name: str, flow: Any, context: Tensor | None) -> Opened:
 
 
 def _of_nflows(flow: Any, context: Tensor | None) -> Opened:
-    """Nflows' go from points to noise too; what reads the context may be a network."""
-    embedded = flow._embedding_net(context)
+    """Nflows' go from points to noise too; what reads the context may be a network, which glasflow's have not."""
+    embedding = getattr(flow, "_embedding_net", None)
+
+    def embedded(context: Tensor | None) -> Tensor | None:
+        return context if embedding is None else embedding(context)
 
     def inverse(x: Tensor) -> Pair:
-        return flow._transform(x, context=flow._embedding_net(*_detached((context,))))
+        return flow._transform(x, context=embedded(*_detached((context,))))
 
-    one = Map(lambda z: flow._transform.inverse(z, context=embedded), inverse, flow)
-    return [one], lambda z: flow._distribution.log_prob(z, context=embedded)
+    given = embedded(context)
+    options = {} if embedding is None else {"context": given}
+    one = Map(lambda z: flow._transform.inverse(z, context=given), inverse, flow)
+    return [one], lambda z: flow._distribution.log_prob(z, **options)
 
 
 def _of_normflows(name: str, flow: Any, context: Tensor | None) -> Opened:
@@ -167,6 +172,7 @@ def _of_normflows(name: str, flow: Any, context: Tensor | None) -> Opened:
 
 def _apply(transform: Any, x: Tensor) -> Pair:
     """A transform and its log-determinant, summed over features where it goes feature by feature."""
+    x = x.view_as(x)  # caches go by identity: this one may have met other parameters, or no_grad
     try:
         if hasattr(transform, "call_and_ladj"):  # zuko's, at once
             y, log_abs_det = transform.call_and_ladj(x)

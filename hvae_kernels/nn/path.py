@@ -52,13 +52,15 @@ def path_log_prob(
     estimator says nothing of second derivatives.
 
     Args:
-        flow: a flow module of ``hvae_kernels.nn`` on z, or any module whose ``forward`` and ``inverse`` take
-            ``(z)``, or ``(z, context)``, and return a point and the ``log_abs_det`` of that direction, or whose
-            inverse raises ``NotImplementedError``; a transform of ``torch.distributions``, ``as_transform()`` and
-            compositions among them; a list or ``ModuleList`` of these, applied in order. Or what holds its own base:
-            a ``TransformedDistribution``; of zuko a ``Flow``, or the ``NormalizingFlow`` that it returns; an nflows
-            ``Flow``; a normflows ``NormalizingFlow``, conditional or not. Accelerated or not; of pyro also conditional
-            transforms. Random maps (dropout in training mode) have no density: call ``eval()``.
+        flow: a flow module of ``hvae_kernels.nn`` on z, or any module whose ``forward`` (from noise to points) and
+            ``inverse`` take ``(z)``, or ``(z, context)``, and return a point and the ``log_abs_det`` of that
+            direction, or whose inverse raises ``NotImplementedError``; a transform of ``torch.distributions``,
+            ``as_transform()`` and compositions among them, or of pyro, conditional or not; a list or ``ModuleList`` of
+            these, applied in order. Or what holds its own base: a ``TransformedDistribution``; of zuko a ``Flow``, or
+            the ``NormalizingFlow`` that it returns; an nflows or glasflow ``Flow``; a normflows ``NormalizingFlow``,
+            conditional or not. Accelerated or not. Random maps (dropout in training mode) have no density: call
+            ``eval()``. While the inverse is taken held tensors stand for the parameters, as under
+            ``torch.func.functional_call``: one thread at a time.
         z: points of the base ``(..., d)``, by reparameterisation where the base learns.
         context: what the flow is conditioned on; its gradient is the path's too.
         base: the distribution of z, with ``log_prob`` of vectors ``(..., d) -> (...)``; None is the standard normal, or
@@ -93,6 +95,8 @@ def path_log_prob(
         >>> torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-4)
     """
     _check(z)
+    if context is not None:
+        _checks.tensors(_NAME, context=context)
     maps, log_prob = opened(_NAME, flow, context)
     if base is not None:
         if log_prob is not None:
