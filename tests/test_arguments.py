@@ -117,6 +117,15 @@ CALLS = {
     ),
     "FlowStack.coupling": (hk.nn.FlowStack.coupling, {"n_layers": 2, "features": 3, "hidden_features": [4]}),
     "accelerate": (hk.accelerate, {"module": torch.nn.Linear(2, 2)}),
+    "path_log_prob": (
+        hk.path_log_prob,
+        {
+            "flow": FLOW,
+            "z": ones(4, 3),
+            "context": ones(4, 2),
+            "base": torch.distributions.MultivariateNormal(_ROW, torch.eye(3)),
+        },
+    ),
     "use_impl": (lambda implementation: hk.use_impl(implementation).__enter__(), {"implementation": "auto"}),
     "use_cpu": (lambda instruction_set: hk.use_cpu(instruction_set).__enter__(), {"instruction_set": "auto"}),
     "FlowStack": (hk.nn.FlowStack, {"flows": [FLOW]}),
@@ -181,7 +190,7 @@ WELCOME = {
     "float": {"learning_rate", "alpha", "eps", "max_norm", "prior_scale", "init_temperature"}
     | {"max_step_size", "bound", "min_derivative", "logit_scale"},
     "none": {"generator", "bias", "bias_loc", "bias_log_scale", "params", "on_drift", "replicas", "memory", "order"}
-    | {"hidden_degrees", "context", "implementation", "tails", "mask", "conditioner"},
+    | {"hidden_degrees", "context", "implementation", "tails", "mask", "conditioner", "base"},
 }
 
 
@@ -193,7 +202,7 @@ def names(argument, error):
 
 
 def test_every_public_name_is_called():
-    public = {*F.__all__, *hk.nn.__all__, "accelerate", "use_impl", "use_cpu"}
+    public = {*F.__all__, *hk.nn.__all__, "accelerate", "path_log_prob", "use_impl", "use_cpu"}
     assert public <= set(CALLS)
 
 
