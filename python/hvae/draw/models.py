@@ -1,0 +1,166 @@
+"""DRAW: a recurrent auto-encoder that reads an image and writes on a canvas, T times."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from hvae.data.mnist import N_PIXELS, SIDE
+from hvae.densities import standard_normal_log_prob
+from hvae_kernels.functional import bernoulli_log_prob, draw_read, draw_write
+
+HIDDEN, LATENT = 256, 100
+#: Filters along a side.
+READ, WRITE = 2, 5
+
+
+class Drawn(NamedTuple):
+    """What B images came to.
+
+    Attributes:
+        log_likelihood: ``log p(x | z)``, ``(B,)``.
+        divergence: ``KL(q(z | x) | p(z))`` as the sum of the steps' closed forms, ``(B,)``.
+        log_ratio: ``log p(z) - log q(z | x)`` at the samples, ``(B,)``; minus its mean is the divergence's.
+    """
+
+    log_likelihood: Tensor
+    divergence: Tensor
+    log_ratio: Tensor
+
+    @property
+    def bound(self) -> Tensor:
+        """Of ``log p(x)``, by one sample of the likelihood."""
+        return self.log_likelihood - self.divergence
+
+    @property
+    def log_weight(self) -> Tensor:
+        """``log p(x, z) - log q(z | x)``: its exponential is p(x) on average."""
+        return self.log_likelihood + self.log_ratio
+
+
+class Picture(NamedTuple):
+    """Canvases ``(T, B, 784)`` after each step, as logits; with attention its numbers ``(T, B, 5)``, or None."""
+
+    canvases: Tensor
+    reads: Tensor | None
+    writes: Tensor | None
+
+
+class Draw(nn.Module):
+    """In each of T steps: ``x^ = x - sigmoid(c)``, ``r = read(x, x^)``, ``z ~ q(encoder(r, h))``, ``h = decoder(z)``.
+
+    Then ``c += write(h)``. Encoder and decoder are LSTMs, the prior of z is N(0, I) in each step, pixels are Bernoulli
+    given the last canvas. With attention both read and write a patch through a grid of Gaussian filters, whose five
+    numbers are linear in the decoder's state; without, they see the whole image. Canvas and states begin at learned
+    biases.
+
+    Args:
+        steps: T.
+        attention: whether there is any.
+        hidden, latent: units of the LSTMs, and dimensions of z in a step.
+        canvas: where the first canvas' bias begins, ``(784,)`` logits; None is zeros.
+
+    Source: Gregor et al., DRAW: a recurrent neural network for image generation, arXiv 1502.04623.
+    """
+
+    def __init__(
+        self, steps: int, attention: bool, hidden: int = HIDDEN, latent: int = LATENT, canvas: Tensor | None = None
+    ):
+        super().__init__()
+        self.steps, self.attention, self.hidden, self.latent = steps, attention, hidden, latent
+        read = 2 * READ**2 if attention else 2 * N_PIXELS
+        self.encoder = nn.LSTMCell(read + hidden, hidden)
+        self.posterior = nn.Linear(hidden, 2 * latent)
+        self.decoder = nn.LSTMCell(latent, hidden)
+        self.write = nn.Linear(hidden, WRITE**2 if attention else N_PIXELS)
+        if attention:
+            self.read_at, self.write_at = attention_of(hidden, READ), attention_of(hidden, WRITE)
+        self.canvas = nn.Parameter(torch.zeros(N_PIXELS) if canvas is None else canvas.clone())
+        self.states = nn.Parameter(torch.zeros(4, hidden))
+
+    def forward(self, pixels: Tensor, noise: Tensor) -> Drawn:
+        """Images ``(B, 784)`` and standard normals ``(T, B, latent)``, of each step its own."""
+        result, _ = self.run(pixels, noise)
+        return result
+
+    def run(self, pixels: Tensor, noise: Tensor) -> tuple[Drawn, Picture]:
+        """:meth:`forward`, and how the canvas and the windows moved."""
+        x = pixels.to(noise.dtype)
+        canvas, states = self._begin(noise)
+        encoded, decoded = states
+        divergence = log_ratio = x.new_zeros(len(x))
+        canvases, reads, writes = [], [], []
+        for step_noise in noise:
+            seen, at = self._read(x, x - canvas.sigmoid(), decoded[0])
+            encoded = self.encoder(torch.cat([seen, decoded[0]], -1), encoded)
+            loc, log_scale = self.posterior(encoded[0]).chunk(2, -1)
+            z = loc + log_scale.exp() * step_noise
+            terms = loc.square() + (2 * log_scale).exp() - 2 * log_scale - 1
+            divergence = divergence + terms.sum(-1) / 2
+            log_q = standard_normal_log_prob(step_noise) - log_scale.sum(-1)
+            log_ratio = log_ratio + standard_normal_log_prob(z) - log_q
+            decoded = self.decoder(z, decoded)
+            canvas, to = self._write(canvas, decoded[0])
+            for kept, value in ((canvases, canvas), (reads, at), (writes, to)):
+                kept.append(value)
+        drawn = Drawn(bernoulli_log_prob(canvas, pixels), divergence, log_ratio)
+        return drawn, self._picture(canvases, reads, writes)
+
+    def generate(self, noise: Tensor) -> Picture:
+        """Images from standard normals ``(T, B, latent)`` as the z of the prior."""
+        canvas, (_, decoded) = self._begin(noise)
+        canvases, writes = [], []
+        for z in noise:
+            decoded = self.decoder(z, decoded)
+            canvas, to = self._write(canvas, decoded[0])
+            canvases.append(canvas)
+            writes.append(to)
+        return self._picture(canvases, [None], writes)
+
+    def _begin(self, noise: Tensor) -> tuple[Tensor, tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]]:
+        batch = noise.shape[1]
+        first, second, third, fourth = (state.expand(batch, -1) for state in self.states)
+        return self.canvas.expand(batch, -1), ((first, second), (third, fourth))
+
+    def _read(self, x: Tensor, error: Tensor, state: Tensor) -> tuple[Tensor, Tensor | None]:
+        if not self.attention:
+            return torch.cat([x, error], -1), None
+        at = self.read_at(state)
+        images = torch.stack([x, error], 1).unflatten(-1, (SIDE, SIDE))
+        return draw_read(images, at, READ).flatten(1), at
+
+    def _write(self, canvas: Tensor, state: Tensor) -> tuple[Tensor, Tensor | None]:
+        patch = self.write(state)
+        if not self.attention:
+            return canvas + patch, None
+        at = self.write_at(state)
+        return canvas + draw_write(patch.view(-1, 1, WRITE, WRITE), at, (SIDE, SIDE)).flatten(1), at
+
+    def _picture(self, canvases: list, reads: list, writes: list) -> Picture:
+        read, written = (torch.stack(each) if each[0] is not None else None for each in (reads, writes))
+        return Picture(torch.stack(canvases), read, written)
+
+
+def attention_of(hidden: int, size: int) -> nn.Linear:
+    """A layer for the five numbers, whose filters begin as wide as half of the distance between them.
+
+    With a variance of 1 they begin beside the strokes, the first of them in blank corners, and learn nothing for long.
+    """
+    layer = nn.Linear(hidden, 5)
+    with torch.no_grad():
+        layer.bias[2] = 2 * math.log((SIDE - 1) / max(size - 1, 1) / 2)
+    return layer
+
+
+def window(attention: Tensor, size: int) -> Tensor:
+    """Where a grid lies: ``(left, top, side)`` of the square from its first centre to its last, in pixels from 0.
+
+    With one filter the side is 0. ``attention (..., 5)`` as of ``draw_read``.
+    """
+    x, y, _, log_stride, _ = attention.unbind(-1)
+    half = (SIDE - 1) / max(size - 1, 1) * log_stride.exp() * (size - 1) / 2
+    left, top = ((SIDE + 1) / 2 * (center + 1) - 1 - half for center in (x, y))
+    return torch.stack([left, top, 2 * half], -1)

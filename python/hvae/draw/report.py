@@ -1,0 +1,69 @@
+"""Rows of ``results.json`` from the state files of finished jobs; ``report.md`` from both."""
+
+from __future__ import annotations
+
+from hvae import runs
+from hvae.draw import models
+from hvae.draw.study import BATCH_SIZE, PUBLISHED, Job, Setting
+from hvae.draw.train import State
+from hvae.experiment import Config, table, versions
+from hvae.runs import Row
+
+#: Names of models in ``results.json``, and whether they have attention.
+METHODS = {"attention": True, "whole": False}
+NOTES = f"""\
+Figures are means over images, in nats an image, with every constant: the divergence of a step is
+`1/2 sum (mu^2 + sigma^2 - log sigma^2 - 1)`, so T steps of {models.LATENT} latent variables have the constant
+`T {models.LATENT} / 2`.
+
+- *train*: the bound averaged over the last epoch's steps; *validation*: that of the validation images after it.
+- *log-likelihood*: of the first validation images, by importance sampling from q. No public program prints it.
+- *printed*: the paper's bounds, from memory, of another setting: T = 64, all of MNIST, many more updates. Shown, not
+  chased.
+- LSTMs of {models.HIDDEN} units, patches of {models.READ} x {models.READ} read and {models.WRITE} x {models.WRITE}
+  written; Adam at 1e-3, batches of {BATCH_SIZE}, gradients clipped to a norm of 10. The
+  first canvas is learned, from the logits of how often a pixel is on. Filters begin as
+  wide as half of the distance between them: of variance 1 they begin beside the strokes, and nothing is learned for
+  long. All jobs take the same batches."""
+
+
+def row_of(job: Job, state: State, setting: Setting) -> Row:
+    """A finished job's row."""
+    last = state.history[-1]
+    estimates = state.log_likelihoods
+    figures = {
+        "train_bound": last["train"],
+        "validation_bound": last["validation"],
+        "log_likelihood": estimates.mean().item() if len(estimates) else None,
+    }
+    return {
+        **{
+            "method": next(name for name, has in METHODS.items() if has is job.attention),
+            "dim": models.LATENT,
+            "draw_steps": job.steps,
+        },
+        **{name: value if value is None else runs.finite(value) for name, value in figures.items()},
+        **{"likelihood_images": len(estimates), "likelihood_samples": setting.likelihood_samples},
+        **{"epochs": state.epoch, "steps": state.epoch * setting.steps_per_epoch, "seconds": state.seconds},
+    }
+
+
+def tables(config: Config, rows: list[Row]) -> list[str]:
+    """The report but for its figures."""
+    about = (
+        f"Seed {config['seed']}; data {config['data']}: {config['n_train']:,} digits for training, "
+        f"{config['n_validation']:,} for validation, rounded to bits; {versions(config)}."
+    )
+    return ["# DRAW", about, NOTES, bound_table(config, rows)]
+
+
+def bound_table(config: Config, rows: list[Row]) -> str:
+    """One line a model, beside the printed figure."""
+    lines = []
+    for row in rows:
+        job = Job(METHODS[row["method"]], row["draw_steps"], config["seed"])
+        ours = [row[name] for name in ("train_bound", "validation_bound", "log_likelihood")]
+        cost = [row["likelihood_images"], row["likelihood_samples"], row["epochs"], row["seconds"] / row["epochs"]]
+        lines.append([job.label, *ours, PUBLISHED[job.attention], *cost])
+    headers = ["model", "train", "validation", "log-likelihood", "printed, T = 64"]
+    return table([*headers, "images", "samples", "epochs", "seconds an epoch"], lines)

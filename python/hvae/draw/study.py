@@ -1,0 +1,98 @@
+"""What is run: a setting, which all models of a run share, and jobs, one model each."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hvae import experiment
+from hvae.data import mnist
+from hvae.draw.models import Draw
+
+STEPS = (10, 25)
+EPOCHS = 40
+BATCH_SIZE = 100
+LEARNING_RATE = 1e-3
+#: Of the gradient's norm.
+LARGEST_GRADIENT = 10.0
+#: Bounds in nats an image of the paper, T = 64, binarised MNIST; quoted from memory.
+PUBLISHED = {True: -80.97, False: -87.40}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all models of a run share; the order of data, too."""
+
+    seed: int
+    data: str
+    n_train: int
+    n_validation: int
+    epochs: int
+    likelihood_images: int
+    likelihood_samples: int
+
+    @classmethod
+    def of(cls, config: dict[str, Any]) -> Setting:
+        """A run's, from its config."""
+        return cls(**{field.name: config[field.name] for field in fields(cls)})
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """The last step may have fewer images."""
+        return -(-self.n_train // BATCH_SIZE)
+
+    def pixels(self) -> tuple[Tensor, Tensor]:
+        """Training and validation images ``(N, 784)``, bits."""
+        digits = mnist.load(self.data, self.n_train, self.n_validation)
+        return mnist.binarise(digits.train), mnist.binarise(digits.validation)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A model of T steps, with attention or without."""
+
+    attention: bool
+    steps: int
+    seed: int
+
+    @property
+    def key(self) -> str:
+        """The name of the job and of its files."""
+        return f"{'attention' if self.attention else 'whole'}-T{self.steps}"
+
+    @classmethod
+    def from_key(cls, key: str, seed: int) -> Job:
+        """The job of that name; ValueError where no job has it."""
+        found = re.fullmatch(r"(attention|whole)-T([1-9]\d*)", key)
+        if found is None:
+            raise ValueError(f"no job is named {key}")
+        return cls(found[1] == "attention", int(found[2]), seed)
+
+    @property
+    def order(self) -> tuple[int, bool]:
+        """Where the job stands in tables."""
+        return self.steps, not self.attention
+
+    @property
+    def label(self) -> str:
+        """The job's name in tables and figures."""
+        return f"T = {self.steps}, {'with' if self.attention else 'without'} attention"
+
+    def generator(self, *purpose: object) -> torch.Generator:
+        """A stream of random numbers for each purpose."""
+        return experiment.generator(self.seed, *purpose)
+
+    def noise(self, shape: tuple[int, ...], *purpose: object) -> Tensor:
+        """Standard normals of the job's own."""
+        return torch.randn(shape, generator=self.generator(self.key, *purpose))
+
+    def model(self, images: Tensor) -> Draw:
+        """At its first parameters, the canvas at the logits of how often the pixels of training images are on."""
+        rates = (images.double().sum(0) + 1) / (len(images) + 2)
+        with torch.random.fork_rng(devices=[]):
+            torch.set_rng_state(self.generator("parameters").get_state())
+            return Draw(self.steps, self.attention, canvas=rates.logit().float())
