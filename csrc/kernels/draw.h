@@ -92,7 +92,6 @@ HK_INLINE void filters(int64_t size, int64_t length, double center, double strid
     windows[i] = {low > 0 ? std::min<int64_t>(low < length ? low : length, length) : 0,
                   high < length ? high > 0 ? static_cast<int64_t>(high) : 0 : length};
     T *row = to + i * width, *by_place = row + size * width, *by_variance = by_place + size * width;
-    HK_IVDEP
     for (int64_t a = 0; a < width; ++a) {
       const T step = ramp[a] + first;
       row[a] = weight(-(step * (step + twice) * half));
