@@ -206,7 +206,7 @@ def update(document: Path, folder: Path = results.RESULTS) -> str:
 SUMMARY = {
     ("gaussian_leapfrog", "(4096, 400), K = 10"): "Hamiltonian flow, 10 tempered steps",
     ("planar_flow", "(4096, 400), K = 30"): "30 planar layers",
-    ("rational_quadratic_spline", "(4096, 64), 8 bins"): "rational-quadratic splines",
+    ("rational_quadratic_spline", "(4096, 64), K = 8"): "rational-quadratic splines",
     ("gaussian_mixture_log_prob", "(4096, 40), C = 500"): "mixture of 500 Gaussians",
     ("bernoulli_log_prob", "(40, 256, 784)"): "Bernoulli pixels, 40 samples",
     ("draw_read", "(128, 1, 28, 28), N = 5"): "DRAW's reading attention",
