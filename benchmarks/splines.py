@@ -315,8 +315,11 @@ def main(arguments: list[str] | None = None) -> int:
         if options.keep in size.name:
             rows += [{k: results.text((r | origin).get(k)) for k in FIELDS} for r in records(size, FULL)]
             print(f"  timed {size}", flush=True)
+            if options.out:  # as they come: what takes minutes is not lost with a run that is stopped
+                tables.publish("splines", origin, rows, FIELDS, options.out, whole)
     print(f"\n{results.machine(origin)}, torch {origin['torch']}\n\n{tables.spline_table(rows, 'simple')}")
-    tables.publish("splines", origin, rows, FIELDS, options.out, whole)
+    if not options.out:
+        tables.publish("splines", origin, rows, FIELDS, None, whole)
     return 0
 
 
