@@ -29,10 +29,8 @@ from torch import Tensor, nn  # noqa: E402
 
 import hvae_kernels as hk  # noqa: E402
 from benchmarks import memory, results, run, tables, timing  # noqa: E402
-from benchmarks.timing import QUICK, Candidate, Plan, Timing, interleave  # noqa: E402
+from benchmarks.timing import QUICK, Plan  # noqa: E402
 
-#: Seconds from which on a call is measured once.
-SLOW = 0.5
 GROWTH = (64, 128, 256, 512, 784, 1568)
 FIELDS = (
     *("features", "hidden", "batch", "dtype", "direction", "implementation"),
@@ -157,21 +155,6 @@ def directions(model: nn.Module, x: Tensor) -> dict[str, Callable[[], object]]:
     return calls
 
 
-def measure(calls: dict[str, Callable[[], object]], plan: Plan) -> dict[str, Timing]:
-    """Rivals in turns; those that are slow, once."""
-    fast, timings = [], {}
-    for name, call in calls.items():
-        candidate = Candidate(name, lambda _, call=call: call(), lambda i: i)
-        with timing.no_collection():
-            timing._seconds_cpu(candidate, 1)
-            seconds = timing._seconds_cpu(candidate, 1)
-        if seconds < SLOW:
-            fast.append(candidate)
-        else:
-            timings[name] = Timing((1e6 * seconds,))
-    return timings | interleave(fast, "cpu", plan)
-
-
 def kept_bytes(model: nn.Module, x: Tensor) -> int:
     """What a forward pass keeps for its backward pass, beyond parameters, buffers and x."""
     own = [x, *model.parameters(), *model.buffers()]
@@ -186,7 +169,7 @@ def records(size: Size, plan: Plan) -> Iterator[dict[str, object]]:
     calls = {name: directions(model, x) for name, model in models.items()}
     own_forward = None
     for direction in ("forward", "inverse", "forward+backward"):
-        timings = measure({n: c[direction] for n, c in calls.items() if direction in c}, plan)
+        timings = timing.measure({n: c[direction] for n, c in calls.items() if direction in c}, plan)
         best = min(timings[peer].p20 for peer in PEERS)
         own_forward = own_forward or timings["hvae_kernels"].p20
         for name, taken in timings.items():
@@ -209,7 +192,7 @@ def growth(features: int, plan: Plan) -> dict[str, object]:
     size = Size(features, (3 * features // 2,) * 2, 128)
     model, x = Ours(size), torch.randn(size.batch, features)
     calls = directions(model, x)
-    taken = measure({"forward": calls["forward"], "inverse": calls["inverse"]}, plan)
+    taken = timing.measure({"forward": calls["forward"], "inverse": calls["inverse"]}, plan)
     with torch.no_grad():
         back = model.inverse(model.parallel(x)[0])[0]
     return {

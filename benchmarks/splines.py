@@ -31,10 +31,8 @@ from torch import Tensor, nn  # noqa: E402
 
 import hvae_kernels as hk  # noqa: E402
 from benchmarks import memory, results, run, tables, timing  # noqa: E402
-from benchmarks.timing import FULL, Candidate, Plan, Timing, interleave  # noqa: E402
+from benchmarks.timing import FULL, Plan  # noqa: E402
 
-#: Seconds from which on a call is measured once.
-SLOW = 0.5
 BOUND = 5.0
 FIELDS = (
     *("flow", "features", "context", "hidden", "layers", "bins", "batch", "dtype", "direction", "implementation"),
@@ -263,21 +261,6 @@ def _rival(name: str, model: nn.Module, x: Tensor, context: Tensor | None, compi
 # ---- What is timed ----
 
 
-def measure(calls: Calls, plan: Plan) -> dict[str, Timing]:
-    """Rivals in turns; those that are slow, once."""
-    fast, timings = [], {}
-    for name, call in calls.items():
-        candidate = Candidate(name, lambda _, call=call: call(), lambda i: i)
-        with timing.no_collection():
-            timing._seconds_cpu(candidate, 1)
-            seconds = timing._seconds_cpu(candidate, 1)
-        if seconds < SLOW:
-            fast.append(candidate)
-        else:
-            timings[name] = Timing((1e6 * seconds,))
-    return timings | (interleave(fast, "cpu", plan) if fast else {})
-
-
 def records(size: Size, plan: Plan) -> Iterator[dict[str, object]]:
     """A record for every rival and direction of one flow."""
     torch.manual_seed(0)
@@ -289,7 +272,9 @@ def records(size: Size, plan: Plan) -> Iterator[dict[str, object]]:
         **{"hidden": f"{len(size.hidden)} x {size.hidden[0]}", "bins": size.bins, "batch": size.batch},
     }
     for direction in ("density", "gradient", "sampling"):
-        timings = measure({name: calls[direction] for name, (calls, _) in every.items() if direction in calls}, plan)
+        timings = timing.measure(
+            {name: calls[direction] for name, (calls, _) in every.items() if direction in calls}, plan
+        )
         for name, taken in timings.items():
             yield {
                 **about,

@@ -83,6 +83,8 @@ class Plan:
     fewest: int = 5
 
 
+#: Seconds from which on :func:`measure` takes a call once.
+SLOW = 0.5
 FULL = Plan()
 QUICK = Plan(rounds=6, turn=0.01, cap=1.0, fewest=3)
 
@@ -158,3 +160,18 @@ def _take_turn(clock: Callable[[Candidate, int], float], candidate: Candidate, i
     while sum(taken) < turn:
         taken.append(clock(candidate, inner))
     return taken
+
+
+def measure(calls: dict[str, Callable[[], object]], plan: Plan) -> dict[str, Timing]:
+    """Rivals in turns; those that are slow, once."""
+    fast, timings = [], {}
+    for name, call in calls.items():
+        candidate = Candidate(name, lambda _, call=call: call(), lambda i: i)
+        with no_collection():
+            _seconds_cpu(candidate, 1)
+            seconds = _seconds_cpu(candidate, 1)
+        if seconds < SLOW:
+            fast.append(candidate)
+        else:
+            timings[name] = Timing((1e6 * seconds,))
+    return timings | (interleave(fast, "cpu", plan) if fast else {})

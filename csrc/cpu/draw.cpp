@@ -35,8 +35,11 @@ void differentiate(const Sizes& s, bool writes, const Tensor& attention, const M
                    const MaybeTensor& patches, const Tensor& d_image, const Tensor& d_patch,
                    const Tensor& d_attention) {
   const int64_t image = s.channels * s.height * s.width, patch = s.channels * s.size * s.size;
-  const T *numbers = static_cast<const T*>(attention.const_data_ptr()), *from = data<T>(images), *of = data<T>(patches);
   T *to_image = written<T>(d_image), *to_patch = written<T>(d_patch), *to_attention = written<T>(d_attention);
+  const T* numbers = static_cast<const T*>(attention.const_data_ptr());
+  // The gradient by an image does not depend on it, nor that by a patch.
+  const T* from = to_patch || to_attention ? data<T>(images) : nullptr;
+  const T* of = to_image || to_attention ? data<T>(patches) : nullptr;
   const auto at = [](auto* p, int64_t offset) { return p ? p + offset : nullptr; };
   const int64_t grain = std::max<int64_t>(1, 32768 / std::max<int64_t>(1, image * s.size));
   torch::stable::parallel_for(0, s.batch, grain, [&](int64_t begin, int64_t end) {

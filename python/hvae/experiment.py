@@ -13,7 +13,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -25,6 +25,7 @@ from hvae.runs import Row
 SECONDS_BETWEEN_CHECKPOINTS = 20.0
 
 Config = dict[str, Any]
+T = TypeVar("T")
 
 
 class Job(Protocol):
@@ -37,6 +38,16 @@ class Job(Protocol):
     @property
     def order(self) -> tuple[Any, ...]:
         """Where the job stands in tables."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all jobs of a run share: fields of its config."""
+
+    @classmethod
+    def of(cls: type[T], config: Config) -> T:
+        """A run's, from its config."""
+        return cls(**{field.name: config[field.name] for field in fields(cls)})  # type: ignore[arg-type]
 
 
 @dataclass(kw_only=True)

@@ -111,6 +111,8 @@ def _launch(
     if not len(attention):
         return
     block_height, block_width = next_power_of_2(height), next_power_of_2(width)
+    if d_attention is None:  # the gradient by an image does not depend on it, nor that by a patch
+        image, patch = None if d_patch is None else image, None if d_image is None else patch
     given = [x if x is None else x.contiguous() for x in (attention, image, patch)]
     with on_device_of(attention):
         _sample_kernel[(len(attention),)](

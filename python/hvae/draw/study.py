@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -24,7 +23,7 @@ PUBLISHED = {True: -80.97, False: -87.40}
 
 
 @dataclass(frozen=True)
-class Setting:
+class Setting(experiment.Setting):
     """What all models of a run share; the order of data, too."""
 
     seed: int
@@ -34,11 +33,6 @@ class Setting:
     epochs: int
     likelihood_images: int
     likelihood_samples: int
-
-    @classmethod
-    def of(cls, config: dict[str, Any]) -> Setting:
-        """A run's, from its config."""
-        return cls(**{field.name: config[field.name] for field in fields(cls)})
 
     @property
     def steps_per_epoch(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -44,7 +44,7 @@ PUBLISHED = {
 
 
 @dataclass(frozen=True)
-class Setting:
+class Setting(experiment.Setting):
     """What all models of a run share; the order of data, too, and of all but structured ones the first parameters."""
 
     seed: int
@@ -57,11 +57,6 @@ class Setting:
     epochs: int
     likelihood_images: int
     likelihood_samples: int
-
-    @classmethod
-    def of(cls, config: dict[str, Any]) -> Setting:
-        """A run's, from its config."""
-        return cls(**{field.name: config[field.name] for field in fields(cls)})
 
     @property
     def steps_per_epoch(self) -> int:
