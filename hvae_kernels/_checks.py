@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -41,6 +41,20 @@ def tensors(function: str, **arguments: Tensor) -> None:
     for name, value in arguments.items():
         if not isinstance(value, Tensor):
             raise type_error(function, name, "a tensor", value)
+
+
+def tensors_among(function: str, argument: str, value: Iterable[Tensor]) -> tuple[Tensor, ...]:
+    """Require tensors one after the other; a tensor alone would be taken row by row."""
+    expected = "tensors, as [tensor] or module.parameters()"
+    if isinstance(value, Tensor):
+        raise TypeError(f"{function}: {argument} must be {expected}, got one tensor alone")
+    if not isinstance(value, Iterable):
+        raise type_error(function, argument, expected, value)
+    value = tuple(value)
+    for tensor in value:
+        if not isinstance(tensor, Tensor):
+            raise type_error(function, argument, expected, tensor)
+    return value
 
 
 def features(function: str, argument: str, x: Tensor, size: int) -> None:

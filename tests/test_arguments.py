@@ -11,6 +11,7 @@ import torch
 
 import hvae_kernels as hk
 from hvae_kernels import functional as F
+from hvae_kernels.ops.annealed_leapfrog import annealed_leapfrog_update
 from hvae_kernels.ops.leapfrog_update import leapfrog_update
 from hvae_kernels.ops.rmsprop import rmsprop_step_
 
@@ -40,6 +41,13 @@ CALLS = {
     "affine_autoregressive": (
         F.affine_autoregressive,
         {"z": ones(4, 3), "shift": ones(4, 3), "log_scale": ones(4, 3), "gate": "affine"},
+    ),
+    "annealed_leapfrog_update": (
+        annealed_leapfrog_update,
+        {
+            **{**_ROWS, "base_grad": ones(4, 3), "grad": ones(4, 3), "noise": ones(4, 3)},
+            **{"kicks": ones(5, 3), "mixing": ones(2)},
+        },
     ),
     "bernoulli_log_prob": (F.bernoulli_log_prob, {"logits": ones(4, 3), "value": ones(4, 3), "event_ndims": 1}),
     "constrain_planar": (F.constrain_planar, {"u": ones(2, 3), "w": ones(2, 3)}),
@@ -141,6 +149,29 @@ CALLS = {
     "FlowTransform": (hk.nn.FlowTransform, {"flow": FLOW, "context": ones(4, 2), "cache_size": 0}),
     "GaussianPotential": (hk.nn.GaussianPotential, {"precision": _ROW, "loc": _ROW}),
     "GaussianPotential.forward": (hk.nn.GaussianPotential(_ROW, _ROW), {"z": ones(4, 3)}),
+    "AnnealedHamiltonianFlow": (
+        hk.nn.AnnealedHamiltonianFlow,
+        {
+            **{"features": 3, "n_bridges": 2, "leapfrog_steps": 1, "refreshment": 0.5, "max_step_size": 0.5},
+            **{"init_step_size": 0.1, "memory": "store", "betas": _STEPS, "learn_refreshment": True},
+            **{"bridge_step_sizes": True, "score_features": 4, "gradient": "full", "compile": False},
+        },
+    ),
+    "AnnealedHamiltonianFlow.forward": (
+        hk.nn.AnnealedHamiltonianFlow(3, 2),
+        {"z": ones(4, 3), "noise": ones(3, 4, 3), "potential": energy, "base_potential": energy, "params": []},
+    ),
+    "AnnealedImportanceSampling": (
+        hk.nn.AnnealedImportanceSampling,
+        {"features": 3, "n_bridges": 2, "leapfrog_steps": 1, "init_step_size": 0.1},
+    ),
+    **{
+        f"AnnealedImportanceSampling.{name}": (
+            getattr(hk.nn.AnnealedImportanceSampling(3, 2, 1), name),
+            {"z": ones(4, 3), "potential": energy, "base_potential": energy, "generator": None},
+        )
+        for name in ("forward", "reverse", "tune")
+    },
     "HamiltonianFlow": (
         hk.nn.HamiltonianFlow,
         {
@@ -188,9 +219,10 @@ STRANGERS = {
 #: Where these are not strangers: a float is a number, None is the default, a list holds degrees.
 WELCOME = {
     "float": {"learning_rate", "alpha", "eps", "max_norm", "prior_scale", "init_temperature"}
-    | {"max_step_size", "bound", "min_derivative", "logit_scale"},
+    | {"max_step_size", "refreshment", "bound", "min_derivative", "logit_scale"},
     "none": {"generator", "bias", "bias_loc", "bias_log_scale", "params", "on_drift", "replicas", "memory", "order"}
-    | {"hidden_degrees", "context", "implementation", "tails", "mask", "conditioner", "base"},
+    | {"hidden_degrees", "context", "implementation", "tails", "mask", "conditioner", "base"}
+    | {"betas", "score_features"},
 }
 
 
@@ -217,6 +249,8 @@ def test_every_function_with_kernels_takes_an_implementation():
 
 #: Options that may be given by place, as users write them, beside contexts, which are data.
 BY_PLACE = {
+    "AnnealedImportanceSampling": {"leapfrog_steps", "init_step_size"},
+    "AnnealedHamiltonianFlow": {"leapfrog_steps", "refreshment", "max_step_size", "init_step_size", "memory"},
     "Gate": {"parameters"},
     "HamiltonianFlow": {"tempering", "max_step_size", "init_step_size", "init_temperature"},
     "InverseAutoregressiveFlow": {"context_features", "gate", "order"},
@@ -251,6 +285,8 @@ def test_strangers_are_refused(name, argument, autocast):
     function, arguments = CALLS[name]
     for kind, stranger in STRANGERS.items():
         if argument in WELCOME.get(kind, ()) and not (name.startswith(("radial", "planar")) and argument == "alpha"):
+            continue
+        if kind == "float" and (name, argument) == ("AnnealedImportanceSampling", "init_step_size"):
             continue
         with torch.autocast("cpu", torch.bfloat16, autocast), pytest.raises((TypeError, ValueError)) as caught:
             function(**{**arguments, argument: stranger})

@@ -37,6 +37,11 @@ MODULES = {
         for tempering in ("none", "quadratic", "quadratic-beta", "free")
     },
     "hamiltonian_replicas": lambda: hk.nn.HamiltonianFlow(5, 3, replicas=2),
+    "annealed": lambda: hk.nn.AnnealedHamiltonianFlow(5, 3, score_features=4, bridge_step_sizes=True),
+    "annealed_importance": lambda: hk.nn.AnnealedImportanceSampling(5, 3),
+    "annealed_given": lambda: hk.nn.AnnealedHamiltonianFlow(
+        5, 3, refreshment=0, betas=torch.tensor([0.1, 0.4, 1.0], device="cpu"), memory="store"
+    ),
 }
 each_module = pytest.mark.parametrize("name", MODULES)
 
@@ -135,6 +140,10 @@ BUILDERS = {
     "RadialFlow": functools.partial(hk.nn.RadialFlow, 5, 3),
     "LocalReparamLinear": functools.partial(hk.nn.LocalReparamLinear, 5, 3),
     "HamiltonianFlow": functools.partial(hk.nn.HamiltonianFlow, 5, 3),
+    "AnnealedHamiltonianFlow": functools.partial(hk.nn.AnnealedHamiltonianFlow, 5, 3),
+    "AnnealedHamiltonianFlow, given": functools.partial(
+        hk.nn.AnnealedHamiltonianFlow, 5, 3, betas=torch.ones(3), learn_refreshment=False, score_features=4
+    ),
     "HamiltonianFlow, free": functools.partial(hk.nn.HamiltonianFlow, 5, 3, "free", replicas=2),
 }
 

@@ -52,6 +52,7 @@ KINDS = {
     # device functions that know a table of the ops
     "_triton.gates": "triton",
     # parts of one op's way from api to the kernels
+    "annealed_leapfrog.trajectory": "autograd",
     "gaussian_leapfrog.dense": "autograd",
     "leapfrog.field": "autograd",
     "leapfrog_update.trajectory": "autograd",
@@ -190,6 +191,7 @@ FAMILY = {
 COMPOSED = {"leapfrog"}
 #: Kernels without a row in the benchmarks, and why.
 UNTIMED = {
+    "annealed_leapfrog_update": "a part of the trajectories in benchmarks/hamiltonian.py",
     "autoregressive_forward": "timed in whole flows, benchmarks/autoregressive.py",
     "autoregressive_inverse": "timed in whole flows, benchmarks/autoregressive.py",
     "autoregressive_spline_inverse": "timed in whole flows, benchmarks/accelerate.py",

@@ -1,5 +1,7 @@
 """Drop-in modules on the fused ops."""
 
+from hvae_kernels.nn.annealed import AnnealedHamiltonianFlow
+from hvae_kernels.nn.annealed_importance import AnnealedImportanceSampling
 from hvae_kernels.nn.autoregressive import InverseAutoregressiveFlow, MaskedAutoregressiveFlow
 from hvae_kernels.nn.coupling import CouplingFlow
 from hvae_kernels.nn.flow import FlowTransform
@@ -12,6 +14,8 @@ from hvae_kernels.nn.stack import FlowStack
 
 __all__ = [
     "MADE",
+    "AnnealedHamiltonianFlow",
+    "AnnealedImportanceSampling",
     "CouplingFlow",
     "FlowStack",
     "FlowTransform",

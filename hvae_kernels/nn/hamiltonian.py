@@ -80,7 +80,7 @@ class GaussianPotential(nn.Module):
         return f"precision={tuple(self.precision.shape)}"
 
 
-def _is_gaussian(potential: Callable[[Tensor], Tensor] | nn.Module) -> TypeGuard[GaussianPotential]:
+def is_gaussian(potential: Callable[[Tensor], Tensor] | nn.Module) -> TypeGuard[GaussianPotential]:
     """Whether the energy is that of its precision and loc alone: no subclass's, no hook's."""
     return (
         isinstance(potential, GaussianPotential)
@@ -279,7 +279,7 @@ class HamiltonianFlow(nn.Module):
         params: Iterable[Tensor] | None,
         alpha: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        if _is_gaussian(potential):
+        if is_gaussian(potential):
             op = functional.dense_gaussian_leapfrog if potential.dense else functional.gaussian_leapfrog
             return op(z, rho, potential.precision, potential.loc, self.step_size, alpha)
         if self.replicas is not None:

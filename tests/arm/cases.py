@@ -21,6 +21,7 @@ from torch import Tensor
 
 from hvae_kernels.ops.affine_autoregressive.gates import CODES, DEFAULTS, scale_of
 from hvae_kernels.ops.affine_autoregressive.reference import affine_autoregressive
+from hvae_kernels.ops.annealed_leapfrog.reference import annealed_leapfrog_update
 from hvae_kernels.ops.autoregressive_network.network import ACTIVATION_CODES, ACTIVATIONS
 from hvae_kernels.ops.bernoulli_log_prob.reference import bernoulli_log_prob, residual, variance
 from hvae_kernels.ops.draw.reference import draw_read, draw_write
@@ -339,6 +340,56 @@ def update(dtype: torch.dtype, *size: int) -> Iterator[Case]:
     yield Case("update::Backward", (1, *size, *fields), backward, (gz, gr, *inputs))
     fields = decay, *c, h_decay, *h, *strided(hr, hg, gz, gr, rho, grad), *strided_room(4, z), *sums
     yield Case("update::DoubleBackward", (1, *size, *fields), double_backward, (gz, gr, hr, hg, *h, *inputs))
+
+
+# ---- annealed_leapfrog.h ----
+
+
+@at((*size, repeat) for size in ROWS for repeat in (1, 3))
+def annealed(dtype: torch.dtype, rows: int, width: int, repeat: int) -> Iterator[Case]:
+    """Rows of ``repeat`` rows of the batch, for which a row of coefficients is repeated."""
+    z, rho, base_grad, grad, noise, gz, gr = torch.randn(7, rows, repeat * width, dtype=dtype)
+    kicks, (eta, sigma) = uniform(0.05, 0.5, 5, width, dtype=dtype).repeat(1, repeat), (0.625, 0.75)
+    gw, x = torch.randn(rows, repeat, dtype=dtype), (rho, base_grad, grad, noise)
+
+    def update(z, *x):
+        """Of the batch's own rows."""
+        *state, kicks, mixing = x
+        own = (t.unflatten(-1, (repeat, width)) for t in (z, *state))
+        z, rho, weight = annealed_leapfrog_update(*own, kicks.unflatten(-1, (repeat, width))[:, 0], mixing)
+        return z.flatten(-2), rho.flatten(-2), weight
+
+    def forward(sums, z, *x):
+        z, rho, weight = update(z, *x, kicks.to(z), z.new_tensor([eta, sigma]))
+        return z, rho, sums + weight.flatten()
+
+    def with_terms(z, rho, base_grad, grad, noise, a0, a, b0, b, e, eta, sigma):
+        """With coefficients for each element, whose gradients are the terms of the sums."""
+        ended = rho - a0 * base_grad - a * grad
+        refreshed = eta * ended + sigma * noise
+        begun = refreshed - b0 * base_grad - b * grad
+        weight = (refreshed.square() - ended.square()) / 2
+        return z + e * begun, begun, weight.unflatten(-1, (repeat, width)).sum(-1)
+
+    def backward(gz, gr, gw, z, *x):
+        *state, kicks = x
+        terms = [*(row.expand_as(z) for row in kicks), *(z.new_tensor(number).expand_as(z) for number in (eta, sigma))]
+        _, *results = first_order(with_terms, (z, *state, *terms), (gz, gr, gw))
+        return *after_a_row(*results[:4]), *column_sums(*results[4:])
+
+    def backward_in_part(gz, *x):
+        return backward(gz, torch.zeros_like(gz), gz.new_zeros(rows, repeat), *x)
+
+    c, size, run = (eta, sigma, *kicks), (rows * repeat, width), repeat * width
+    sums = torch.randn(rows * repeat, dtype=torch.float64)
+    fields = *size, run, *c, z, *x, fresh(z), fresh(z), scratch(z), Writes(sums)
+    yield Case("annealed::Forward", fields, forward, (sums, z, *x))
+    size, out, inputs = (1, rows, run, width, repeat), strided_room(4, z), (z, *x, kicks)
+    room = scratch(z[0]), *out, *room_for_sums(7, z)
+    fields = *size, *c, *strided(gz, gr, *x), *after_a_row(gw), *room
+    yield Case("annealed::Backward", fields, backward, (gz, gr, gw, *inputs))
+    fields = *size, *c, *strided(gz, torch.zeros_like(gr), *x), None, *room
+    yield Case("annealed::Backward", fields, backward_in_part, (gz, *inputs), "some cotangents absent")
 
 
 # ---- affine_autoregressive.h, autoregressive_network.h ----

@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "../../csrc/kernels/affine_autoregressive.h"
+#include "../../csrc/kernels/annealed_leapfrog.h"
 #include "../../csrc/kernels/bernoulli_log_prob.h"
 #include "../../csrc/kernels/draw.h"
 #include "../../csrc/kernels/elementary.h"
@@ -255,6 +256,8 @@ const std::map<std::string, Row> kRows = {
     ROW(update::Forward),
     ROW(update::Backward),
     ROW(update::DoubleBackward),
+    ROW(annealed::Forward),
+    ROW(annealed::Backward),
     ROW(autoregressive::Forward),
     ROW(autoregressive::Backward),
     ROW(autoregressive::DoubleBackward),

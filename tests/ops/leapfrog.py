@@ -15,7 +15,7 @@ _STATE_TESTS = "tests/test_leapfrog_state.py -k"
 
 MUTATIONS = (
     Mutation(_LEAP, "1 / decay[k], -kick[k] / decay[k]", "1 / decay[k], -kick[k]", f"{_LEAP_TESTS} equals_autograd"),
-    Mutation(_LEAP, "grad_z + products[0]", "grad_z", f"{_LEAP_TESTS} equals_autograd"),
+    Mutation(_LEAP, "grad_z + results[0]", "grad_z", f"{_LEAP_TESTS} equals_autograd"),
     Mutation(_LEAP, "total += product", "total = product", f"{_LEAP_TESTS} equals_autograd"),
     Mutation(_LEAP, "-arrivals[k]", "-drift[k]", f"{_LEAP_TESTS} equals_autograd"),
     Mutation(_LEAP, "if torch.is_grad_enabled():", "if False:", f"{_LEAP_TESTS} second_derivative"),

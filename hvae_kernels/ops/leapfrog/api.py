@@ -112,7 +112,7 @@ def leapfrog(
     _checks.flag(NAME, "compile", compile)
     if implementation is not None:
         _dispatch.validate(implementation, NAME)
-    params = None if params is None else _tensors_among(params)
+    params = None if params is None else _checks.tensors_among(NAME, "params", params)
     if tempering.shape[0] == 0:
         return z.clone(), rho.clone()
     if _library.autocasts(z):
@@ -234,19 +234,6 @@ def _validate_callables(potential: object, on_drift: object) -> None:
         if not callable(function) and (argument == "potential" or function is not None):
             expected = "a function or a torch.nn.Module" if argument == "potential" else "a function or None"
             raise _checks.type_error(NAME, argument, expected, function)
-
-
-def _tensors_among(params: Iterable[Tensor]) -> tuple[Tensor, ...]:
-    expected = "tensors, as [tensor] or module.parameters()"
-    if isinstance(params, Tensor):  # it would be taken row by row
-        raise TypeError(f"{NAME}: params must be {expected}, got one tensor alone")
-    if not isinstance(params, Iterable):
-        raise _checks.type_error(NAME, "params", expected, params)
-    params = tuple(params)
-    for tensor in params:
-        if not isinstance(tensor, Tensor):
-            raise _checks.type_error(NAME, "params", expected, tensor)
-    return params
 
 
 def _validate(z: Tensor, rho: Tensor, step_size: Tensor, tempering: Tensor, memory: str, gradient: str) -> None:

@@ -44,20 +44,21 @@ class ReversibleLeapfrog(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *cotangents):
         z, rho, *coefficients, start = ctx.saved_tensors[:6]
-        with ctx.field.again(), torch.no_grad(), _requiring(ctx.params if ctx.full else ()):
+        with ctx.field.again(), torch.no_grad(), requiring(ctx.params if ctx.full else ()):
             # what is made in inference mode is no part of a graph
             cotangents = tuple(x.clone() if x.is_inference() else x for x in cotangents)
             gradients, rebuilt = _backward(ctx, *cotangents, z.detach(), rho.detach(), *coefficients)
         if ctx.on_drift:
             ctx.on_drift((rebuilt - start).abs().max())
         if torch.is_grad_enabled():
-            gradients = _OnceDifferentiable.apply(len(gradients), *gradients, *ctx.saved_tensors, *cotangents)
+            name = "leapfrog: memory='reversible'"
+            gradients = OnceDifferentiable.apply(name, len(gradients), *gradients, *ctx.saved_tensors, *cotangents)
         grad_z, grad_rho, *rest = gradients
         return (None, None, None, None, grad_z, grad_rho, None, *rest)
 
 
 @contextlib.contextmanager
-def _requiring(params: Sequence[Tensor]) -> Iterator[None]:
+def requiring(params: Sequence[Tensor]) -> Iterator[None]:
     """Gradients of what has been frozen since the forward pass are taken too, and let go by autograd."""
     frozen = [x for x in params if not x.requires_grad]
     for x in frozen:
@@ -93,16 +94,17 @@ def _backward(
         if ctx.full and grad.requires_grad:  # not that of a linear potential
             with torch.enable_grad():  # as a scalar: for grad_outputs torch imports sympy, a second and 36 MB
                 pairing = (grad * grad_grad).sum()
-            products = _products(pairing, (z, *ctx.params), ctx.field.shared)
-            grad_z = grad_z + products[0]
-            for total, product in zip(totals, products[1:], strict=True):
+            results = products(pairing, (z, *ctx.params), ctx.field.shared)
+            grad_z = grad_z + results[0]
+            for total, product in zip(totals, results[1:], strict=True):
                 total += product
         z, rho = before
     stacked = (torch.stack(column[::-1]) for column in zip(*of_coefficients, strict=True))
     return [grad_z, grad_rho, *stacked, *totals], z
 
 
-def _products(pairing: Tensor, wanted: tuple[Tensor, ...], shared: bool) -> tuple[Tensor, ...]:
+def products(pairing: Tensor, wanted: tuple[Tensor, ...], shared: bool) -> tuple[Tensor, ...]:
+    """Derivatives of ``pairing`` by ``wanted``; ``shared``: the graph goes on to what others need too."""
     try:
         return torch.autograd.grad(pairing, wanted, materialize_grads=True, retain_graph=shared)
     except RuntimeError as error:
@@ -114,15 +116,14 @@ def _products(pairing: Tensor, wanted: tuple[Tensor, ...], shared: bool) -> tupl
         ) from error
 
 
-class _OnceDifferentiable(torch.autograd.Function):
-    """``(n, *gradients, *what they depend on) -> gradients``; to differentiate them is an error, not a missing term."""
+class OnceDifferentiable(torch.autograd.Function):
+    """``(name, n, *gradients, *what they depend on) -> gradients``; differentiated it is an error, no missing term."""
 
     @staticmethod
-    def forward(ctx, n, *tensors):
+    def forward(ctx, name, n, *tensors):
+        ctx.name = name
         return tuple(x if x is None else x.clone() for x in tensors[:n])
 
     @staticmethod
     def backward(ctx, *_):
-        raise RuntimeError(
-            "leapfrog: memory='reversible' is differentiable once; memory='store' as often as the potential is"
-        )
+        raise RuntimeError(f"{ctx.name} is differentiable once; memory='store' as often as the potential is")

@@ -16,7 +16,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from hvae_kernels import _checks, _live
 from hvae_kernels.ops.leapfrog import statistics
 from hvae_kernels.ops.leapfrog.reference import Potential, gradient_of
-from hvae_kernels.ops.leapfrog.state import Context, Snapshot
+from hvae_kernels.ops.leapfrog.state import Context, Snapshot, tensors_held
 
 NAME = "leapfrog"
 
@@ -47,11 +47,12 @@ class Field:
         return grad, energy.shape
 
     def first_of_rebuilt(
-        self, z: Tensor, params: Callable[[], Sequence[Tensor]], full: bool
+        self, z: Tensor, params: Callable[[], Sequence[Tensor]] | None, full: bool
     ) -> tuple[Tensor, torch.Size, tuple[Tensor, ...]]:
         """The same and the ``params`` that need gradients, at the start of a trajectory that is going to be rebuilt.
 
-        Its potential may not be random, and if ``full`` not need gradients of other tensors.
+        Its potential may not be random, and if ``full`` not need gradients of other tensors. Without ``params`` these
+        are looked for.
         """
         position, device = z.detach().requires_grad_(), z.device
         self.context = Context(device.type)
@@ -63,7 +64,10 @@ class Field:
             with self.held():
                 grad, energy = gradient_of(self.potential, position, False)
             _refuse_randomness(before, _random_state(device))
-        watched = tuple(x for x in params() if x.requires_grad) if full else ()
+        watched: tuple[Tensor, ...] = ()
+        if full:
+            found = _read_by(self.potential, self.modes, energy, position) if params is None else params()
+            watched = tuple(x for x in found if x.requires_grad)
         if full:
             self.shared = _refuse_missing(energy, position, watched, mark)
             _refuse_dependent(watched)
@@ -224,6 +228,23 @@ def _refuse_missing(energy: Tensor, position: Tensor, params: Sequence[Tensor], 
     return shared
 
 
+def _read_by(potential: Potential, modules: Iterable[nn.Module], energy: Tensor, position: Tensor) -> Sequence[Tensor]:
+    """The tensors that ``energy`` needs gradients of: those within reach of ``potential``, of the others the leaves.
+
+    The leaves alone, where one within reach is made from another.
+    """
+    start = _edge(position)
+    near = {_edge(x): x for x in tensors_held(potential, modules) if x.requires_grad}
+    for stops in (near, {}):
+        met: set[tuple] = set()
+        above = _nodes_above([(energy.grad_fn, 0)], {start, *stops}, met)
+        leaves = [node.variable for node in above if hasattr(node, "variable")]
+        found = [*leaves, *(stops[edge] for edge in met if edge != start)]
+        if _dependent(found) is None:
+            break
+    return list({id(x): x for x in found}.values())
+
+
 def _leads_to(node: torch.autograd.graph.Node, edge: tuple) -> bool:
     met: set[tuple] = set()
     for _ in _nodes_above(node.next_functions, {edge}, met):
@@ -231,16 +252,23 @@ def _leads_to(node: torch.autograd.graph.Node, edge: tuple) -> bool:
     return bool(met)
 
 
-def _refuse_dependent(params: Sequence[Tensor]) -> None:
-    """A tensor made from another one in the list: its way to that one would be gone twice."""
+def _dependent(params: Sequence[Tensor]) -> Tensor | None:
+    """One that is made from another one in the list: its way to that one would be gone twice."""
     edges = {_edge(x): x for x in params if x.requires_grad}
     for x in edges.values():
         found: set[tuple] = set()
         for _ in _nodes_above(x.grad_fn.next_functions if x.grad_fn else (), set(edges), found):
             pass
         if found:
-            expected = "tensors of which none is made from another"
-            raise _checks.value_error(NAME, "params", expected, f"{_checks.describe(x)} that is")
+            return x
+    return None
+
+
+def _refuse_dependent(params: Sequence[Tensor]) -> None:
+    x = _dependent(params)
+    if x is not None:
+        expected = "tensors of which none is made from another"
+        raise _checks.value_error(NAME, "params", expected, f"{_checks.describe(x)} that is")
 
 
 def _edge(x: Tensor) -> tuple:

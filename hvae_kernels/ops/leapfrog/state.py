@@ -90,6 +90,11 @@ class Snapshot:
                 _write(entry, now)
 
 
+def tensors_held(potential: Callable, called: Iterable[nn.Module]) -> list[Tensor]:
+    """The tensors within reach of ``potential``, of the modules that it calls, too."""
+    return [value for _, _, value, _, _ in _entries(potential, set(called)) if isinstance(value, Tensor)]
+
+
 def _version(x: object) -> int | None:
     return x._version if isinstance(x, Tensor) and not x.is_inference() else None
 

@@ -1,0 +1,440 @@
+"""Annealed Hamiltonian flows: equal to the formula, unbiased, never above the evidence, flat in memory."""
+
+import itertools
+import math
+import weakref
+
+import pytest
+import torch
+from torch import nn
+
+import hvae_kernels as hk
+from hvae_kernels.nn import AnnealedHamiltonianFlow, GaussianPotential
+from hvae_kernels.ops.annealed_leapfrog import annealed_leapfrog_update, reference
+
+B, D = 5, 3
+KINDS = [(1, 1, 0.9, None), (4, 1, 0.9, None), (3, 3, 0.5, None), (3, 2, 0.0, None), (4, 2, 0.7, 6)]
+RECOMPUTED = ("states", "reversible")
+memories = pytest.mark.parametrize("memory", ["states", "store", "reversible"])
+
+
+class Problem:
+    """A model with parameters, and a base density made by an encoder whose outputs its closure holds."""
+
+    def __init__(self, dtype=torch.float64):
+        torch.manual_seed(7)
+        self.net = nn.Sequential(nn.Linear(D, 6), nn.Tanh(), nn.Linear(6, 1)).to(dtype)
+        self.loc, self.log_scale = torch.randn(B, D, dtype=dtype), 0.1 * torch.randn(B, D, dtype=dtype)
+        self.leaves = [x.requires_grad_() for x in (self.loc, self.log_scale)]
+
+    def potential(self, z):
+        return self.net(z).squeeze(-1) + z.square().sum(-1) / 2
+
+    def base(self):
+        shifted = 2 * self.loc
+        return lambda z: (((z - shifted) * (-self.log_scale).exp()) ** 2).sum(-1) / 2 + self.log_scale.sum(-1)
+
+
+def flow_of(n_bridges, leapfrog_steps, refreshment, score_features, memory, dtype=torch.float64, **options):
+    torch.manual_seed(1)
+    flow = AnnealedHamiltonianFlow(
+        D, n_bridges, leapfrog_steps, refreshment, init_step_size=0.1, memory=memory, score_features=score_features,
+        bridge_step_sizes=True, dtype=dtype, **options,
+    )  # fmt: skip
+    with torch.no_grad():
+        for parameter in flow.parameters():
+            parameter += 0.3 * torch.randn_like(parameter)
+    z, noise = torch.randn(B, D, dtype=dtype), torch.randn(n_bridges + 1, B, D, dtype=dtype)
+    return flow, z.requires_grad_(), noise.requires_grad_()
+
+
+def plain(flow, z, noise, potential, base):
+    """The formula, with two gradients a bridge."""
+    return reference.annealed_leapfrog(
+        z, noise, potential, base, flow.step_size, flow.betas()[0], flow.refreshment()[0],
+        leapfrog_steps=flow.leapfrog_steps, score=flow.score, gradient=flow.gradient,
+    )  # fmt: skip
+
+
+def gradients_of(result, leaves):
+    z, log_weight = result
+    loss = (z * torch.arange(1, D + 1)).sum() + (log_weight * torch.arange(1, 1 + len(log_weight))).sum()
+    return torch.autograd.grad(loss, leaves, materialize_grads=True)
+
+
+# ---- Equal to the formula ----
+
+
+@memories
+@pytest.mark.parametrize("gradient", ["full", "detached"])
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_values_and_gradients_are_the_formulas(kind, gradient, memory):
+    if memory == "reversible" and kind[2] == 0:
+        with pytest.raises(ValueError, match="memory must be 'states' or 'store' where refreshment is 0"):
+            flow_of(*kind, memory)
+        return
+    problem = Problem()
+    flow, z, noise = flow_of(*kind, memory, gradient=gradient)
+    ours, theirs = (run(z, noise, problem.potential, problem.base()) for run in (flow, lambda *x: plain(flow, *x)))
+    leaves = [z, noise, *problem.leaves, *flow.parameters(), *problem.net.parameters()]
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(gradients_of(ours, leaves), gradients_of(theirs, leaves), rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("memory", RECOMPUTED)
+def test_float32_is_as_near_to_float64_as_the_formula_is(memory):
+    errors = {}
+    for name in ("ours", "plain"):
+        results = []
+        for dtype in (torch.float32, torch.float64):
+            problem, problem64 = Problem(dtype), Problem()
+            problem.net.load_state_dict(problem64.net.state_dict())
+            for x, y in zip(problem.leaves, problem64.leaves, strict=True):
+                x.data.copy_(y.data)
+            flow, *_ = flow_of(12, 1, 0.8, None, memory, dtype)
+            exact, z, noise = flow_of(12, 1, 0.8, None, memory)
+            flow.load_state_dict(exact.state_dict())
+            start = [x.detach().float().to(dtype).requires_grad_() for x in (z, noise)]
+            run = flow if name == "ours" else (lambda *x, flow=flow: plain(flow, *x))
+            result = run(*start, problem.potential, problem.base())
+            leaves = [*start, *problem.leaves, *flow.parameters(), *problem.net.parameters()]
+            results.append([x.double() for x in (*result, *gradients_of(result, leaves))])
+        errors[name] = max((a - b).norm() / b.norm() for a, b in zip(*results, strict=True))
+    assert errors["ours"] < 2 * errors["plain"] < 1e-3
+
+
+def test_store_is_differentiable_again_and_the_others_say_that_they_are_not():
+    problem = Problem()
+    for memory in ("states", "reversible", "store"):
+        flow, z, noise = flow_of(2, 1, 0.7, None, memory)
+        _, log_weight = flow(z, noise, problem.potential, problem.base())
+        (first,) = torch.autograd.grad(log_weight.sum(), z, create_graph=True)
+        if memory == "store":
+            _, expected = plain(flow, z, noise, problem.potential, problem.base())
+            (theirs,) = torch.autograd.grad(expected.sum(), z, create_graph=True)
+            second, others = (torch.autograd.grad(x.square().sum(), noise)[0] for x in (first, theirs))
+            torch.testing.assert_close(second, others)
+        else:
+            with pytest.raises(RuntimeError, match=r"AnnealedHamiltonianFlow: memory='states' or .* once"):
+                torch.autograd.grad(first.square().sum(), noise)
+
+
+def test_gaussian_potentials_take_the_fused_path():
+    precision, loc = torch.tensor([4.0, 1.0, 0.5]).double(), torch.tensor([1.0, 0.0, -2.0]).double()
+    potential = GaussianPotential(nn.Parameter(precision), nn.Parameter(loc))
+    base = GaussianPotential(torch.ones(D).double(), nn.Parameter(torch.zeros(D).double()))
+    for kind in KINDS[:4]:
+        flow, z, noise = flow_of(*kind, "states")
+        leaves = [z, noise, *flow.parameters(), *potential.parameters(), base.loc]
+        ours, theirs = flow(z, noise, potential, base), plain(flow, z, noise, potential, base)
+        torch.testing.assert_close(ours, theirs)
+        torch.testing.assert_close(gradients_of(ours, leaves), gradients_of(theirs, leaves))
+
+
+@pytest.mark.parametrize("how", ["compiled", "vmap", "functional"])
+def test_inside_transforms_and_compiled_functions(how):
+    problem = Problem()
+    flow, z, noise = flow_of(2, 1, 0.7, None, "states")
+    base = problem.base()
+
+    def value(z):
+        return flow(z, noise, problem.potential, base)[1]
+
+    expected = plain(flow, z, noise, problem.potential, base)[1]
+    if how == "compiled":
+        torch.testing.assert_close(torch.compile(value, fullgraph=True, backend="aot_eager")(z), expected)
+    elif how == "functional":
+        ours = torch.func.grad(lambda z: value(z).sum())(z)
+        torch.testing.assert_close(ours, torch.autograd.grad(expected.sum(), z)[0])
+    else:
+        torch.testing.assert_close(torch.func.vmap(value)(z[None])[0], expected)
+
+
+def test_without_gradients_and_in_inference_mode():
+    problem = Problem()
+    flow, z, noise = flow_of(3, 2, 0.7, None, "states")
+    expected = plain(flow, z, noise, problem.potential, problem.base())
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            ours = flow(z, noise, problem.potential, problem.base())
+        torch.testing.assert_close(tuple(x.clone() for x in ours), tuple(x.detach() for x in expected))
+
+
+def test_autocast_leaves_the_state_alone():
+    problem = Problem(torch.float32)
+    flow, z, noise = flow_of(2, 1, 0.7, None, "states", torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = flow(z.bfloat16(), noise, problem.potential, problem.base())
+    assert [x.dtype for x in ours] == [torch.float32] * 2
+    torch.testing.assert_close(ours, plain(flow, z, noise, problem.potential, problem.base()), rtol=0.1, atol=0.1)
+
+
+# ---- What makes it a bound ----
+
+
+def gaussian_evidence(loc, scale):
+    """``U(z) = |z - loc|^2 / (2 scale^2) - 0.7``: the evidence is the Gaussian's integral times ``e^0.7``."""
+    return 0.7 + D * math.log(scale) + D / 2 * math.log(2 * math.pi)
+
+
+def mixture_potential(z):
+    first = -((z - 1.0) ** 2).sum(-1) / 2
+    second = -((z + 1.5) ** 2).sum(-1) / (2 * 0.5**2) + 0.4
+    return -torch.logaddexp(first, second)
+
+
+MIXTURE_EVIDENCE = D / 2 * math.log(2 * math.pi) + math.log(1 + math.exp(0.4) * 0.5**D)
+
+
+def log_weights(flow, potential, n, seed):
+    """Logarithms of weights whose expectation is the evidence, of a base density N(0, 1.5^2)."""
+    torch.manual_seed(seed)
+
+    def base(z):
+        return (z / 1.5).square().sum(-1) / 2 + D * math.log(1.5) + D / 2 * math.log(2 * math.pi)
+
+    z = 1.5 * torch.randn(n, D, dtype=torch.float64)
+    noise = torch.randn(flow.n_bridges + 1, n, D, dtype=torch.float64)
+    with torch.no_grad():
+        z_end, log_weight = flow(z, noise, potential, base)
+        return -potential(z_end) + base(z) + log_weight
+
+
+@pytest.mark.parametrize("refreshment", [0, 0.5, 0.99])
+@pytest.mark.parametrize("leapfrog_steps", [1, 3])
+@pytest.mark.parametrize("n_bridges", [1, 4, 32])
+@pytest.mark.parametrize("target", ["gaussian", "mixture"])
+def test_weights_are_unbiased_and_their_logarithms_below(target, n_bridges, leapfrog_steps, refreshment):
+    if target == "gaussian":
+        exact = gaussian_evidence(0.8, 0.6)
+        potential = lambda z: ((z - 0.8) / 0.6).square().sum(-1) / 2 - 0.7  # noqa: E731
+    else:
+        exact, potential = MIXTURE_EVIDENCE, mixture_potential
+    score = 4 if n_bridges == 4 else None
+    torch.manual_seed(3)
+    flow = AnnealedHamiltonianFlow(
+        D, n_bridges, leapfrog_steps, refreshment, init_step_size=0.2, score_features=score, dtype=torch.float64
+    )
+    if score:
+        with torch.no_grad():
+            for parameter in flow.score.parameters():
+                parameter += 0.2 * torch.randn_like(parameter)
+    logs = log_weights(flow, potential, 10_000, seed=11) - exact
+    weights = logs.exp()
+    standard_error = weights.std() / len(weights) ** 0.5
+    assert standard_error < 0.1
+    assert abs(weights.mean() - 1) < 4 * standard_error
+    assert logs.mean() < 4 * logs.std() / len(logs) ** 0.5
+
+
+def test_the_bound_grows_with_the_number_of_bridges():
+    bounds = []
+    for n_bridges in (1, 2, 4, 8, 16, 32):
+        flow = AnnealedHamiltonianFlow(D, n_bridges, refreshment=0.5, init_step_size=0.3, dtype=torch.float64)
+        bounds.append(log_weights(flow, mixture_potential, 20_000, seed=2).mean() - MIXTURE_EVIDENCE)
+    assert all(later > earlier for earlier, later in itertools.pairwise(bounds))
+
+
+def test_a_score_that_knows_the_reverse_leaves_no_slack():
+    """One refreshment of stationary momenta, then nothing: any other mean than the exact one loses."""
+    flow = AnnealedHamiltonianFlow(D, 1, refreshment=0.6, score_features=2, dtype=torch.float64)
+    potential = lambda z: z.square().sum(-1) / 2  # noqa: E731
+    with torch.no_grad():
+        flow.step_size_logit.fill_(-40.0)  # the leapfrog step stands still
+
+    def spread(shift):
+        torch.manual_seed(0)
+        flow.score.network[-1].bias.data.fill_(shift)
+        z, noise = torch.randn(100, D).double(), torch.randn(2, 100, D).double()
+        return flow(z, noise, potential, potential)[1].std().item()
+
+    assert spread(0.0) < 1e-12 < 0.1 < spread(0.5)
+
+
+# ---- Work and memory ----
+
+
+def test_gradient_evaluations_are_counted():
+    """M L + 1 of each potential going, as many again coming back."""
+    calls = {"potential": 0, "base": 0}
+    problem = Problem()
+    base = problem.base()
+
+    def counted(name, function):
+        def call(z):
+            calls[name] += 1
+            return function(z)
+
+        return call
+
+    flow, z, noise = flow_of(5, 2, 0.9, None, "states")
+    _, log_weight = flow(z, noise, counted("potential", problem.potential), counted("base", base))
+    assert calls == {"potential": 11, "base": 11}
+    log_weight.sum().backward()
+    assert calls == {"potential": 22, "base": 22}
+
+
+class Kept:
+    """A tensor that a graph keeps for as long as it keeps this."""
+
+    def __init__(self, x):
+        self.x = x
+
+
+def saved_bytes(memory, n_bridges):
+    problem, kept = Problem(), weakref.WeakSet()
+    wide = nn.Sequential(nn.Linear(D, 512), nn.Tanh(), nn.Linear(512, 1)).double()
+
+    def pack(x):
+        holder = Kept(x)
+        kept.add(holder)
+        return holder
+
+    flow, z, noise = flow_of(n_bridges, 1, 0.9, None, memory)
+    base = problem.base()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda holder: holder.x):
+        result = flow(z, noise, lambda z: wide(z).squeeze(-1), base)
+    storages = {holder.x.untyped_storage().data_ptr(): holder.x.untyped_storage().nbytes() for holder in kept}
+    del result
+    return sum(storages.values())
+
+
+def test_bytes_kept():
+    """States alone, or not even those; a graph of the network a bridge where all is stored."""
+    state = 2 * B * D * 8
+    grown = {memory: saved_bytes(memory, 20) - saved_bytes(memory, 4) for memory in ("states", "reversible", "store")}
+    tables = 16 * (5 * D + 2 + 1) * 8 * 4 + 16 * B * D * 8 * 2  # coefficients, on their way too, and the noise itself
+    assert grown["reversible"] <= tables
+    assert grown["states"] <= 16 * state + tables
+    assert grown["store"] > 16 * B * 512 * 8
+
+
+# ---- Parameters ----
+
+
+def test_betas_and_refreshment_lose_nothing_to_cancellation():
+    flow = AnnealedHamiltonianFlow(D, 6, dtype=torch.float64)
+    with torch.no_grad():
+        flow.beta_logits.copy_(torch.tensor([0.0, 1.0, -2.0, 0.5, -40.0, -45.0]))
+        flow.refreshment_logit.fill_(40.0)
+    beta, rest = flow.betas()
+    assert beta[-1] == 1
+    assert rest[-1] == 0
+    increments = flow.beta_logits.softmax(-1)
+    torch.testing.assert_close(rest[-2], increments[-1], rtol=1e-12, atol=0)
+    torch.testing.assert_close(beta + rest, torch.ones_like(beta))
+    eta, sigma = flow.refreshment()
+    torch.testing.assert_close(sigma, torch.tensor(2 * math.exp(-40.0), dtype=torch.float64).sqrt(), rtol=1e-12, atol=0)
+    assert eta <= 1
+
+
+def test_given_betas_stay_and_state_dicts_come_back():
+    given = torch.tensor([0.2, 0.2, 1.0])
+    flow = AnnealedHamiltonianFlow(D, 3, betas=given, learn_refreshment=False)
+    torch.testing.assert_close(flow.betas(), (given, 1 - given))
+    assert [name for name, _ in flow.named_parameters()] == ["step_size_logit"]
+    other = AnnealedHamiltonianFlow(D, 3, betas=torch.ones(3), learn_refreshment=False, refreshment=0.1)
+    other.load_state_dict(flow.state_dict())
+    torch.testing.assert_close(other.refreshment(), flow.refreshment())
+    torch.testing.assert_close(other.betas(), flow.betas())
+
+
+def test_no_bridges_are_the_identity():
+    flow, z, noise = AnnealedHamiltonianFlow(D, 0), torch.randn(B, D), torch.randn(1, B, D)
+    z_end, log_weight = flow(z, noise, Problem().potential, Problem().base())
+    assert torch.equal(z_end, z)
+    assert torch.equal(log_weight, torch.zeros(B))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"features": 0}, "features must be an integer of at least 1"),
+        ({"n_bridges": -1}, "n_bridges must be an integer of at least 0"),
+        ({"leapfrog_steps": 0}, "leapfrog_steps must be an integer of at least 1"),
+        ({"refreshment": 1.0}, r"refreshment must be in \[0, 1\)"),
+        ({"init_step_size": 0.6}, "init_step_size must be between 0 and max_step_size"),
+        ({"memory": "none"}, "memory must be one of states, store, reversible"),
+        (
+            {"betas": torch.tensor([0.5, 0.2])},
+            "betas must be of shape .2,. with values in .*, the last one 1, got list",
+        ),
+        ({"betas": torch.tensor([1.0])}, "betas must be of shape"),
+    ],
+)
+def test_bad_arguments(options, message):
+    with pytest.raises((TypeError, ValueError), match=f"AnnealedHamiltonianFlow: {message}"):
+        AnnealedHamiltonianFlow(**{"features": D, "n_bridges": 2, **options})
+
+
+def test_bad_calls():
+    flow, z, noise = AnnealedHamiltonianFlow(D, 2), torch.randn(B, D), torch.randn(3, B, D)
+    problem = Problem(torch.float32)
+    good = problem.potential
+    for arguments, message in (
+        ((z, noise[:2], good, good), "noise must be of shape .*: M . 1 of z's"),
+        ((z[:, :2], noise, good, good), "z must be a tensor of shape"),
+        ((z, noise, 3, good), "potential must be a function or a torch.nn.Module"),
+        ((z, noise, good, lambda z: z.square()), "base_potential must be a function with energies"),
+        ((z, noise, lambda z: torch.ones(B), good), "potential must be a differentiable function of z"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=f"AnnealedHamiltonianFlow: {message}"):
+            flow(*arguments)
+
+
+def test_what_is_not_given_is_refused_and_what_is_random_too():
+    problem = Problem(torch.float32)
+    flow, z, noise = AnnealedHamiltonianFlow(D, 2), torch.randn(B, D), torch.randn(3, B, D)
+    with pytest.raises(ValueError, match="AnnealedHamiltonianFlow: params must be all tensors"):
+        flow(z, noise, problem.potential, problem.base(), params=[problem.loc])
+    with pytest.raises(ValueError, match="AnnealedHamiltonianFlow: potential draws random numbers"):
+        flow(z, noise, lambda z: nn.functional.dropout(z).sum(-1), problem.base())
+
+
+@pytest.mark.parametrize("implementation", ["cpp", "triton", "reference"])
+def test_a_point_is_undone(implementation):
+    """Backwards with exchanged kicks, the inverse refreshment and a drift before: the momentum comes back."""
+    z, rho, base_grad, grad, noise = torch.randn(5, B, D, dtype=torch.float64)
+    kicks, eta, sigma = torch.rand(5, D, dtype=torch.float64), 0.6, 0.8
+    mixing = torch.tensor([eta, sigma], dtype=torch.float64)
+    z_next, rho_next, _ = annealed_leapfrog_update(
+        z, rho, base_grad, grad, noise, kicks, mixing, implementation=implementation
+    )
+    none, start = torch.zeros(D, dtype=torch.float64), z_next - kicks[4] * rho_next
+    back = torch.stack([-kicks[2], -kicks[3], -kicks[0], -kicks[1], none])
+    inverse = torch.tensor([1 / eta, -sigma / eta], dtype=torch.float64)
+    _, momentum, _ = annealed_leapfrog_update(
+        start, rho_next, base_grad, grad, noise, back, inverse, implementation=implementation
+    )
+    torch.testing.assert_close((start, momentum), (z, rho))
+
+
+@pytest.mark.parametrize("memory", RECOMPUTED)
+def test_compiled_gradient(memory):
+    problem = Problem(torch.float32)
+    flow, z, noise = flow_of(3, 1, 0.9, None, memory, torch.float32, compile=True)
+    leaves = [z, *flow.parameters(), *problem.net.parameters()]
+    ours, theirs = (run(z, noise, problem.potential, problem.base()) for run in (flow, lambda *x: plain(flow, *x)))
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(gradients_of(ours, leaves), gradients_of(theirs, leaves), rtol=1e-3, atol=1e-4)
+
+
+def test_tensors_made_from_one_another_count_once():
+    """A leaf that the potential reads directly and through another tensor in its closure."""
+    leaf = torch.randn(D, dtype=torch.float64, requires_grad=True)
+    made = leaf * 3
+    results = {}
+    for memory in ("states", "store"):
+        flow, z, noise = flow_of(2, 1, 0.7, None, memory)
+        potential = lambda z: ((z - leaf) * made).square().sum(-1)  # noqa: E731
+        _, log_weight = flow(z, noise, potential, Problem().base())
+        results[memory] = torch.autograd.grad(log_weight.sum(), leaf, retain_graph=True)[0]
+    torch.testing.assert_close(results["states"], results["store"])
+
+
+def test_the_choice_of_implementation_reaches_the_updates():
+    problem = Problem()
+    flow, z, noise = flow_of(2, 1, 0.7, None, "states")
+    with hk.use_impl("reference"):
+        theirs = flow(z, noise, problem.potential, problem.base())
+    torch.testing.assert_close(flow(z, noise, problem.potential, problem.base()), theirs)
