@@ -33,12 +33,14 @@ class AutoEncoder(nn.Module):
         encoder, decoder: networks.
         latent: d.
         noise_features: how many standard normals a sample takes.
+        annealing: the weight of ``log p(x, z)`` in training, which a model may heed.
     """
 
     encoder: nn.Module
     decoder: nn.Module
     latent: int
     noise_features: int
+    annealing: float = 1.0
 
     def forward(self, pixels: Tensor, noise: Tensor) -> Tensor:
         """The log weights of images ``(B, 784)``, one for each row of standard normals ``(S, B, noise_features)``."""

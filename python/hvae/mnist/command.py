@@ -35,10 +35,18 @@ def arguments(add: Callable[..., Any]) -> None:
     add("--train-size", type=integer(), default=mnist.N_TRAIN, help="how many of the training digits")
     add("--validation-size", type=integer(), default=mnist.N_VALIDATION, help="how many of the test digits")
     add("--binarisation", choices=mnist.BINARISATIONS, default="round", help="drawn never, once, or every epoch")
-    add("--network", choices=networks.NETWORKS, default="conv", help="the report's, without batch norm, perceptrons")
+    add(
+        "--network",
+        choices=networks.NETWORKS,
+        help="the report's, without batch norm, perceptrons, maxout ones; by default conv, maxout with a dlgm or hvi",
+    )
     add("--epochs", type=integer(), default=study.EPOCHS, help="of training")
     add("--batch-size", type=integer(), default=study.BATCH_SIZE, help="images a step")
-    add("--leapfrog-steps", type=integer(0), metavar="K", help="by default 15, and 20 for hvae-iaf")
+    add("--leapfrog-steps", type=integer(0), metavar="K", help="by default 15, 20 for hvae-iaf, 8 for hvi")
+    add("--flow-layers", type=integer(0), metavar="K", help=f"of planar and NICE, by default {study.FLOW_LAYERS}")
+    add("--momenta", type=integer(), metavar="T", help="how often hvi draws one, each with K steps; by default 1")
+    add("--annealing", type=integer(0), default=0, metavar="STEPS", help="in which the log joint's weight grows to 1")
+    add("--units", nargs="+", type=integer(), help="of helmholtz' layers, from below; by default 200 10")
     add(
         "--importance-samples",
         type=integer(),
@@ -78,7 +86,7 @@ def run(args: argparse.Namespace) -> None:
         n_train=args.train_size,
         n_validation=args.validation_size,
         binarisation=args.binarisation,
-        network=args.network,
+        network=args.network or ("maxout" if set(args.model) & set(study.DEEP) else "conv"),
         batch_size=args.batch_size,
         epochs=args.epochs,
         likelihood_images=args.validation_size if args.likelihood_images is None else args.likelihood_images,
@@ -110,11 +118,28 @@ def _plan(args: argparse.Namespace) -> list[Job]:
     structured = set(args.model) & set(study.STRUCTURED)
     if args.gate_epochs and not structured:
         raise StudyError(f"--gate-epochs: only --model {' '.join(study.STRUCTURED)} has gates")
+    for option, given, models in (
+        ("--flow-layers", args.flow_layers is not None, study.LAYERED),
+        ("--momenta", args.momenta is not None, ("hvi",)),
+        ("--units", args.units is not None, ("helmholtz",)),
+    ):
+        if given and not set(args.model) & set(models):
+            raise StudyError(f"{option}: only --model {' '.join(models)} has any")
     gate_epochs = args.gate_epochs or max(args.epochs // 4, 1)
     if structured and gate_epochs > args.epochs:
         raise StudyError(f"--gate-epochs {gate_epochs} is more than --epochs")
     try:
-        return study.plan(args.model, args.leapfrog_steps, args.importance_samples, components, gate_epochs)
+        return study.plan(
+            args.model,
+            args.leapfrog_steps,
+            args.importance_samples,
+            components,
+            gate_epochs,
+            flow_layers=study.FLOW_LAYERS if args.flow_layers is None else args.flow_layers,
+            momenta=args.momenta or 1,
+            annealing=args.annealing,
+            units=tuple(args.units or study.UNITS),
+        )
     except ValueError as error:
         raise StudyError(str(error)) from error
 
@@ -170,7 +195,7 @@ def _scalars(stack: ExitStack, directory: Path, state: State) -> Watcher:
 
 STUDY = Study(
     name="mnist",
-    help="variational auto-encoders on MNIST: Hamiltonian, importance-weighted, structured; flows and priors",
+    help="variational auto-encoders on MNIST: Hamiltonian, importance-weighted, structured; flows, priors, wake-sleep",
     epilog="Under torchrun every process takes its part of each batch and of the importance samples.",
     arguments=arguments,
     run=run,

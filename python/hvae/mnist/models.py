@@ -92,14 +92,14 @@ class Model(AutoEncoder):
             self.iaf = FlowStack.autoregressive(kind, N_IAF_LAYERS, self.noise_features, iaf_width)
 
     def encode(self, pixels: Tensor) -> Code:
-        """Location and log scale of ``q(z_0 | x)``, each ``(B, d)``, and the prior."""
+        """Location and log scale of ``q(z_0 | x)``, each ``(B, d)``, the encoder's other outputs, and the prior."""
         output, held = self.encoder.run(pixels.to(next(self.encoder.parameters()).dtype))
-        loc, log_scale = output.chunk(2, dim=-1)
+        loc, log_scale, context = output.tensor_split([self.latent, 2 * self.latent], dim=-1)
         prior = None
         if self.prior is not None:
             of_pseudo_inputs = self.encoder(self.prior.pseudo_inputs(), held).chunk(2, dim=-1)
             prior = Mixture(output.new_zeros(len(of_pseudo_inputs[0])), *of_pseudo_inputs)
-        return Code(loc, log_scale, output[:, :0], prior)
+        return Code(loc, log_scale, context, prior)
 
     def log_weights(self, pixels: Tensor, code: Code, noise: Tensor) -> Tensor:
         """``log p(x, z) + log N(rho) - log N(noise) + log_abs_det``, ``(S, B)``, in the terms of :meth:`transport`."""
@@ -107,6 +107,8 @@ class Model(AutoEncoder):
             return self._surrogate_log_weights(pixels, code, noise)
         z, rho, log_abs_det, decode = self.transport(pixels, code, noise)
         log_joint = self.log_joint(decode(z.flatten(0, 1)), pixels, z, code.prior)
+        if self.training:
+            log_joint = self.annealing * log_joint
         log_weights = log_joint - standard_normal_log_prob(noise) + log_abs_det
         return log_weights if rho is None else log_weights + standard_normal_log_prob(rho)
 
@@ -180,15 +182,19 @@ class Model(AutoEncoder):
             pictures["pseudo-inputs"] = shown.unflatten(0, (-1, 8 if len(shown) % 8 == 0 else len(shown)))
         return pictures
 
+    def first_momentum(self, z: Tensor, code: Code, gamma: Tensor) -> Tensor:
+        """Where the leapfrog begins at ``z (B, d)``, of standard normals ``gamma (B, d)``."""
+        return self.hamiltonian.temperatures()[0] * gamma
+
     @torch.no_grad()
     def trajectory(self, pixels: Tensor, noise: Tensor) -> Tensor:
         """Logits ``(K + 1, B, 784)`` along the leapfrog steps, from one row of noise ``(1, B, noise_features)``."""
         code = self.encode(pixels)
-        noise, gamma = noise[0].chunk(2, dim=-1)
+        noise, gamma, *_ = noise[0].split(self.latent, dim=-1)
         z = code.loc + code.log_scale.exp() * noise
         (decode, _), path = self.decoder.hold(z), [z]
-        temperature, alpha = self.hamiltonian.temperatures()
-        rho, step_size = temperature * gamma, self.hamiltonian.step_size
+        _, alpha = self.hamiltonian.temperatures()
+        rho, step_size = self.first_momentum(z, code, gamma), self.hamiltonian.step_size
         potential = self.potential(pixels, decode, code.prior)
         for step in alpha.split(1):
             z, rho = leapfrog(z, rho, potential, step_size, step)

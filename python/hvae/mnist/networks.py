@@ -1,4 +1,4 @@
-"""Encoders and decoders: the report's Tables 5 and 6, the same without batch norm, and perceptrons.
+"""Encoders and decoders: the report's Tables 5 and 6, the same without batch norm, perceptrons, and maxout ones.
 
 A decoder inside a potential must be one function all along a trajectory: ``decoder.hold(z_0)`` is the decoder with the
 batch norms of a batch. Images are kept in channels-last order, in which small convolutions take about half the time.
@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from hvae.data.mnist import N_PIXELS
 from hvae.mnist import distributed
 
-NETWORKS = ("conv", "conv-plain", "mlp")
+NETWORKS = ("conv", "conv-plain", "mlp", "maxout")
 N_HIDDEN = 512
+#: Of a maxout network: units of each of two hidden layers, and the linear maps of which a unit is the largest.
+N_MAXOUT, WINDOW = 400, 4
 
 
 class Held(nn.Module):
@@ -160,6 +162,14 @@ class UpConv2d(Held, nn.Conv2d):
         return phases.transpose(2, 3).flatten(3, 4).flatten(1, 2).movedim(-1, 1)
 
 
+class Maxout(nn.Module):
+    """``max_w x_{wj}`` of ``(B, 4 units)``, the four maps of a unit apart; ``(B, units)``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The largest of each window."""
+        return x.unflatten(-1, (WINDOW, -1)).amax(-2)
+
+
 def _is_at(index: Tensor, size: int) -> Tensor:
     """One-hot ``(..., size)``, zero where the index is none."""
     return index[..., None] == torch.arange(size)
@@ -210,6 +220,8 @@ def encoder(kind: str, outputs: int) -> Network:
     """Pixels ``(B, 784)`` to ``(B, outputs)``: a location and a log scale for each latent, in Table 5."""
     if kind == "mlp":
         return Network(nn.Linear(N_PIXELS, N_HIDDEN), nn.Softplus(), nn.Linear(N_HIDDEN, outputs))
+    if kind == "maxout":
+        return _maxout(nn.Linear, N_PIXELS, outputs)
     norm = _norm(kind)
     return Network(
         nn.Unflatten(1, (1, 28, 28)),
@@ -229,6 +241,8 @@ def decoder(kind: str, latent: int) -> Network:
     """
     if kind == "mlp":
         return Network(Linear(latent, N_HIDDEN), nn.Softplus(), Linear(N_HIDDEN, N_PIXELS))
+    if kind == "maxout":
+        return _maxout(Linear, latent, N_PIXELS)
     norm = _norm(kind)
     return Network(
         *[norm(latent), Linear(latent, 450), nn.Softplus()],
@@ -238,6 +252,25 @@ def decoder(kind: str, latent: int) -> Network:
         *[norm(16, upsampled=14), UpConv2d(16, 16), nn.Softplus()],
         *[UpConv2d(16, 1), nn.Flatten()],
     )
+
+
+def _maxout(linear: type[nn.Linear], inputs: int, outputs: int) -> Network:
+    """Two hidden layers, as in Rezende and Mohamed's deep latent Gaussian models."""
+    return Network(
+        *[linear(inputs, WINDOW * N_MAXOUT), Maxout()],
+        *[linear(N_MAXOUT, WINDOW * N_MAXOUT), Maxout()],
+        linear(N_MAXOUT, outputs),
+    )
+
+
+def widen(network: Network, bias: Tensor) -> None:
+    """Give a network more outputs behind those that it has, which begin as the constants ``bias (n,)``."""
+    last = network.layers[-1]
+    wide = nn.Linear(last.in_features, last.out_features + len(bias), dtype=last.weight.dtype)
+    with torch.no_grad():
+        wide.weight.copy_(torch.cat([last.weight, last.weight.new_zeros(len(bias), last.in_features)]))
+        wide.bias.copy_(torch.cat([last.bias, bias]))
+    network.layers[-1] = wide
 
 
 def _norm(kind: str):

@@ -8,7 +8,7 @@ from hvae import runs
 from hvae.experiment import Config, table, versions
 from hvae.mnist import figures
 from hvae.mnist.state import State
-from hvae.mnist.study import LAST_EPOCHS, PUBLISHED, Job, Setting
+from hvae.mnist.study import DEEP, KEYS, LAST_EPOCHS, Job, Setting
 from hvae.runs import Row
 
 NOTES = f"""Figures are means over images, in nats an image, with every constant.
@@ -26,6 +26,22 @@ NOTES = f"""Figures are means over images, in nats an image, with every constant
 - *seconds an epoch*: wall time, validation included, beside whatever else the machine did.
 - Structured models have five nodes of 16 dimensions, the others 64 dimensions.
 """
+#: Of models, what is to be said of them where there are any.
+MORE_NOTES = {
+    DEEP: """\
+- A maxout network has 40 latent dimensions, and two hidden layers of 400 units, each the largest of 4 linear maps, in
+  the encoder and in the decoder. dlgm has a diagonal Gaussian posterior, which planar layers carry on whose parameters
+  are the encoder's for each image (dlgm-planar), additive couplings of alternating halves (dlgm-nice), or leapfrog
+  steps with a learned model of the momentum's way back (hvi). All begin as dlgm does.
+- The printed bounds of dlgm, dlgm-planar, dlgm-nice and hvi are those of another setting: 500,000 updates of RMSprop at
+  1e-5 with 100 images each, the log joint annealed in the first 10,000. The *train* bound of a model is the annealed
+  objective as long as that lasts.
+""",
+    ("helmholtz",): """\
+- A Helmholtz machine has layers of bits instead of latent dimensions, from below, and learns by wake-sleep, not by a
+  gradient of the bound. No figure is printed.
+""",
+}
 
 
 def row_of(job: Job, state: State, setting: Setting) -> Row:
@@ -40,8 +56,9 @@ def row_of(job: Job, state: State, setting: Setting) -> Row:
         "log_likelihood": state.log_likelihoods.mean().item(),
     }
     return {
-        **{"method": job.model, "dim": job.latent, "leapfrog_steps": job.n_steps, "importance_samples": job.samples},
-        **{"components": job.components, "gate_epochs": job.gate_epochs},
+        **{"method": job.model, "dim": job.latent(setting), "leapfrog_steps": job.n_steps},
+        **{"importance_samples": job.samples, **{name: getattr(job, name) for name in KEYS.values()}},
+        "units": list(job.units),
         **{"setting": setting.binarisation, "network": setting.network},
         **{name: runs.finite(value) for name, value in bounds.items()},
         **{"likelihood_images": len(state.log_likelihoods), "likelihood_samples": setting.likelihood_samples},
@@ -56,7 +73,9 @@ def tables(config: Config, rows: list[Row]) -> list[str]:
         f"{config['n_validation']:,} for validation, binarisation {config['binarisation']!r}; network "
         f"{config['network']!r}, batches of {config['batch_size']}; {versions(config)}."
     )
-    return ["# MNIST", about, NOTES, bound_table(rows)]
+    methods = {row["method"] for row in rows}
+    more = [note for models, note in MORE_NOTES.items() if methods.intersection(models)]
+    return ["# MNIST", about, "".join([NOTES, *more]), bound_table(rows)]
 
 
 def drawn(directory: Path, jobs: list[tuple[Job, State]]) -> list[str]:
@@ -71,18 +90,11 @@ def bound_table(rows: list[Row]) -> str:
     """Ours beside the printed figures, one line a model."""
     lines = []
     for row in rows:
-        job = Job(
-            row["method"],
-            row["leapfrog_steps"],
-            row["importance_samples"],
-            row.get("components", 0),
-            row.get("gate_epochs", 0),
-        )
+        job = Job.of_row(row)
         ours = [row[name] for name in ("train_bound", "validation_bound", "validation_bound_last_epochs", "elbo")]
-        printed = (None,) * 3 if job.components else PUBLISHED.get(job.model, (None,) * 3)
         likelihood = [row["log_likelihood"], row["likelihood_images"], row["likelihood_samples"]]
         cost = [row["epochs"], row["seconds"] / row["epochs"]]
-        lines.append([job.label, *ours, *printed, *likelihood, *cost])
+        lines.append([job.label, *ours, *job.published, *likelihood, *cost])
     headers = [
         *("model", "train", "validation", f"validation, last {LAST_EPOCHS}", "one sample"),
         *("printed, train", "printed, validation", "printed, log-likelihood"),

@@ -13,6 +13,8 @@ from hvae import experiment
 from hvae.autoencoder import AutoEncoder
 from hvae.data import mnist
 from hvae.mnist import networks
+from hvae.mnist.deep import HviModel, NiceModel, PlanarModel
+from hvae.mnist.helmholtz import Helmholtz
 from hvae.mnist.models import Model, VampPrior
 from hvae.structured.models import StructuredModel
 
@@ -20,14 +22,24 @@ MODELS = ("vae", "iwae", "hvae", "vae-iaf", "hvae-iaf")
 STRUCTURED = ("structured", "structured-iaf")
 #: The encoder's gradient by a surrogate: the model, and the surrogate.
 SURROGATES = {"vae-stl": ("vae", "stl"), "iwae-stl": ("iwae", "stl"), "iwae-dreg": ("iwae", "dreg")}
-ALL_MODELS = (*MODELS, *STRUCTURED, *SURROGATES)
+#: Deep latent Gaussian models: a maxout network by default, and a posterior each.
+DEEP = ("dlgm", "dlgm-planar", "dlgm-nice", "hvi")
+LAYERED = ("dlgm-planar", "dlgm-nice")
+ALL_MODELS = (*MODELS, *STRUCTURED, *SURROGATES, *DEEP, "helmholtz")
+#: Those whose bound can be annealed.
+ANNEALED = (*MODELS, *DEEP)
 PRIORS = ("normal", "vamp")
-LEAPFROG_STEPS = {"hvae": 15, "hvae-iaf": 20}
+LEAPFROG_STEPS = {"hvae": 15, "hvae-iaf": 20, "hvi": 8}
 IAF_WIDTH = {"vae-iaf": 640, "hvae-iaf": 1280, "structured-iaf": 160}
 IMPORTANCE_SAMPLES = 40
 COMPONENTS = 500
 NODES, NODE_WIDTH, CONTEXT = 5, 16, 64
-LATENT = 64
+LATENT, MAXOUT_LATENT = 64, 40
+FLOW_LAYERS = 10
+#: Of the Helmholtz machine, from below.
+UNITS = (200, 10)
+#: The log joint's weight in an annealed model's first step.
+FIRST_WEIGHT = 0.01
 EPOCHS = 40
 BATCH_SIZE = 256
 LEARNING_RATE = 1e-3
@@ -40,6 +52,13 @@ PUBLISHED = {
     "vae-iaf": (None, -102.6, -95.3),
     "structured": (None, -79.4, -73.7),
     "structured-iaf": (None, -77.7, -71.87),
+}
+#: Printed bounds of Rezende and Mohamed's table and, of hvi, of Salimans, Kingma and Welling, by layers or steps.
+PUBLISHED_DEEP = {
+    "dlgm": {0: -89.9},
+    "dlgm-planar": {10: -87.5, 20: -86.5, 40: -85.7, 80: -85.1},
+    "dlgm-nice": {10: -88.6, 20: -87.9, 40: -87.3, 80: -87.2},
+    "hvi": {1: -88.08, 4: -86.40, 8: -85.51},
 }
 
 
@@ -63,6 +82,11 @@ class Setting(experiment.Setting):
         """The last step may have fewer images."""
         return -(-self.n_train // self.batch_size)
 
+    @property
+    def latent(self) -> int:
+        """Latent dimensions that go with the network."""
+        return MAXOUT_LATENT if self.network == "maxout" else LATENT
+
     def generator(self, *purpose: object) -> torch.Generator:
         """A stream of random numbers for each purpose, so that a run can go on anywhere."""
         return experiment.generator(repr((self.seed, *purpose)))
@@ -83,12 +107,24 @@ class Setting(experiment.Setting):
         return mnist.binarise(intensities, drawn)
 
 
+#: Letters of a job's key, and the fields that they stand for where these are not 0.
+KEYS = {"C": "components", "G": "gate_epochs", "L": "flow_layers", "M": "momenta", "A": "annealing"}
+
+
 @dataclass(frozen=True)
 class Job:
-    """One model: ``n_steps`` leapfrog steps, and the number of importance samples in its training bound.
+    """One model.
 
-    ``components`` are a VampPrior's, 0 for the normal one; ``gate_epochs`` for how long a structured model learns its
-    gates.
+    Attributes:
+        model: its name.
+        n_steps: leapfrog steps.
+        samples: importance samples in the training bound.
+        components: of a VampPrior, 0 for the normal one.
+        gate_epochs: for how long a structured model learns its gates.
+        flow_layers: of planar layers or couplings.
+        momenta: how often hvi draws one.
+        annealing: updates in which the log joint's weight grows to 1; 0 for none.
+        units: of the Helmholtz machine's layers, from below.
     """
 
     model: str
@@ -96,37 +132,64 @@ class Job:
     samples: int
     components: int = 0
     gate_epochs: int = 0
+    flow_layers: int = 0
+    momenta: int = 0
+    annealing: int = 0
+    units: tuple[int, ...] = ()
 
     def __post_init__(self):
-        if self.components and self.model in (*STRUCTURED, *SURROGATES):
+        if self.components and self.model in (*STRUCTURED, *SURROGATES, *DEEP, "helmholtz"):
             raise ValueError(f"--prior vamp: {self.model} takes none")
+        if self.annealing and self.model not in ANNEALED:
+            raise ValueError(f"--annealing: {self.model} takes none")
         if bool(self.gate_epochs) != (self.model in STRUCTURED):
             raise ValueError(f"gate_epochs: expected at least 1 for {STRUCTURED}, 0 for others, got {self.gate_epochs}")
+        if self.flow_layers and self.model not in LAYERED:
+            raise ValueError(f"flow_layers: expected 0 but for {LAYERED}, got {self.flow_layers}")
+        if bool(self.momenta) != (self.model == "hvi"):
+            raise ValueError(f"momenta: expected at least 1 for hvi, 0 for others, got {self.momenta}")
+        if bool(self.units) != (self.model == "helmholtz"):
+            raise ValueError(f"units: expected some for helmholtz, none for others, got {self.units}")
 
-    @property
-    def latent(self) -> int:
-        """How many latent dimensions the model has."""
-        return NODES * NODE_WIDTH if self.model in STRUCTURED else LATENT
+    def latent(self, setting: Setting) -> int:
+        """How many latent dimensions the model has, or bits."""
+        if self.model == "helmholtz":
+            return sum(self.units)
+        return NODES * NODE_WIDTH if self.model in STRUCTURED else setting.latent
 
     @property
     def key(self) -> str:
         """The name of the job and of its files."""
-        rest = f"-C{self.components}" * bool(self.components) + f"-G{self.gate_epochs}" * bool(self.gate_epochs)
-        return f"{self.model}-K{self.n_steps}-S{self.samples}{rest}"
+        parts = [self.model, f"K{self.n_steps}", f"S{self.samples}"]
+        parts += [f"{letter}{value}" for letter, name in KEYS.items() if (value := getattr(self, name))]
+        return "-".join(parts + ["U" + "x".join(map(str, self.units))] * bool(self.units))
 
     @classmethod
     def from_key(cls, key: str) -> Job:
         """The job of that name; ValueError where no job has it."""
-        found = re.fullmatch(r"(.+)-K(\d+)-S(\d+)(?:-C(\d+))?(?:-G(\d+))?", key)
-        job = found and cls(found[1], *(int(number or 0) for number in found.groups()[1:]))
-        if not job or job.key != key or job.model not in ALL_MODELS:
-            raise ValueError(f"no job is named {key}")
-        return job
+        options = "".join(rf"(?:-{letter}(?P<{name}>\d+))?" for letter, name in KEYS.items())
+        found = re.fullmatch(rf"(.+?)-K(\d+)-S(\d+){options}(?:-U(?P<units>\d+(?:x\d+)*))?", key)
+        if found:
+            given = {name: value for name, value in found.groupdict().items() if value}
+            units = tuple(map(int, given.pop("units", "").split("x"))) if "units" in given else ()
+            numbers = {name: int(value) for name, value in given.items()}
+            job = cls(found[1], int(found[2]), int(found[3]), **numbers, units=units)
+            if job.key == key and job.model in ALL_MODELS:
+                return job
+        raise ValueError(f"no job is named {key}")
+
+    @classmethod
+    def of_row(cls, row: dict[str, Any]) -> Job:
+        """The job of a row of ``results.json``, which may be older than some fields."""
+        options = {name: row.get(name, 0) for name in KEYS.values()}
+        units = tuple(row.get("units", ()))
+        return cls(row["method"], row["leapfrog_steps"], row["importance_samples"], **options, units=units)
 
     @property
-    def order(self) -> tuple[int, ...]:
+    def order(self) -> tuple[Any, ...]:
         """Where the job stands in tables."""
-        return ALL_MODELS.index(self.model), self.components, self.n_steps, self.samples, self.gate_epochs
+        options = (getattr(self, name) for name in KEYS.values() if name != "components")
+        return ALL_MODELS.index(self.model), self.components, self.n_steps, self.samples, *options, self.units
 
     @property
     def label(self) -> str:
@@ -137,11 +200,26 @@ class Job:
             f"{self.samples} samples" * (self.samples > 1),
             f"VampPrior of {self.components}" * (self.components > 0),
             f"gates learned for {self.gate_epochs} epochs" * (self.gate_epochs > 0),
+            f"{self.flow_layers} layers" * (self.flow_layers > 0),
+            f"{self.momenta} momenta" * (self.momenta > 1),
+            f"annealed for {self.annealing:,} updates" * (self.annealing > 0),
+            "-".join(map(str, self.units)),
         ]
         return ", ".join(filter(None, parts))
 
+    @property
+    def published(self) -> tuple[float | None, float | None, float | None]:
+        """The printed figures: bounds of training and of validation, and log-likelihood."""
+        if self.model in PUBLISHED_DEEP:
+            return None, PUBLISHED_DEEP[self.model].get(self.flow_layers or self.n_steps), None
+        return (None,) * 3 if self.components else PUBLISHED.get(self.model, (None,) * 3)
+
+    def joint_weight(self, step: int) -> float:
+        """Of ``log p(x, z)`` in a step of training, counted from 0."""
+        return min(1.0, FIRST_WEIGHT + step / self.annealing) if self.annealing else 1.0
+
     def build(self, setting: Setting, digits: Tensor, **leapfrog: Any) -> AutoEncoder:
-        """The model at its first parameters; encoder and decoder are the same for all but the structured jobs.
+        """The model at its first parameters; encoder and decoder are those of all but structured ones and helmholtz.
 
         Args:
             setting: of the run.
@@ -150,13 +228,19 @@ class Job:
         """
         with torch.random.fork_rng(devices=[]):
             torch.set_rng_state(setting.generator("parameters").get_state())
+            if self.model == "helmholtz":
+                return Helmholtz(self.units)
             return self._structured(setting) if self.model in STRUCTURED else self._flat(setting, digits, **leapfrog)
 
     def _flat(self, setting: Setting, digits: Tensor, **leapfrog: Any) -> Model:
+        latent = setting.latent
+        parts = networks.encoder(setting.network, 2 * latent), networks.decoder(setting.network, latent), latent
+        if self.model in LAYERED:
+            return {"dlgm-planar": PlanarModel, "dlgm-nice": NiceModel}[self.model](*parts, self.flow_layers)
+        if self.model == "hvi":
+            return HviModel(*parts, self.n_steps, self.momenta, **leapfrog)
         return Model(
-            networks.encoder(setting.network, 2 * self.latent),
-            networks.decoder(setting.network, self.latent),
-            self.latent,
+            *parts,
             self.n_steps,
             IAF_WIDTH.get(self.model, 0),
             **leapfrog,
@@ -167,8 +251,9 @@ class Job:
     def _structured(self, setting: Setting) -> StructuredModel:
         iaf_width = IAF_WIDTH.get(self.model, 0)
         context = CONTEXT if iaf_width else 0
-        encoder = networks.encoder(setting.network, 2 * self.latent + context)
-        decoder = networks.decoder(setting.network, self.latent)
+        latent = self.latent(setting)
+        encoder = networks.encoder(setting.network, 2 * latent + context)
+        decoder = networks.decoder(setting.network, latent)
         return StructuredModel(encoder, decoder, NODES, NODE_WIDTH, self.gate_epochs, iaf_width, context)
 
     def noise(self, setting: Setting, shape: tuple[int, ...], *purpose: object) -> Tensor:
@@ -182,17 +267,32 @@ def plan(
     importance_samples: int = IMPORTANCE_SAMPLES,
     components: int = 0,
     gate_epochs: int = 1,
+    *,
+    flow_layers: int = FLOW_LAYERS,
+    momenta: int = 1,
+    annealing: int = 0,
+    units: tuple[int, ...] = UNITS,
 ) -> list[Job]:
     """The jobs of a command; ``leapfrog_steps`` None takes each model's own number.
 
     Raises:
-        ValueError: a VampPrior for a model that takes none.
+        ValueError: a VampPrior or annealing for a model that takes none.
     """
     jobs = []
     for model in dict.fromkeys(models):
         n_steps = LEAPFROG_STEPS.get(model, 0)
         if n_steps and leapfrog_steps is not None:
             n_steps = leapfrog_steps
-        samples = importance_samples if SURROGATES.get(model, (model,))[0] == "iwae" else 1
-        jobs.append(Job(model, n_steps, samples, components, gate_epochs if model in STRUCTURED else 0))
+        job = Job(
+            model,
+            n_steps,
+            samples=importance_samples if SURROGATES.get(model, (model,))[0] == "iwae" else 1,
+            components=components,
+            gate_epochs=gate_epochs if model in STRUCTURED else 0,
+            flow_layers=flow_layers if model in LAYERED else 0,
+            momenta=momenta if model == "hvi" else 0,
+            annealing=annealing,
+            units=units if model == "helmholtz" else (),
+        )
+        jobs.append(job)
     return jobs

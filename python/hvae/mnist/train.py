@@ -79,6 +79,7 @@ class Trainer:
         total = torch.zeros((), dtype=torch.float64)
         for step, batch in enumerate(pixels.split(self.setting.batch_size)):
             noise = self.noise((self.job.samples, len(batch)), "train", self.state.epoch, step)
+            self.model.annealing = self.job.joint_weight(self.step)
             log_weights = self.parallel(distributed.share(batch), distributed.share(noise, 1))
             bounds = iwae_bound(log_weights)
             # DistributedDataParallel averages over the processes, of which some may have an image more
