@@ -23,6 +23,8 @@ from hvae.runs import StudyError
 
 Watcher = Callable[[Trainer], None]
 MEMORY = ("reversible", "store")
+#: In a run's config where there is a sandwich.
+SANDWICH = ("sandwich_images", "sandwich_bridges")
 
 
 def arguments(add: Callable[..., Any]) -> None:
@@ -42,7 +44,13 @@ def arguments(add: Callable[..., Any]) -> None:
     )
     add("--epochs", type=integer(), default=study.EPOCHS, help="of training")
     add("--batch-size", type=integer(), default=study.BATCH_SIZE, help="images a step")
-    add("--leapfrog-steps", type=integer(0), metavar="K", help="by default 15, 20 for hvae-iaf, 8 for hvi")
+    add(
+        "--leapfrog-steps",
+        nargs="+",
+        type=integer(0),
+        metavar="K",
+        help="or bridges, of uha and ldvi; by default 15, 20 for hvae-iaf, 8 for hvi, uha and ldvi; a model for each",
+    )
     add("--flow-layers", type=integer(0), metavar="K", help=f"of planar and NICE, by default {study.FLOW_LAYERS}")
     add("--momenta", type=integer(), metavar="T", help="how often hvi draws one, each with K steps; by default 1")
     add("--annealing", type=integer(0), default=0, metavar="STEPS", help="in which the log joint's weight grows to 1")
@@ -55,10 +63,12 @@ def arguments(add: Callable[..., Any]) -> None:
     )
     add("--likelihood-samples", type=integer(), default=5000, help="for the log-likelihood of an image")
     add("--likelihood-images", type=integer(0), help="how many have theirs estimated; by default all of validation")
+    add("--sandwich-images", type=integer(0), default=0, help="drawn from each model, whose likelihood is bounded")
+    add("--sandwich-bridges", type=integer(), default=200, help="of annealed importance sampling, for that")
     experiment.add_common(add, "mnist", "parameters, order of data and noise")
     add("--tensorboard", action="store_true", help="write the curves for TensorBoard, too")
     add("--device", type=_device, default="cpu", help="to compute on")
-    add("--memory", choices=MEMORY, default="reversible", help="of leapfrog steps; stored ones are faster")
+    add("--memory", choices=MEMORY, default="reversible", help="of leapfrog steps and bridges; stored ones are faster")
     add("--compile", action="store_true", help="compile the gradient of leapfrog steps")
     add("--threads", type=integer(), help="torch's; by default its own choice")
 
@@ -105,7 +115,8 @@ def run(args: argparse.Namespace) -> None:
             for _ in trained:
                 pass
             return
-        with runs.open_directory(args, **asdict(setting)) as config:
+        sandwich = {name: getattr(args, name) for name in SANDWICH if args.sandwich_images}
+        with runs.open_directory(args, **asdict(setting), **sandwich) as config:
             STUDY.keep_results(args.out, config, trained)
 
 
@@ -125,6 +136,10 @@ def _plan(args: argparse.Namespace) -> list[Job]:
     ):
         if given and not set(args.model) & set(models):
             raise StudyError(f"{option}: only --model {' '.join(models)} has any")
+    if args.sandwich_images and (others := [model for model in args.model if model not in study.SANDWICHED]):
+        raise StudyError(f"--sandwich-images: {others[0]} has none; there is for {' '.join(study.SANDWICHED)}")
+    if args.sandwich_images and components:
+        raise StudyError("--sandwich-images: with --prior normal alone")
     gate_epochs = args.gate_epochs or max(args.epochs // 4, 1)
     if structured and gate_epochs > args.epochs:
         raise StudyError(f"--gate-epochs {gate_epochs} is more than --epochs")
@@ -147,7 +162,9 @@ def _plan(args: argparse.Namespace) -> list[Job]:
 def _train(
     job: Job, state: State, path: Path, *, setting: Setting, digits: mnist.Digits, args: argparse.Namespace
 ) -> None:
-    trainer = Trainer(job, setting, state, path, args.device, {"memory": args.memory, "compile": args.compile})
+    sandwich = args.sandwich_images, args.sandwich_bridges
+    leapfrog = {"memory": args.memory, "compile": args.compile}
+    trainer = Trainer(job, setting, state, path, args.device, leapfrog, sandwich)
     with ExitStack() as stack:
         if distributed.rank() == 0:
             trainer.watchers.append(_bars(stack, trainer))

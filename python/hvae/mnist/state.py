@@ -24,12 +24,14 @@ class State(experiment.State):
         model: the model's state dict.
         optimizer: the optimiser's.
         log_likelihoods: of the validation images that are done, float64.
+        sandwich: lower and upper bounds of the log-likelihood of images drawn from the model, ``(2, N)``.
         pictures: what :func:`figures.pictures` shows; empty before the end.
     """
 
     model: dict[str, Tensor] = field(default_factory=dict)
     optimizer: dict[str, Any] = field(default_factory=dict)
     log_likelihoods: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
+    sandwich: Tensor = field(default_factory=lambda: torch.zeros(2, 0, dtype=torch.float64))
     pictures: dict[str, Tensor] = field(default_factory=dict)
 
     @property

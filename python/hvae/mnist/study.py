@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from hvae import experiment
 from hvae.autoencoder import AutoEncoder
 from hvae.data import mnist
 from hvae.mnist import networks
+from hvae.mnist.annealed import SCORE_WIDTH, AnnealedModel
 from hvae.mnist.deep import HviModel, NiceModel, PlanarModel
 from hvae.mnist.helmholtz import Helmholtz
 from hvae.mnist.models import Model, VampPrior
@@ -25,11 +27,15 @@ SURROGATES = {"vae-stl": ("vae", "stl"), "iwae-stl": ("iwae", "stl"), "iwae-dreg
 #: Deep latent Gaussian models: a maxout network by default, and a posterior each.
 DEEP = ("dlgm", "dlgm-planar", "dlgm-nice", "hvi")
 LAYERED = ("dlgm-planar", "dlgm-nice")
-ALL_MODELS = (*MODELS, *STRUCTURED, *SURROGATES, *DEEP, "helmholtz")
+#: Annealed Hamiltonian flows, without and with a score.
+BRIDGED = ("uha", "ldvi")
+ALL_MODELS = (*MODELS, *STRUCTURED, *SURROGATES, *DEEP, *BRIDGED, "helmholtz")
 #: Those whose bound can be annealed.
-ANNEALED = (*MODELS, *DEEP)
+ANNEALED = (*MODELS, *DEEP, *BRIDGED)
+#: Those whose decoder's likelihood can be bounded from both sides.
+SANDWICHED = (*MODELS, *SURROGATES, *DEEP, *BRIDGED)
 PRIORS = ("normal", "vamp")
-LEAPFROG_STEPS = {"hvae": 15, "hvae-iaf": 20, "hvi": 8}
+LEAPFROG_STEPS = {"hvae": 15, "hvae-iaf": 20, "hvi": 8, "uha": 8, "ldvi": 8}
 IAF_WIDTH = {"vae-iaf": 640, "hvae-iaf": 1280, "structured-iaf": 160}
 IMPORTANCE_SAMPLES = 40
 COMPONENTS = 500
@@ -53,12 +59,14 @@ PUBLISHED = {
     "structured": (None, -79.4, -73.7),
     "structured-iaf": (None, -77.7, -71.87),
 }
-#: Printed bounds of Rezende and Mohamed's table and, of hvi, of Salimans, Kingma and Welling, by layers or steps.
+#: Printed bounds by layers or steps: of Rezende and Mohamed's table; of hvi by Salimans, Kingma and Welling; of uha by
+#: Geffner and Domke.
 PUBLISHED_DEEP = {
     "dlgm": {0: -89.9},
     "dlgm-planar": {10: -87.5, 20: -86.5, 40: -85.7, 80: -85.1},
     "dlgm-nice": {10: -88.6, 20: -87.9, 40: -87.3, 80: -87.2},
     "hvi": {1: -88.08, 4: -86.40, 8: -85.51},
+    "uha": {1: -93.4, 8: -89.8, 16: -88.8, 32: -88.1, 64: -87.6},
 }
 
 
@@ -138,7 +146,7 @@ class Job:
     units: tuple[int, ...] = ()
 
     def __post_init__(self):
-        if self.components and self.model in (*STRUCTURED, *SURROGATES, *DEEP, "helmholtz"):
+        if self.components and self.model in (*STRUCTURED, *SURROGATES, *DEEP, *BRIDGED, "helmholtz"):
             raise ValueError(f"--prior vamp: {self.model} takes none")
         if self.annealing and self.model not in ANNEALED:
             raise ValueError(f"--annealing: {self.model} takes none")
@@ -237,6 +245,9 @@ class Job:
         parts = networks.encoder(setting.network, 2 * latent), networks.decoder(setting.network, latent), latent
         if self.model in LAYERED:
             return {"dlgm-planar": PlanarModel, "dlgm-nice": NiceModel}[self.model](*parts, self.flow_layers)
+        if self.model in BRIDGED:
+            score = SCORE_WIDTH if self.model == "ldvi" else None
+            return AnnealedModel(*parts, self.n_steps, score, **leapfrog)
         if self.model == "hvi":
             return HviModel(*parts, self.n_steps, self.momenta, **leapfrog)
         return Model(
@@ -263,7 +274,7 @@ class Job:
 
 def plan(
     models: list[str],
-    leapfrog_steps: int | None = None,
+    leapfrog_steps: int | Sequence[int] | None = None,
     importance_samples: int = IMPORTANCE_SAMPLES,
     components: int = 0,
     gate_epochs: int = 1,
@@ -273,16 +284,15 @@ def plan(
     annealing: int = 0,
     units: tuple[int, ...] = UNITS,
 ) -> list[Job]:
-    """The jobs of a command; ``leapfrog_steps`` None takes each model's own number.
+    """The jobs of a command; of several ``leapfrog_steps`` each makes one, and None takes each model's own number.
 
     Raises:
         ValueError: a VampPrior or annealing for a model that takes none.
     """
     jobs = []
-    for model in dict.fromkeys(models):
-        n_steps = LEAPFROG_STEPS.get(model, 0)
-        if n_steps and leapfrog_steps is not None:
-            n_steps = leapfrog_steps
+    given = [leapfrog_steps] if isinstance(leapfrog_steps, int) else leapfrog_steps
+    own = ((model, LEAPFROG_STEPS.get(model, 0)) for model in dict.fromkeys(models))
+    for model, n_steps in ((m, k) for m, own_steps in own for k in (given if own_steps and given else [own_steps])):
         job = Job(
             model,
             n_steps,

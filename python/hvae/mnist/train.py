@@ -14,7 +14,7 @@ from torch import Tensor
 from hvae import experiment
 from hvae.data.mnist import Digits
 from hvae.mnist import distributed, figures
-from hvae.mnist.likelihood import log_likelihood
+from hvae.mnist.likelihood import log_likelihood, sandwich
 from hvae.mnist.state import State
 from hvae.mnist.study import LEARNING_RATE, Job, Setting
 from hvae.runs import StudyError
@@ -35,6 +35,7 @@ class Trainer:
         path: of the checkpoints.
         device: to compute on.
         leapfrog: its ``memory`` and whether to ``compile``.
+        sandwich: of how many images, drawn from the model, the likelihood is bounded, along how many bridges.
         watchers: called with the trainer after every step, epoch and batch of log-likelihoods.
     """
 
@@ -44,6 +45,7 @@ class Trainer:
     path: Path
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     leapfrog: dict[str, Any] = field(default_factory=dict)
+    sandwich: tuple[int, int] = (0, 0)
     watchers: list[Callable[[Trainer], None]] = field(default_factory=list)
 
     def run(self, digits: Digits) -> None:
@@ -64,6 +66,7 @@ class Trainer:
         self.model.begin_epoch(state.epoch)
         self.model.eval()
         self.estimate_log_likelihoods(validation, checkpoint)
+        self.bound_both_sides(checkpoint)
         state.pictures = figures.pictures(self.model, validation, self.setting.generator("pictures"))
         checkpoint(force=True)
 
@@ -123,6 +126,16 @@ class Trainer:
             noise = functools.partial(self.likelihood_noise, start, len(batch))
             done = log_likelihood(self.model, batch, self.setting.likelihood_samples, noise, LIKELIHOOD_SAMPLES)
             self.state.log_likelihoods = torch.cat([self.state.log_likelihoods, done])
+            checkpoint()
+
+    def bound_both_sides(self, checkpoint: Callable[[], None]) -> None:
+        """Of the drawn images that :attr:`State.sandwich` lacks, a few at a time."""
+        n_images, n_bridges = self.sandwich
+        for start in range(self.state.sandwich.shape[1], n_images, LIKELIHOOD_IMAGES):
+            images = min(LIKELIHOOD_IMAGES, n_images - start)
+            generator = self.setting.generator(self.job.key, "sandwich", start)
+            done = sandwich(self.model, images, n_bridges, generator)
+            self.state.sandwich = torch.cat([self.state.sandwich, done], 1)
             checkpoint()
 
     def likelihood_noise(self, start: int, images: int, number: int, samples: int) -> Tensor:

@@ -1,0 +1,205 @@
+"""uha and ldvi of the MNIST study against exact evidence, their bits after a kill, and likelihoods between bounds."""
+
+import json
+
+import pytest
+import torch
+from hvae import cli, experiment
+from hvae.mnist import annealed, likelihood, networks, study, train
+from hvae.mnist.annealed import AnnealedModel
+from hvae.mnist.study import Job, Setting
+from test_mnist_models import LATENT, PIXELS, SCALE, LinearGaussian, expected_bound
+
+SETTING = Setting(1, "sample", 64, 32, "round", "mlp", 8, 1, 0, 1)
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+def carried(n_bridges, score_width=None):
+    """A linear Gaussian model with its evidence, and the same with an annealed posterior, away from its start."""
+    plain = LinearGaussian(0)
+    model = AnnealedModel(plain.encoder, plain.decoder, LATENT, n_bridges, score_width).double()
+    model.log_likelihood = plain.log_likelihood
+    with torch.no_grad():
+        model.annealed.step_size_logit.fill_(-1.0)
+        model.annealed.beta_logits.copy_(0.3 * torch.randn(n_bridges))
+        if score_width:
+            for parameter in model.annealed.score.parameters():
+                parameter += 0.1 * torch.randn_like(parameter)
+    return plain, model.eval()
+
+
+@pytest.mark.parametrize("n_bridges", [1, 3, 10])
+def test_the_expected_bound_is_never_above_the_evidence(n_bridges):
+    plain, model = carried(n_bridges)
+    x = torch.randn(50, PIXELS, dtype=torch.float64)
+    assert (expected_bound(model, x) < plain.evidence(x)).all()
+    plain.exact_posterior()
+    assert (expected_bound(model, x) < plain.evidence(x)).all()
+
+
+def test_bridges_bring_the_bound_nearer():
+    """From the prior: the encoder says nothing of the image."""
+    bounds, x = [], torch.randn(50, PIXELS, dtype=torch.float64)
+    for n_bridges in (1, 4, 16):
+        torch.manual_seed(0)
+        plain, model = carried(n_bridges)
+        with torch.no_grad():
+            model.annealed.beta_logits.zero_()
+            for parameter in plain.encoder.parameters():
+                parameter.zero_()
+        bounds.append((expected_bound(model, x) - plain.evidence(x)).mean())
+    assert bounds[0] < bounds[1] < bounds[2] < 0
+
+
+@pytest.mark.parametrize("score_width", [None, 5])
+def test_weights_are_unbiased(score_width):
+    plain, model = carried(3, score_width)
+    plain.exact_posterior()
+    x, n = torch.randn(2, PIXELS, dtype=torch.float64), 40_000
+    noise = torch.randn(n, 2, model.noise_features, dtype=torch.float64)
+    with torch.no_grad():
+        ratios = (model(x, noise) - plain.evidence(x)).exp()
+    standard_error = ratios.std(0) / n**0.5
+    assert (standard_error < 0.05).all()
+    assert ((ratios.mean(0) - 1).abs() < 4 * standard_error).all()
+
+
+def test_no_bridges_are_the_vae_to_the_bit():
+    pixels, noise = torch.randint(0, 2, (3, 784), dtype=torch.uint8), torch.randn(2, 3, 64)
+    models = [Job(name, 0, 1).build(SETTING, torch.zeros(0, 784)).eval() for name in ("vae", "uha", "ldvi")]
+    expected, *others = (model(pixels, noise) for model in models)
+    for values in others:
+        torch.testing.assert_close(values, expected, rtol=1e-6, atol=1e-4)
+
+
+@pytest.mark.parametrize("network", ["mlp", "conv"])
+def test_gradients_are_the_same_with_every_memory(network):
+    """With batch norms that depend on z_0, and so on the encoder's output, too."""
+    pixels, gradients = torch.randint(0, 2, (4, 784), dtype=torch.uint8), []
+    for memory in ("store", "reversible"):
+        setting = Setting(1, "sample", 64, 32, "round", network, 8, 1, 0, 1)
+        model = Job("ldvi", 2, 1).build(setting, torch.zeros(0, 784), memory=memory, compile=False).double().train()
+        torch.manual_seed(4)
+        noise = torch.randn(1, 4, model.noise_features, dtype=torch.float64)
+        model(pixels, noise).sum().backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    torch.testing.assert_close(*gradients, rtol=1e-8, atol=1e-10)
+
+
+# ---- Likelihoods between two bounds ----
+
+
+def test_the_sandwich_holds_the_exact_value():
+    """Of images drawn as Bernoulli pixels the model has no evidence in closed form: so they are handed over."""
+
+    class Drawn(LinearGaussian):
+        def sample_prior(self, count, generator):
+            self.z = torch.randn(count, LATENT, generator=generator, dtype=torch.float64)
+            return self.z
+
+        def encode(self, pixels):
+            weight = self.decoder.layers[0].weight
+            noise = torch.randn(len(self.z), PIXELS, generator=torch.Generator().manual_seed(8), dtype=torch.float64)
+            self.x = (self.z @ weight.T + self.decoder.layers[0].bias + SCALE * noise).detach()
+            return super().encode(self.x)
+
+        def log_joint(self, logits, pixels, z, prior=None):
+            return super().log_joint(logits, self.x, z, prior)
+
+    model, gaps = Drawn(0).eval(), []
+    model.exact_posterior()
+    for n_bridges in (5, 60):
+        lower, upper = likelihood.sandwich(model, 30, n_bridges, torch.Generator().manual_seed(1))
+        exact = model.evidence(model.x)
+        for bound, side in ((lower, -1), (upper, 1)):
+            distance = side * (bound - exact)
+            assert distance.mean() > -4 * distance.std() / 30**0.5
+            assert distance.abs().max() < 1.5
+        gaps.append((upper - lower).mean())
+    assert gaps[1] < gaps[0]
+    assert gaps[1] < 0.1
+
+
+# ---- The command ----
+
+TINY = ["--train-size", "48", "--validation-size", "24", "--batch-size", "16", "--epochs", "2", "--network", "mlp"]
+TINY += ["--likelihood-samples", "5", "--likelihood-images", "22", "--sandwich-images", "21", "--sandwich-bridges", "3"]
+MODELS = ["--model", "uha", "ldvi", "--leapfrog-steps", "1", "2"]
+
+
+def hvae(out, *more):
+    return cli.main(["mnist", *TINY, *MODELS, "--threads", "1", "--out", str(out), *more])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    out = tmp_path_factory.mktemp("annealed")
+    assert hvae(out) == 0
+    return out
+
+
+def test_results_and_report(finished):
+    results = json.loads((finished / "results.json").read_text())
+    assert [(row["method"], row["leapfrog_steps"]) for row in results["rows"]] == [
+        ("uha", 1), ("uha", 2), ("ldvi", 1), ("ldvi", 2)
+    ]  # fmt: skip
+    assert results["config"]["sandwich_bridges"] == 3
+    for row in results["rows"]:
+        assert row["sandwich_images"] == 21
+        assert -784 < row["sandwich_lower"] < row["sandwich_upper"] < 0
+        assert row["elbo"] < row["log_likelihood"] < 0
+    report = (finished / "report.md").read_text()
+    assert "## The likelihood between two bounds" in report
+    assert "ldvi has a network in the momentum's way back" in report
+    assert Job("uha", 8, 1).published == (None, -89.8, None)
+
+
+def test_a_killed_run_goes_on_to_the_same_bits(finished, tmp_path, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    save, saved = train.State.save, []
+
+    def killed(self, path):
+        if self.sandwich.shape[1] == 20 or len(saved) == 20:
+            raise Killed
+        saved.append(path)
+        save(self, path)
+
+    monkeypatch.setattr(experiment, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    monkeypatch.setattr(train.State, "save", killed)
+    with pytest.raises(Killed):
+        hvae(tmp_path)
+    monkeypatch.undo()
+    assert hvae(tmp_path, "--resume") == 0
+    for job in study.plan(["uha", "ldvi"], [1, 2]):
+        whole, resumed = (train.State.load(experiment.state_path(out, job)) for out in (finished, tmp_path))
+        assert resumed.history == whole.history
+        assert torch.equal(resumed.sandwich, whole.sandwich)
+        assert all(torch.equal(resumed.model[name], value) for name, value in whole.model.items())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (["--model", "helmholtz"], "--sandwich-images: helmholtz has none"),
+        (["--model", "uha", "--prior", "vamp", "--components", "9"], "--sandwich-images: with --prior normal alone"),
+        (["--model", "uha", "--prior", "vamp", "--components", "9", "--sandwich-images", "0"], "uha takes none"),
+    ],
+)
+def test_what_a_model_does_not_have_is_refused(wrong, said, tmp_path, capsys):
+    assert cli.main(["mnist", *TINY, *wrong, "--out", str(tmp_path)]) != 0
+    assert said in capsys.readouterr().err
+
+
+def test_networks_and_scores_are_as_they_say():
+    job = Job("ldvi", 4, 1)
+    model = job.build(SETTING, torch.zeros(0, 784))
+    assert model.annealed.score.network[0].out_features == annealed.SCORE_WIDTH
+    assert isinstance(model.decoder, networks.Network)
+    assert Job.from_key(job.key) == job
+    assert [j.n_steps for j in study.plan(["vae", "hvae", "uha"], [2, 3])] == [0, 2, 3, 2, 3]
