@@ -34,8 +34,15 @@ Outcome = list[str | StudyError]
 def arguments(add: Callable[..., Any]) -> None:
     """The command's own."""
     add("--dims", type=integer(2), nargs="+", default=list(study.DIMS), help="dimensions")
-    add("--methods", nargs="+", choices=study.METHODS, default=list(study.METHODS), help="methods")
-    add("--leapfrog-steps", type=integer(), nargs="+", default=[1, 10], metavar="K", help="for the hvae methods")
+    add("--methods", nargs="+", choices=study.ALL_METHODS, default=list(study.METHODS), help="methods")
+    add(
+        "--leapfrog-steps",
+        type=integer(),
+        nargs="+",
+        default=[1, 10],
+        metavar="K",
+        help="of the hvae methods; bridges of uha",
+    )
     add("--planar-layers", type=integer(), nargs="+", default=[1, 30], metavar="K", help="for the planar flow")
     add(
         "--setting", choices=study.SETTINGS, nargs="+", default=["corrected"],
@@ -49,13 +56,15 @@ def arguments(add: Callable[..., Any]) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Run the command. A job that fails does not stop the others; its error is told in the end."""
+    if "uha" in args.methods and "published" in args.setting:
+        raise StudyError("--methods uha: nothing was printed of it; --setting corrected alone has it")
     with runs.open_directory(args, seed=args.seed, datasets=args.datasets) as config:
         _run(args, config)
 
 
 def _run(args: argparse.Namespace, config: dict[str, Any]) -> None:
     steps = {"planar": args.planar_layers, "iaf": [1], "vb": [0]}
-    steps |= dict.fromkeys(("hvae", "hvae-untempered"), args.leapfrog_steps)
+    steps |= dict.fromkeys(("hvae", "hvae-untempered", "uha"), args.leapfrog_steps)
     jobs = [job for setting in args.setting for job in study.plan(setting, args.dims, args.methods, steps)]
     jobs = sorted(set(jobs), key=lambda job: (-job.dim, job.method != "planar", -job.n_steps, job.key))
     one = functools.partial(_run_job, out=args.out, datasets=args.datasets, epochs=args.epochs, seed=args.seed)

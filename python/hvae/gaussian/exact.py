@@ -29,6 +29,14 @@ class Flow(NamedTuple):
     tempering: Tensor
 
 
+class Annealing(NamedTuple):
+    """An annealed flow: step sizes ``(R, 1, d)``, beta ``(R, M)``, refreshment ``(R, 1, 1)``."""
+
+    step_size: Tensor
+    betas: Tensor
+    refreshment: Tensor
+
+
 def quadratic_profile(n_steps: int, dtype: torch.dtype) -> Tensor:
     """``1 - k^2/K^2`` for k = 0..K, ``(K + 1,)``; zero for K = 0, where ``T_0 = 1``."""
     k = torch.arange(n_steps + 1, dtype=dtype)
@@ -82,6 +90,39 @@ def hamiltonian_bound(data: Statistics, loc: Tensor, log_scale: Tensor, flow: Fl
     final = z_mean**2 + z_variance + rho_mean**2 + rho_variance
     # the initial state's two entropies less the priors' constants: one nat a dimension
     return (fit - final / 2 + 1).sum((-2, -1))
+
+
+def annealed_bound(data: Statistics, loc: Tensor, log_scale: Tensor, flow: Annealing) -> Tensor:
+    """The expectation ``(R,)`` of the annealed bound over all noise, from the moments of ``(z, rho)`` on the way.
+
+    A bridge's leapfrog step is a 2x2 matrix on ``(z - centre, rho)`` in each dimension.
+    """
+    centred = data.mean - loc
+    ratio = data.count * torch.exp(-2 * log_scale)
+    eta, sigma_squared = flow.refreshment, (1 - flow.refreshment) * (1 + flow.refreshment)
+    ones, none = torch.ones_like(ratio), torch.zeros_like(ratio)
+    unit = torch.eye(2, dtype=loc.dtype)[:, :, None].expand(2, 2, loc.shape[-1])
+    z, rho = (u.expand(len(loc), -1, -1) for u in unit)
+    mean, cov = (none, none), (ones, none, ones)  # of z and rho; of zz, z rho, rho rho
+    log_weight = none
+    for beta in flow.betas.mT:
+        drawn = beta[:, None, None] * ratio
+        centre = drawn / (1 + drawn) * centred
+        by_z, by_rho = gaussian_leapfrog(z, rho, 1 + drawn, none, flow.step_size, torch.ones_like(flow.betas[:, :1]))
+        mean = mean[0] - centre, eta * mean[1]
+        cov = cov[0], eta * cov[1], eta**2 * cov[2] + sigma_squared
+        log_weight = log_weight + (mean[1] ** 2 + cov[2]) / 2
+        (a, b), (c, d) = by_z.split(1, 1), by_rho.split(1, 1)
+        mean = a * mean[0] + b * mean[1] + centre, c * mean[0] + d * mean[1]
+        cov = (
+            a**2 * cov[0] + 2 * a * b * cov[1] + b**2 * cov[2],
+            a * c * cov[0] + (a * d + b * c) * cov[1] + b * d * cov[2],
+            c**2 * cov[0] + 2 * c * d * cov[1] + d**2 * cov[2],
+        )
+        log_weight = log_weight - (mean[1] ** 2 + cov[2]) / 2
+    fit = expected_log_likelihood(data, loc, log_scale, mean[0], cov[0])
+    # the entropy of z_0 less the prior's constant: half a nat a dimension
+    return (fit - (mean[0] ** 2 + cov[0]) / 2 + log_weight + 0.5).sum((-2, -1))
 
 
 def maximum_likelihood(data: Statistics) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hvae.gaussian import published
-from hvae.gaussian.study import ERRORS, FLOORS, METHODS, SETTINGS, Job, method_label
+from hvae.gaussian.study import ALL_METHODS, ERRORS, FLOORS, SETTINGS, Job, method_label
 from hvae.gaussian.train import State
 from hvae.runs import writing
 
@@ -16,10 +16,10 @@ Jobs = Sequence[tuple[Job, State]]
 
 #: Figures 1 to 4: title, error and methods.
 COMPARISONS = (
-    ("Theta error of all methods", "theta_error", tuple(m for m in METHODS if m != "hvae-untempered")),
+    ("Theta error of all methods", "theta_error", tuple(m for m in ALL_METHODS if m != "hvae-untempered")),
     ("Theta error with and without tempering", "theta_error", ("hvae", "hvae-untempered")),
-    ("Delta error", "delta_error", METHODS),
-    ("Sigma error", "sigma_error", METHODS),
+    ("Delta error", "delta_error", ALL_METHODS),
+    ("Sigma error", "sigma_error", ALL_METHODS),
 )
 #: Figures 5 to 8: title and what :func:`~hvae.gaussian.study.measure` calls it.
 CURVES = (("Bound", "objective"), *((title, name) for name, title in ERRORS.items()))

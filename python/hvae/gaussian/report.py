@@ -10,7 +10,7 @@ from pathlib import Path
 from hvae.experiment import Config, table, versions
 from hvae.gaussian import figures, published, texts
 from hvae.gaussian.data import BATCHES_PER_EPOCH
-from hvae.gaussian.study import FLOORS, METHODS, SETTINGS, Job, method_label
+from hvae.gaussian.study import ALL_METHODS, FLOORS, SETTINGS, Job, method_label
 from hvae.gaussian.train import State
 from hvae.runs import Row, finite
 
@@ -54,7 +54,7 @@ def drawn(directory: Path, jobs: figures.Jobs, rows: list[Row]) -> list[str]:
 
 def job_of(row: Row) -> Job:
     """The job that a row is from; raises ``LookupError`` for one that is not known here."""
-    if row["setting"] not in SETTINGS or row["method"] not in METHODS:
+    if row["setting"] not in SETTINGS or row["method"] not in ALL_METHODS:
         raise LookupError(f"{row['setting']}, {row['method']}")
     return Job(row["setting"], row["dim"], row["method"], row["leapfrog_steps"])
 
@@ -131,7 +131,7 @@ def _groups(rows: list[Row]) -> list[tuple[tuple[int, str, int], list[Row]]]:
     groups = defaultdict(list)
     for row in rows:
         groups[_case(row)].append(row)
-    return sorted(groups.items(), key=lambda item: (item[0][0], METHODS.index(item[0][1]), item[0][2]))
+    return sorted(groups.items(), key=lambda item: (item[0][0], ALL_METHODS.index(item[0][1]), item[0][2]))
 
 
 def _of(rows: list[Row], setting: str) -> list[Row]:

@@ -28,6 +28,7 @@ from hvae import experiment
 from hvae.gaussian import data, exact
 from hvae.gaussian.data import BATCHES_PER_EPOCH, DataSets, Statistics
 from hvae.gaussian.models import (
+    AnnealedVAE,
     AutoregressiveVAE,
     HamiltonianVAE,
     MeanField,
@@ -37,7 +38,9 @@ from hvae.gaussian.models import (
     draw_network,
 )
 
+#: Those that have printed figures, and all.
 METHODS = ("hvae", "hvae-untempered", "planar", "iaf", "vb")
+ALL_METHODS = (*METHODS, "uha")
 SETTINGS = ("corrected", "published")
 DIMS = (25, 50, 100, 200, 300, 400)
 LEARNING_RATE = 1e-3
@@ -55,7 +58,7 @@ FLOORS = {
 
 @dataclass(frozen=True)
 class Job:
-    """One method at one dimension in one setting; ``n_steps`` is K: leapfrog steps or layers, 0 without a flow."""
+    """One method at one dimension in one setting; ``n_steps`` is K: steps, bridges or layers, 0 without a flow."""
 
     setting: str
     dim: int
@@ -72,14 +75,14 @@ class Job:
         """The job of that name; ValueError where no job has it."""
         setting, dim, *method, n_steps = key.split("-")
         job = cls(setting, int(dim[1:]), "-".join(method), int(n_steps[1:]))
-        if job.key != key or job.setting not in SETTINGS or job.method not in METHODS:
+        if job.key != key or job.setting not in SETTINGS or job.method not in ALL_METHODS:
             raise ValueError(f"no job is named {key}")
         return job
 
     @property
     def order(self) -> tuple[str, int, int, int]:
         """Where the job stands in tables."""
-        return self.setting, self.dim, METHODS.index(self.method), self.n_steps
+        return self.setting, self.dim, ALL_METHODS.index(self.method), self.n_steps
 
     @property
     def published(self) -> bool:
@@ -115,6 +118,8 @@ class Job:
             return PlanarVAE(self.dim, self.n_steps, published=self.published, seed=seed, replicas=replicas)
         if self.method == "iaf":
             return AutoregressiveVAE(self.dim, published=self.published, seed=seed, replicas=replicas)
+        if self.method == "uha":
+            return AnnealedVAE(self.dim, self.n_steps, replicas=replicas)
         if self.method != "vb":
             return HamiltonianVAE(self.dim, self.n_steps, tempered=self.method == "hvae", replicas=replicas)
         if self.published:
@@ -182,7 +187,7 @@ class Job:
         if self.method in ("vb", "iaf"):  # q contains the posterior, unless VB has one scale for all dimensions
             return None if self.restarted else exact.maximum_likelihood(trained)[1], None
         optimum = None
-        if self.method != "planar" and self.n_steps == 1:
+        if self.method not in ("planar", "uha") and self.n_steps == 1:
             optimum, _ = exact.one_step_optimum(trained, tempered=self.method == "hvae")
         return optimum, exact.no_flow_scale(trained)
 

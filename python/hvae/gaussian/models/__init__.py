@@ -6,6 +6,7 @@ operation on the whole. ``bound`` is the formula to read, ``write_gradient`` its
 takes; the tests hold the second to autograd of the first.
 """
 
+from hvae.gaussian.models.annealed import AnnealedVAE
 from hvae.gaussian.models.autoregressive import AutoregressiveVAE, draw_network
 from hvae.gaussian.models.hamiltonian import HamiltonianVAE
 from hvae.gaussian.models.mean_field import MeanField, PublishedMeanField
@@ -14,6 +15,7 @@ from hvae.gaussian.models.planar import PlanarVAE
 
 __all__ = [
     "N_SAMPLES",
+    "AnnealedVAE",
     "AutoregressiveVAE",
     "HamiltonianVAE",
     "MeanField",
