@@ -81,6 +81,7 @@ bench: $(VENV)/bench
 	$(BIN)/python benchmarks/splines.py
 	$(BIN)/python benchmarks/sbi.py
 	$(BIN)/python benchmarks/hamiltonian.py --out benchmarks/results/flows
+	$(BIN)/python benchmarks/annealed.py --out benchmarks/results/flows
 
 lint: $(VENV)/lint
 	$(BIN)/ruff check .
