@@ -457,6 +457,21 @@ COMPILED = [
 ]
 
 
+@pytest.fixture
+def unoptimised(monkeypatch):
+    """What Inductor writes in C++ is compiled in half the time: the question is what it computes, not how fast."""
+    from torch._inductor import cpp_builder
+
+    stock = cpp_builder._get_optimization_cflags
+
+    def flags(*args, **kwargs):
+        cflags, ldflags = stock(*args, **kwargs)
+        return ["O0" if flag in ("O1", "O3") else flag for flag in cflags], ldflags
+
+    monkeypatch.setattr(cpp_builder, "_get_optimization_cflags", flags)
+
+
+@pytest.mark.usefixtures("unoptimised")
 @pytest.mark.parametrize(("spec", "implementation", "device", "backend"), COMPILED)
 def test_compile(spec, implementation, device, backend):
     """``fullgraph``, forward and backward, also through ``torch.func.grad`` inside the compiled function."""

@@ -60,6 +60,40 @@ def test_a_folder_of_idx_files_gzipped_or_not(small):
     assert torch.equal(mnist.load(str(folder), 7, 5).train, expected.train)
 
 
+def test_labels_of_the_sample():
+    """Counted once, by other code, from the original files."""
+    train, validation = mnist.load_labels()
+    assert train[:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]
+    assert train.bincount().tolist() == [1001, 1127, 991, 1032, 980, 863, 1014, 1070, 944, 978]
+    assert validation[:10].tolist() == [7, 2, 1, 0, 4, 1, 4, 9, 5, 9]
+    assert validation.bincount().tolist() == [85, 126, 116, 107, 110, 87, 87, 99, 89, 94]
+    assert torch.equal(mnist.load_labels(n_train=3).train, train[:3])
+    with pytest.raises(StudyError, match="sample has 10000 labels, not 10001"):
+        mnist.load_labels(n_train=10_001)
+
+
+def test_labels_of_a_folder(tmp_path, monkeypatch):
+    labels = mnist.Labels(*(torch.randint(0, 10, (n,), dtype=torch.uint8) for n in (7, 5)))
+    for name, given in zip(("TRAIN_LABELS", "TEST_LABELS"), labels, strict=True):
+        file = getattr(mnist, name)
+        content = struct.pack(">2I", 0x801, len(given)) + bytes(given.tolist())
+        changed = mnist.IdxFile(file.name, len(given), hashlib.sha256(content).hexdigest(), ())
+        monkeypatch.setattr(mnist, name, changed)
+        (tmp_path / f"{file.name}.gz").write_bytes(gzip.compress(content))
+    found = mnist.load_labels(str(tmp_path), 7, 4)
+    assert torch.equal(found.train, labels.train)
+    assert torch.equal(found.validation, labels.validation[:4])
+    path = tmp_path / f"{mnist.TEST_LABELS.name}.gz"
+    for content, said in (
+        (struct.pack(">2I", 0x803, 5) + bytes(5), "magic number 0x803, not 0x801: no IDX file of labels"),
+        (struct.pack(">2I", 0x801, 5) + bytes(4), "5 labels in 12 bytes, not 5 and a header"),
+        (struct.pack(">2I", 0x801, 5) + bytes(5), "another SHA-256"),
+    ):
+        path.write_bytes(gzip.compress(content))
+        with pytest.raises(StudyError, match=said):
+            mnist.load_labels(str(tmp_path), 7, 4)
+
+
 DAMAGES = [
     (lambda images: idx(images)[:10], "too few for the header"),
     (lambda images: idx(images, magic=0x801), "magic number 0x801, not 0x803"),
@@ -96,12 +130,14 @@ def test_a_missing_file_is_named(tmp_path):
 def test_torchvision(monkeypatch):
     images = torch.randint(0, 256, (2, 6, 28, 28), dtype=torch.uint8)
     datasets = ModuleType("torchvision.datasets")
-    datasets.MNIST = lambda root, train, download: SimpleNamespace(data=images[0 if train else 1])
+    targets = torch.arange(6)
+    datasets.MNIST = lambda root, train, download: SimpleNamespace(data=images[0 if train else 1], targets=targets)
     monkeypatch.setitem(sys.modules, "torchvision", ModuleType("torchvision"))
     monkeypatch.setitem(sys.modules, "torchvision.datasets", datasets)
     digits = mnist.load("torchvision", 6, 4)
     assert torch.equal(digits.train, images[0].view(6, 784))
     assert torch.equal(digits.validation, images[1].view(6, 784)[:4])
+    assert mnist.load_labels("torchvision", 6, 4).validation.tolist() == [0, 1, 2, 3]
     monkeypatch.setitem(sys.modules, "torchvision.datasets", None)
     with pytest.raises(StudyError, match="torchvision cannot be imported"):
         mnist.load("torchvision")
@@ -122,4 +158,5 @@ def test_the_sample_and_its_licence_are_installed(tmp_path):
     subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, timeout=120)
     installed = tmp_path / "hvae" / "data"
     assert (installed / "mnist_sample.gz").read_bytes() == mnist.SAMPLE.read_bytes()
+    assert (installed / "mnist_labels.gz").read_bytes() == mnist.LABELS.read_bytes()
     assert "Share Alike 3.0" in (installed / "MNIST.md").read_text()

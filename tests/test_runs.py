@@ -176,7 +176,7 @@ def test_no_more_is_unzipped_than_the_published_file_has(tmp_path, monkeypatch):
 def test_a_plain_file_that_is_too_long_is_refused(tmp_path):
     (tmp_path / mnist.TEST.name).write_bytes(bytes(8_000_000))
     with pytest.raises(StudyError, match="holds more than the 7840016 bytes"):
-        mnist.read_images(tmp_path / mnist.TEST.name, mnist.TEST)
+        mnist.read(tmp_path / mnist.TEST.name, mnist.TEST)
 
 
 @pytest.mark.parametrize(

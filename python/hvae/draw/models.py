@@ -144,23 +144,23 @@ class Draw(nn.Module):
         return Picture(torch.stack(canvases), read, written)
 
 
-def attention_of(hidden: int, size: int) -> nn.Linear:
+def attention_of(hidden: int, size: int, side: int = SIDE) -> nn.Linear:
     """A layer for the five numbers, whose filters begin as wide as half of the distance between them.
 
     With a variance of 1 they begin beside the strokes, the first of them in blank corners, and learn nothing for long.
     """
     layer = nn.Linear(hidden, 5)
     with torch.no_grad():
-        layer.bias[2] = 2 * math.log((SIDE - 1) / max(size - 1, 1) / 2)
+        layer.bias[2] = 2 * math.log((side - 1) / max(size - 1, 1) / 2)
     return layer
 
 
-def window(attention: Tensor, size: int) -> Tensor:
+def window(attention: Tensor, size: int, image_side: int = SIDE) -> Tensor:
     """Where a grid lies: ``(left, top, side)`` of the square from its first centre to its last, in pixels from 0.
 
     With one filter the side is 0. ``attention (..., 5)`` as of ``draw_read``.
     """
     x, y, _, log_stride, _ = attention.unbind(-1)
-    half = (SIDE - 1) / max(size - 1, 1) * log_stride.exp() * (size - 1) / 2
-    left, top = ((SIDE + 1) / 2 * (center + 1) - 1 - half for center in (x, y))
+    half = (image_side - 1) / max(size - 1, 1) * log_stride.exp() * (size - 1) / 2
+    left, top = ((image_side + 1) / 2 * (center + 1) - 1 - half for center in (x, y))
     return torch.stack([left, top, 2 * half], -1)

@@ -14,6 +14,7 @@ from hvae.draw.models import Draw
 
 STEPS = (10, 25)
 EPOCHS = 40
+LIKELIHOOD_IMAGES, LIKELIHOOD_SAMPLES = 100, 1000
 BATCH_SIZE = 100
 LEARNING_RATE = 1e-3
 #: Of the gradient's norm.
