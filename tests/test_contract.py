@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import os
 
 import pytest
@@ -245,8 +246,11 @@ def test_same_tensor_twice(spec, implementation, device):
 
 
 def _spoiled(tensor, rows, value, first):
-    """A copy with the value in one place of each of these rows, another one in each."""
+    """A copy of these rows' value: NaN everywhere, an infinity in one place of each row, another one in each."""
     copy = tensor.clone()
+    if math.isnan(value):
+        copy[rows] = value
+        return copy
     for row in rows:
         copy[row].view(-1)[(first + row) % copy[row].numel()] = value
     return copy
