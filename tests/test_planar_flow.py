@@ -269,6 +269,17 @@ def test_amortised_planar_determinant_does_not_cancel(implementation):
 
 
 @each_implementation
+@pytest.mark.parametrize("size", [0, 3])
+def test_amortised_planar_over_a_vmapped_dimension(implementation, size):
+    inputs = [x.expand(size, *x.shape) for x in planar(4, 5, amortised=True)]
+    with hk.use_impl(implementation):
+        z, log_abs_det = torch.func.vmap(F.planar_flow)(*inputs)
+        flat = F.planar_flow(*(x.flatten(0, 1) for x in inputs))
+    assert (z.shape, log_abs_det.shape) == ((size, 4, 5), (size, 4))
+    close((z.flatten(0, 1), log_abs_det.flatten()), flat)
+
+
+@each_implementation
 def test_amortised_planar_implementation_of_a_call(implementation):
     inputs = planar(6, 5, amortised=True)
     cotangents = torch.randn(6, 5, dtype=torch.float64), torch.randn(6, dtype=torch.float64)

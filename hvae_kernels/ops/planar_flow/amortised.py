@@ -75,10 +75,10 @@ class AmortisedPlanarFlow(OpFunction):
 
     @staticmethod
     def vmap(info, in_dims, implementation, constrain, *inputs):
-        size, batched = info.batch_size, folded(info.batch_size, inputs, in_dims[2:])
-        rows = [x.flatten(0, 1) for x in batched if x is not None]
-        results = AmortisedPlanarFlow.apply(implementation, constrain, *rows)
-        return tuple(x.unflatten(0, (size, -1 if size else x.shape[0])) for x in results), (0, 0, 0)
+        rows: Any = folded(info.batch_size, inputs, in_dims[2:])
+        leading = rows[0].shape[:2]
+        results = AmortisedPlanarFlow.apply(implementation, constrain, *(x.flatten(0, 1) for x in rows))
+        return tuple(x.unflatten(0, leading) for x in results), (0, 0, 0)
 
 
 def _formula(constrain: bool) -> Callable[..., tuple[Tensor, ...]]:
