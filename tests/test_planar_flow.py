@@ -269,6 +269,18 @@ def test_amortised_planar_determinant_does_not_cancel(implementation):
 
 
 @each_implementation
+@each_constraint
+def test_amortised_planar_gradients_of_one_result(implementation, constrain):
+    """Of more rows than are taken together: what the first ones leave must not reach those that follow."""
+    inputs = [x.requires_grad_() for x in planar(19, 5, amortised=True)]
+    for result in (0, 1):
+        with hk.use_impl(implementation):
+            gradients = torch.autograd.grad(F.planar_flow(*inputs, constrain=constrain)[result].sum(), inputs)
+        expected = planar_reference.planar_flow(*inputs, constrain)[result].sum()
+        close(gradients, torch.autograd.grad(expected, inputs, materialize_grads=True))
+
+
+@each_implementation
 @pytest.mark.parametrize("size", [0, 3])
 def test_amortised_planar_over_a_vmapped_dimension(implementation, size):
     inputs = [x.expand(size, *x.shape) for x in planar(4, 5, amortised=True)]

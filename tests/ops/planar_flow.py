@@ -191,7 +191,7 @@ MUTATIONS = (
     Mutation(_AMORTISED, "by_u += row.d ? ratio[r] * by_w : 0;", "by_u += ratio[r] * by_w;", _AMORTISED_CPP),
     Mutation(_AMORTISED, "*vectors<Set>(here + i) = at + project * across;", "*vectors<Set>(here + i) = at;", _AMORTISED_CPP),
     Mutation(_AMORTISED_CPU, "u + offset, .w = w + offset", "u + offset, .w = w", _AMORTISED_CPP),
-    Mutation(_AMORTISED_CPU, "else std::fill_n(work.g.data(), n * width, T(0));", "", _AMORTISED_CPP),
+    Mutation(_AMORTISED_CPU, "else std::fill_n(work.g.data(), n * width, T(0));", "", _PLANAR_TESTS),
     Mutation("hvae_kernels/ops/planar_flow/amortised.py", "raw(*cotangents, z, u", "raw(cotangents[0], None, z, u", _AMORTISED_CPP),
     Mutation(_PLANAR_TRITON, "turn = value * tl.sum", "turn = tl.sum", _AMORTISED_TRITON_TESTS),
     Mutation(_PLANAR_TRITON, "tl.where(inside & (features > 0), tl.sum(across * across, 1).to(tl.float64), 1.0)", "tl.sum(across * across, 1).to(tl.float64) + 1e-3", _AMORTISED_TRITON_TESTS),
