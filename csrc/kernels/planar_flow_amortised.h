@@ -24,10 +24,11 @@ HK_INLINE Constraint constraint_of<double>(double p, double q) {
   return Constraint(p, q);
 }
 
-// f(begin, end) over the pieces of d columns.
-template <class T, class F>
+// f(begin, end) over pieces of d columns, so short that sums in T are.
+template <class F>
 HK_INLINE void for_pieces(int64_t d, const F& f) {
-  for (int64_t begin = 0; begin < d; begin += kPiece<T>) f(begin, std::min(d, begin + kPiece<T>));
+  constexpr int64_t kShort = 128;
+  for (int64_t begin = 0; begin < d; begin += kShort) f(begin, std::min(d, begin + kShort));
 }
 
 // The n numbers at p, less than a vector, and zeros behind them.
@@ -91,7 +92,7 @@ struct AmortisedForward {
       for (int64_t r = 0; r < rows; ++r) {
         const T *u = row.u + row.at(r, k), *w = row.w + row.at(r, k), *here = z + r * width;
         project[r] = b[r * row.layers + k], along[r] = 0, square[r] = 0;
-        for_pieces<T>(row.d, [&](int64_t begin, int64_t end) __attribute__((always_inline)) {
+        for_pieces(row.d, [&](int64_t begin, int64_t end) __attribute__((always_inline)) {
           Vector<T, Set> wz{}, uw{}, ww{};
           for_vectors<Set, T>(begin, end, [&](int64_t i, auto load, auto) __attribute__((always_inline)) {
             __builtin_prefetch(u + i + kAhead);
@@ -169,7 +170,7 @@ struct AmortisedBackward {
       const T *u = row.u + row.at(r, k), *w = row.w + row.at(r, k);
       project[r] = a[r * row.layers + k], square[r] = 0;
       if (grad_log) log[r] = grad_log[r];
-      for_pieces<T>(row.d, [&](int64_t begin, int64_t end) __attribute__((always_inline)) {
+      for_pieces(row.d, [&](int64_t begin, int64_t end) __attribute__((always_inline)) {
         Vector<T, Set> uw{}, ww{};
         for_vectors<Set, T>(begin, end, [&](int64_t i, auto load, auto) __attribute__((always_inline)) {
           const Vector<T, Set> across = load(w + i);
@@ -214,7 +215,7 @@ struct AmortisedBackward {
       const T *u = row.u + row.at(r, k), *w = row.w + row.at(r, k);
       T *here = g + r * width, *to_u = d_u + row.at(r, k), *to_w = d_w + row.at(r, k);
       double by_u = 0, by_w = 0;
-      for_pieces<T>(row.d, [&](int64_t begin, int64_t end) __attribute__((always_inline)) {
+      for_pieces(row.d, [&](int64_t begin, int64_t end) __attribute__((always_inline)) {
         Vector<T, Set> gu{}, gw{};
         for_vectors<Set, T>(begin, end, [&](int64_t i, auto load, auto) __attribute__((always_inline)) {
           const Vector<T, Set> at = *vectors<Set>(here + i);

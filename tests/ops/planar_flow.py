@@ -180,7 +180,7 @@ MUTATIONS = (
     Mutation(_PLANAR_TRITON, "total *= load(slope, i * stride + at, inside, tl.float64)", "total *= 1.0", _PLANAR_TRITON_TESTS),
     Mutation(_AMORTISED, "l < n ? p[l] : T(0)", "p[l]", _AMORTISED_CPP + " and rows_are_apart"),
     Mutation(_AMORTISED, "if (l < n) p[l] = value[l];", "p[l] = value[l];", _AMORTISED_CPP),
-    Mutation(_AMORTISED, "begin < d; begin += kPiece<T>", "begin < kPiece<T>; begin += kPiece<T>", _AMORTISED_CPP),
+    Mutation(_AMORTISED, "begin < d; begin += kShort", "begin < kShort; begin += kShort", _AMORTISED_CPP),
     Mutation(_AMORTISED, "+ (e - (size - 1.0)) / size);", ");", _PLANAR_TESTS),
     Mutation(_AMORTISED, "x < -700 ? -700 : x", "x < -50 ? -50 : x", _PLANAR_TESTS),
     Mutation(_AMORTISED, "a[r * row.layers + k] = static_cast<T>(project[r]);", "a[r * row.layers + k] = static_cast<T>(project[r] - b[r * row.layers + k]);", _AMORTISED_CPP),
