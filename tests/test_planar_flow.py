@@ -46,10 +46,19 @@ def test_planar_log_abs_det_is_the_jacobians(implementation, constrain):
 
 @each_implementation
 @each_constraint
-@pytest.mark.parametrize("case", [{"shape": (6, 5)}, {"shape": (2, 3, 5)}, {"shape": (2, 6, 5), "replicas": True}])
+@pytest.mark.parametrize(
+    "case",
+    [
+        {"shape": (6, 5)},
+        {"shape": (2, 3, 5)},
+        {"shape": (2, 6, 5), "replicas": True},
+        {"shape": (2, 3, 5), "amortised": True},
+    ],
+)
 def test_planar_vjp_is_the_backward_pass(implementation, constrain, case):
-    inputs = planar(*case["shape"], replicas=case.get("replicas", False), n_layers=4)
-    cotangents = torch.randn_like(inputs[0]), torch.randn(case["shape"][:-1], dtype=torch.float64)
+    case = dict(case)
+    inputs = planar(*case.pop("shape"), **case, n_layers=4)
+    cotangents = torch.randn_like(inputs[0]), torch.randn(inputs[0].shape[:-1], dtype=torch.float64)
     with hk.use_impl(implementation):
         outputs, pullback = torch.func.vjp(lambda *x: F.planar_flow(*x, constrain=constrain), *inputs)
         for context in (torch.no_grad, torch.enable_grad):  # in the second the way that is recorded
@@ -185,6 +194,116 @@ def test_planar_saves_two_numbers_a_layer_and_row():
         assert testing.saved_bytes(lambda: F.planar_flow(*arguments), arguments) == 2 * 5 * 64 * 8
 
 
+@pytest.mark.parametrize("implementation", ["cpp", *INTERPRETED])
+def test_amortised_planar_saves_a_number_a_layer_and_row(implementation):
+    arguments = [x.requires_grad_() for x in planar(64, 8, n_layers=5, amortised=True)]
+    with hk.use_impl(implementation):
+        assert testing.saved_bytes(lambda: F.planar_flow(*arguments, constrain=True), arguments) == 5 * 64 * 8
+
+
+def amortised_and_row_by_row(shape, constrain, n_layers):
+    """Values and gradients of one call, and of a call a row with layers that are that row's, one after the other."""
+    inputs = [x.requires_grad_() for x in planar(*shape, n_layers=n_layers, amortised=True)]
+    cotangents = torch.randn(shape, dtype=torch.float64), torch.randn(shape[:-1], dtype=torch.float64)
+
+    def rows(z, u, w, b):
+        total = torch.zeros(shape[:-1], dtype=torch.float64)
+        for k in range(n_layers):
+            one = u[..., k : k + 1, :], w[..., k : k + 1, :], b[..., k : k + 1]
+            parts = [x.reshape(-1, *x.shape[len(shape) - 1 :]).unbind() for x in (z, *one)]
+            results = [F.planar_flow(x[None], *layer, constrain=constrain) for x, *layer in zip(*parts, strict=True)]
+            z = torch.cat([x for x, _ in results]).view(shape)
+            total = total + torch.cat([x for _, x in results]).view(shape[:-1])
+        return z, total
+
+    for flow in (lambda *x: F.planar_flow(*x, constrain=constrain), rows):
+        results = flow(*inputs)
+        yield *results, *torch.autograd.grad(results, inputs, cotangents)
+
+
+@each_implementation
+@each_constraint
+@pytest.mark.parametrize("shape", [(5, 3), (19, 40), (2, 3, 2, 7)])
+def test_amortised_planar_is_each_row_by_itself(implementation, constrain, shape):
+    with hk.use_impl(implementation):
+        together, apart = amortised_and_row_by_row(shape, constrain, n_layers=4)
+    close(together, apart)
+
+
+@each_implementation
+def test_planar_shared_layers_are_the_same_ones_for_every_row(implementation):
+    z, u, w, b = planar(11, 6)
+    with hk.use_impl(implementation):
+        amortised = F.planar_flow(z, *(x.expand(11, *x.shape) for x in (u, w, b)), constrain=True)
+        close(amortised, F.planar_flow(z, u, w, b, constrain=True))
+
+
+@each_implementation
+@given(
+    rows=st.integers(0, 20),
+    features=st.integers(0, 19),
+    n_layers=st.integers(0, 5),
+    constrain=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_amortised_planar_any_shape_matches_reference(implementation, rows, features, n_layers, constrain, seed):
+    torch.manual_seed(seed)
+    arguments = planar(rows, features, n_layers=n_layers, amortised=True)
+    with hk.use_impl(implementation):
+        results = F.planar_flow(*arguments, constrain=constrain)
+    close(results, planar_reference.planar_flow(*arguments, constrain))
+
+
+@each_implementation
+def test_amortised_planar_determinant_does_not_cancel(implementation):
+    """As of shared layers."""
+    z, w, b = torch.zeros(2, 2), torch.tensor([[[1.0, 0.0]], [[1.0, 0.0]]]), torch.zeros(2, 1)
+    u = (-60.0 * w).requires_grad_()
+    with hk.use_impl(implementation):
+        _, log_abs_det = F.planar_flow(z, u, w, b, constrain=True)
+        (gradient,) = torch.autograd.grad(log_abs_det.sum(), u)
+        _, zero = F.planar_flow(z, -w, w, b)
+    torch.testing.assert_close(log_abs_det, torch.tensor([-60.0, -60.0]))
+    torch.testing.assert_close(gradient, w)
+    assert (zero == -math.inf).all()
+
+
+@each_implementation
+@each_constraint
+def test_amortised_planar_gradients_of_one_result(implementation, constrain):
+    """Of more rows than are taken together: what the first ones leave must not reach those that follow."""
+    inputs = [x.requires_grad_() for x in planar(19, 5, amortised=True)]
+    for result in (0, 1):
+        with hk.use_impl(implementation):
+            gradients = torch.autograd.grad(F.planar_flow(*inputs, constrain=constrain)[result].sum(), inputs)
+        expected = planar_reference.planar_flow(*inputs, constrain)[result].sum()
+        close(gradients, torch.autograd.grad(expected, inputs, materialize_grads=True))
+
+
+@each_implementation
+@pytest.mark.parametrize("size", [0, 3])
+def test_amortised_planar_over_a_vmapped_dimension(implementation, size):
+    inputs = [x.expand(size, *x.shape) for x in planar(4, 5, amortised=True)]
+    with hk.use_impl(implementation):
+        z, log_abs_det = torch.func.vmap(F.planar_flow)(*inputs)
+        flat = F.planar_flow(*(x.flatten(0, 1) for x in inputs))
+    assert (z.shape, log_abs_det.shape) == ((size, 4, 5), (size, 4))
+    close((z.flatten(0, 1), log_abs_det.flatten()), flat)
+
+
+@each_implementation
+def test_amortised_planar_implementation_of_a_call(implementation):
+    inputs = planar(6, 5, amortised=True)
+    cotangents = torch.randn(6, 5, dtype=torch.float64), torch.randn(6, dtype=torch.float64)
+    with hk.use_impl(implementation), torch.no_grad():
+        expected, pullback = F.planar_flow_with_vjp(*inputs, constrain=True)
+    with hk.use_impl("cuda"), torch.no_grad():
+        results = F.planar_flow(*inputs, constrain=True, implementation=implementation)
+        again, vjp = F.planar_flow_with_vjp(*inputs, constrain=True, implementation=implementation)
+        gradients = vjp(cotangents)
+    assert all(map(torch.equal, (*results, *again, *gradients), (*expected, *expected, *pullback(cotangents))))
+
+
 def test_planar_recursion_has_the_same_bits_on_any_number_of_threads():
     """The linear recursion without torch's products around it."""
     constant, slope, table = torch.randn(13, 3001), torch.rand(13, 3001), 0.1 * torch.randn(13, 13)
@@ -206,9 +325,21 @@ def test_planar_recursion_has_the_same_bits_on_any_number_of_threads():
     [
         ("z", torch.tensor(1.0), ValueError, r"planar_flow: z must be of shape \(\.\.\., d\), got a torch.float32"),
         ("z", torch.ones(4, 5, dtype=torch.int64), TypeError, "z must be a float32 or float64 tensor"),
-        ("u", torch.ones(5), ValueError, r"u must be of shape \(K, 5\), got .* of shape \(5,\)"),
-        ("u", torch.ones(3, 4), ValueError, r"u must be of shape \(K, 5\), got .* of shape \(3, 4\)"),
-        ("u", torch.ones(2, 3, 5), ValueError, r"u must be of shape \(K, 5\), got .* of shape \(2, 3, 5\)"),
+        ("u", torch.ones(5), ValueError, r"u must be of shape \(K, 5\), or \(4, K, 5\), got .* of shape \(5,\)"),
+        ("u", torch.ones(3, 4), ValueError, r"u must be of shape \(K, 5\), or \(4, K, 5\), got .* of shape \(3, 4\)"),
+        (
+            "u",
+            torch.ones(2, 3, 5),
+            ValueError,
+            r"u must be of shape \(K, 5\), or \(4, K, 5\), got .* of shape \(2, 3, 5\)",
+        ),
+        (
+            "u",
+            torch.ones(4, 3, 4),
+            ValueError,
+            r"u must be of shape \(K, 5\), or \(4, K, 5\), got .* of shape \(4, 3, 4\)",
+        ),
+        ("u", torch.ones(4, 3, 5), ValueError, r"w must be of u's shape \(4, 3, 5\)"),
         ("w", torch.ones(2, 5), ValueError, r"w must be of u's shape \(3, 5\)"),
         ("w", torch.ones(3, 5, dtype=torch.float64), TypeError, "w must have the dtype of z"),
         ("b", torch.ones(3, 1), ValueError, r"b must be of shape \(3,\)"),
@@ -219,6 +350,19 @@ def test_planar_bad_input(implementation, argument, value, error, message):
     arguments = dict(zip("zuwb", planar(4, 5, dtype=torch.float32), strict=True)) | {argument: value}
     with hk.use_impl(implementation), pytest.raises(error, match=message):
         F.planar_flow(*arguments.values())
+
+
+def test_amortised_planar_bad_input():
+    z, u, w, b = planar(4, 2, 5, amortised=True, dtype=torch.float32)
+    shapes = r"\(K, 5\), or \(4, 2, K, 5\), or \(4, K, 5\)"
+    with pytest.raises(ValueError, match=rf"planar_flow: u must be of shape {shapes}, got .* of shape \(2, 4, 3, 5\)"):
+        F.planar_flow(z, u.transpose(0, 1), w, b)
+    with pytest.raises(ValueError, match=r"w must be of u's shape \(4, 2, 3, 5\)"):
+        F.planar_flow(z, u, w[0], b)
+    with pytest.raises(ValueError, match=r"b must be of shape \(4, 2, 3\), got .* of shape \(4, 3\)"):
+        F.planar_flow(z, u, w, b[:, 0])
+    with pytest.raises(ValueError, match=r"planar_flow: u must be of shape \(K, 5\), got .* of shape \(1, 3, 5\)"):
+        F.planar_flow(z[0, 0], u[0, :1], w[0, :1], b[0, :1])
 
 
 def test_constrain_planar_bad_input():

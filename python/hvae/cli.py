@@ -9,10 +9,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from hvae import draw, gaussian, mnist, priors, runs
+from hvae import draw, energies, gaussian, mnist, priors, runs
 
 EXTRA = ("matplotlib", "numpy", "tabulate", "tqdm")
-STUDIES = {study.name: study for study in (gaussian.STUDY, mnist.STUDY, priors.STUDY, draw.STUDY)}
+STUDIES = {study.name: study for study in (gaussian.STUDY, mnist.STUDY, priors.STUDY, draw.STUDY, energies.STUDY)}
 
 
 def parser() -> argparse.ArgumentParser:

@@ -786,6 +786,45 @@ def planar(dtype: torch.dtype, layers: int, rows: int) -> Iterator[Case]:
         yield Case("planar::Solve", fields, solve, (constant, slope, matrix), "transposed" * transposed)
 
 
+# ---- planar_flow_amortised.h ----
+
+
+@at([(1, 1, 1), (3, 5, 4), (8, 33, 3), (2, 1100, 2), (5, 16, 0)])
+def planar_amortised(dtype: torch.dtype, rows: int, d: int, layers: int) -> Iterator[Case]:
+    width = up(d, lanes(dtype))
+    z, g = torch.randn(2, rows, d, dtype=dtype)
+    u, w = torch.randn(2, rows, layers, d, dtype=dtype) / d**0.5
+    b, gl = torch.randn(rows, layers, dtype=dtype), torch.randn(rows, dtype=dtype)
+
+    def wide(x):
+        return padded(x, width)
+
+    for constrain in (False, True):
+
+        def flow(*x, constrain=constrain):
+            return planar_flow(*x, constrain=constrain)
+
+        def projections(z, u, w, b, flow=flow):
+            inputs = [flow(z, u[:, :k], w[:, :k], b[:, :k])[0] for k in range(layers)]
+            return (torch.stack(inputs, 1) * w).sum(-1) + b if layers else b
+
+        def forward(*x, flow=flow, projections=projections):
+            image, log = flow(*x)
+            return wide(image), log, projections(*x)
+
+        def backward(g, gl, *x, flow=flow):
+            d_z, d_u, d_w, d_b = first_order(flow, x, (g, gl))
+            return wide(d_z), d_u, d_w, d_b
+
+        head, note = (layers, d, int(constrain), u, w, rows, width), "constrained" * constrain
+        fields = *head, b, Writes(wide(z)), fresh(gl), fresh(b)
+        yield Case("planar::AmortisedForward", fields, forward, (z, u, w, b), note)
+        a = projections(*(x.double() for x in (z, u, w, b))).to(dtype)
+        results = Writes(wide(g)), *map(fresh, (u, w, b)), scratch(layers * 7 * 8, torch.float64)
+        fields = *head, a, gl, Writes(wide(z), checked=False), *results
+        yield Case("planar::AmortisedBackward", fields, backward, (g, gl, z, u, w, b), note)
+
+
 # ---- radial_flow.h ----
 
 

@@ -27,6 +27,7 @@
 #include "../../csrc/kernels/local_reparam_linear.h"
 #include "../../csrc/kernels/autoregressive_network.h"
 #include "../../csrc/kernels/planar_flow.h"
+#include "../../csrc/kernels/planar_flow_amortised.h"
 #include "../../csrc/kernels/radial_flow.h"
 #include "../../csrc/kernels/rational_quadratic_spline.h"
 #include "../../csrc/kernels/rmsprop.h"
@@ -290,6 +291,8 @@ const std::map<std::string, Row> kRows = {
     ROW(planar::Forward),
     ROW(PlanarBackward),
     ROW(planar::Solve),
+    ROW(planar::AmortisedForward),
+    ROW(planar::AmortisedBackward),
     ROW(radial::Forward),
     ROW(radial::Backward),
     ROW(spline::Forward),

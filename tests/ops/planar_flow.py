@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from hvae_kernels import functional as F
-from hvae_kernels.ops.planar_flow import autograd, reference
+from hvae_kernels.ops.planar_flow import amortised, autograd, reference
 from ops._mutation import Mutation
 from ops._spec import SHAPES, OpSpec, RawOp, in_layout, uniform
 
@@ -20,13 +21,14 @@ def planar_inputs(
     shape: tuple[int, ...],
     n_layers: int = 3,
     replicas: bool = False,
+    amortised: bool = False,
     layout: str = "contiguous",
     scale: float = 1.0,
 ) -> tuple[Tensor, ...]:
     """Inputs of ``planar_flow``: z of size ``scale``, and layers that are invertible as they are."""
     kind = {"dtype": dtype, "device": device}
     z = in_layout(scale * torch.randn(shape, **kind), layout)
-    layers = (shape[0], n_layers) if replicas else (n_layers,)
+    layers = (*(shape[:-1] if amortised else shape[:1] if replicas else ()), n_layers)
     u, w = (torch.randn(*layers, shape[-1], **kind) for _ in range(2))
     u, w = (x / x.norm(dim=-1, keepdim=True) * uniform(0.7, 1.3, *layers, 1, **kind) for x in (u, w))
     product = (u * w).sum(-1, keepdim=True)
@@ -57,6 +59,10 @@ def _system(x: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
     return h.sin(), slope, w @ u.mT
 
 
+def _amortised_inputs(*args: Any, **case: Any) -> tuple[Tensor, ...]:
+    return planar_inputs(*args, amortised=True, **case)
+
+
 def _replicas(x: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return tuple(torch.stack([t, 2 * t]) for t in x)
 
@@ -70,6 +76,15 @@ CASES = {
     "many_rows": {"shape": (300, 3)},
     "replicas": {"shape": (3, 21, 6), "replicas": True},
     "constrained_replicas": {"shape": (2, 33, 5), "replicas": True, "constrain": True},
+}
+#: Layers of each row take more memory than rows.
+AMORTISED_CASES = {
+    **{name: case for name, case in CASES.items() if "replicas" not in name and name != "many_rows"},
+    "many_layers": {"shape": (19, 11), "n_layers": 13, "constrain": True},
+    "several_blocks": {"shape": (300, 41), "n_layers": 10, "constrain": True},
+    "eighty_layers": {"shape": (9, 40), "n_layers": 80},
+    "wide_constrained": {"shape": (2, 1031), "constrain": True},
+    "constrained_no_features": {"shape": (3, 0), "constrain": True},
 }
 EXTREMES = {
     "large": {"shape": (7, 5), "scale": 1e18},
@@ -108,6 +123,27 @@ SPECS = (
         options=("constrain",),
         summed_by_torch=("second",),  # plain PyTorch
     ),
+    OpSpec(
+        name="planar_flow_amortised",
+        rows=(0, 1, 2, 3),
+        row_cases=({}, {"constrain": True}),
+        defined_at_infinity={1: "the constraint subtracts no infinities", 2: "as u"},
+        op=_planar(F.planar_flow),
+        reference=_planar(reference.planar_flow),
+        make=_amortised_inputs,
+        cases=AMORTISED_CASES,
+        small={"shape": (2, 3), "n_layers": 2},
+        extremes=EXTREMES,
+        same=(1, 2),
+        raw=(
+            RawOp(amortised.RAW_FORWARD, lambda x: (*x, False, True)),
+            RawOp(amortised.RAW_FORWARD, lambda x: (*x, True, False)),
+            RawOp(amortised.RAW_BACKWARD, lambda x: (x[0].cos(), x[0][:, 0], *x, False)),
+            RawOp(amortised.RAW_BACKWARD, lambda x: (None, x[0][:, 0], *x, True)),
+        ),
+        options=("constrain",),
+        summed_by_torch=("second",),  # the reference's
+    ),
 )
 
 _PLANAR = "csrc/kernels/planar_flow.h"
@@ -116,6 +152,11 @@ _PLANAR_TESTS = "tests/test_planar_flow.py -k cpp"
 _PLANAR_AUTOGRAD = "hvae_kernels/ops/planar_flow/autograd.py"
 _PLANAR_TRITON = "hvae_kernels/ops/planar_flow/triton.py"
 _PLANAR_TRITON_TESTS = "tests/test_contract.py -k planar_flow/triton"
+
+_AMORTISED = "csrc/kernels/planar_flow_amortised.h"
+_AMORTISED_CPU = "csrc/cpu/planar_flow_amortised.cpp"
+_AMORTISED_CPP = "tests/test_contract.py -k planar_flow_amortised/cpp"
+_AMORTISED_TRITON_TESTS = "tests/test_contract.py -k planar_flow_amortised/triton"
 
 MUTATIONS = (
     Mutation(_PLANAR, "p = p * r + 8.3332841058e-3;", "p = p * r + 8.3e-3;", _PLANAR_TESTS),
@@ -137,5 +178,23 @@ MUTATIONS = (
     Mutation(_PLANAR_TRITON, "logs += tl.log(tl.abs(_determinant(value, rest, s)))", "logs += tl.log(tl.abs(_determinant(value, rest, s) + 1e-5))", _PLANAR_TRITON_TESTS),
     Mutation(_PLANAR_TRITON, "tl.store(terms + i * stride + at, rest * weight, mask=inside)", "tl.store(terms + i * stride + at, weight, mask=inside)", _PLANAR_TRITON_TESTS),
     Mutation(_PLANAR_TRITON, "total *= load(slope, i * stride + at, inside, tl.float64)", "total *= 1.0", _PLANAR_TRITON_TESTS),
+    Mutation(_AMORTISED, "l < n ? p[l] : T(0)", "p[l]", _AMORTISED_CPP + " and rows_are_apart"),
+    Mutation(_AMORTISED, "if (l < n) p[l] = value[l];", "p[l] = value[l];", _AMORTISED_CPP),
+    Mutation(_AMORTISED, "begin < d; begin += kShort", "begin < kShort; begin += kShort", _AMORTISED_CPP),
+    Mutation(_AMORTISED, "+ (e - (size - 1.0)) / size);", ");", _PLANAR_TESTS),
+    Mutation(_AMORTISED, "x < -700 ? -700 : x", "x < -50 ? -50 : x", _PLANAR_TESTS),
+    Mutation(_AMORTISED, "a[r * row.layers + k] = static_cast<T>(project[r]);", "a[r * row.layers + k] = static_cast<T>(project[r] - b[r * row.layers + k]);", _AMORTISED_CPP),
+    Mutation(_AMORTISED, "term[r] = 2 * p.value", "term[r] = p.value", _AMORTISED_CPP),
+    Mutation(_AMORTISED, "weight[r] * sigmoid[r] + along * (sigmoid[r] - 1)", "weight[r] * sigmoid[r] + along * sigmoid[r]", _AMORTISED_CPP),
+    Mutation(_AMORTISED, "static_cast<T>(-2 * ratio[r] * along)", "static_cast<T>(-ratio[r] * along)", _AMORTISED_CPP),
+    Mutation(_AMORTISED, "by_u += row.d ? ratio[r] * by_w : 0;", "by_u += 0;", _AMORTISED_CPP),
+    Mutation(_AMORTISED, "by_u += row.d ? ratio[r] * by_w : 0;", "by_u += ratio[r] * by_w;", _AMORTISED_CPP),
+    Mutation(_AMORTISED, "*vectors<Set>(here + i) = at + project * across;", "*vectors<Set>(here + i) = at;", _AMORTISED_CPP),
+    Mutation(_AMORTISED_CPU, "u + offset, .w = w + offset", "u + offset, .w = w", _AMORTISED_CPP),
+    Mutation(_AMORTISED_CPU, "else std::fill_n(work.g.data(), n * width, T(0));", "", _PLANAR_TESTS),
+    Mutation("hvae_kernels/ops/planar_flow/amortised.py", "raw(*cotangents, z, u", "raw(cotangents[0], None, z, u", _AMORTISED_CPP),
+    Mutation(_PLANAR_TRITON, "turn = value * tl.sum", "turn = tl.sum", _AMORTISED_TRITON_TESTS),
+    Mutation(_PLANAR_TRITON, "tl.where(inside & (features > 0), tl.sum(across * across, 1).to(tl.float64), 1.0)", "tl.sum(across * across, 1).to(tl.float64) + 1e-3", _AMORTISED_TRITON_TESTS),
+    Mutation(_PLANAR_TRITON, "here += value.to(DTYPE)[:, None] * along\n    g = load", "here += along\n    g = load", _AMORTISED_TRITON_TESTS),
     Mutation("csrc/kernels/planar_flow.h", "x + j * kColumns + l + v * kWidth", "x + j * kColumns + v * kWidth", "tests/test_contract.py -k planar_flow/cpp and budget"),
 )  # fmt: skip

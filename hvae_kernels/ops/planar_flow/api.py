@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from hvae_kernels import _checks, _dispatch, _library
-from hvae_kernels.ops.planar_flow import autograd, constraint, reference
+from hvae_kernels.ops.planar_flow import amortised, autograd, constraint, reference
 
 NAME = "planar_flow"
-_dispatch.register(_dispatch.Op(NAME, ("cpp", "triton", "reference"), half_precision=("reference",)))
+for _name in (NAME, amortised.NAME):
+    _dispatch.register(_dispatch.Op(_name, ("cpp", "triton", "reference"), half_precision=("reference",)))
 
 #: From cotangents of ``(z_K, log_abs_det)`` to gradients of z, u, w and b.
 Vjp = Callable[[tuple[Tensor, Tensor]], tuple[Tensor, Tensor, Tensor, Tensor]]
@@ -28,7 +29,7 @@ def planar_flow(
     constrain: bool = False,
     implementation: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    r"""K stacked planar layers and their log-determinant: ``z`` is read twice and written once, whatever K.
+    r"""K stacked planar layers, for all rows or for each row its own, and their log-determinant.
 
     .. math::
         z_k = z_{k-1} + u_k t_k, \quad t_k = \tanh(w_k \cdot z_{k-1} + b_k), \quad
@@ -38,11 +39,15 @@ def planar_flow(
     :math:`\sum_k \log(t_k^2 + (1 - t_k^2) \, \mathrm{softplus}(u_k \cdot w_k))` with the ``u`` given, which cannot
     cancel to :math:`\log 0`.
 
+    Layers that rows share are two products around a recursion of K numbers a row: ``z`` is read twice and written once,
+    whatever K. Amortised ones, outputs of an inference network for instance, are read once, 2 K d numbers a row.
+
     Args:
         z: ``(..., d)``; for R replicas, each with layers of its own, ``(R, B, d)``.
-        u: ``(K, d)``, one row a layer; for replicas ``(R, K, d)``.
+        u: ``(K, d)``, one row a layer; for replicas ``(R, K, d)``; amortised, K layers for each row of z,
+            ``(..., K, d)``.
         w: of ``u``'s shape.
-        b: ``(K,)``; for replicas ``(R, K)``.
+        b: ``(K,)``; for replicas ``(R, K)``; amortised ``(..., K)``.
         constrain: whether ``u`` is free, and to be made invertible here.
         implementation: for this call, as for :func:`hvae_kernels.use_impl`; None is what that says.
 
@@ -51,7 +56,8 @@ def planar_flow(
 
     One dtype and device for all arguments. Differentiable, to any order, in every tensor. Where a determinant is
     exactly 0, which only an unconstrained layer with ``u.w <= -1`` can do, ``log_abs_det`` is ``-inf``. Saved for the
-    backward pass beside the inputs: 2 K numbers a row. Half precision runs the plain formula.
+    backward pass beside the inputs: 2 K numbers a row, amortised K. Amortised, derivatives from the second order on are
+    plain PyTorch. Half precision runs the plain formula.
 
     Raises:
         TypeError: an argument is not a floating-point tensor, or dtypes differ.
@@ -71,6 +77,11 @@ def planar_flow(
         ...     z = z + t[:, None] * u[k]
         ...     log_abs_det += torch.log(abs(1 + (1 - t**2) * (u[k] @ w[k])))
         >>> torch.testing.assert_close(fused, (z, log_abs_det))
+
+    Amortised, with ``u, w (8, 3, 5)`` and ``b (8, 3)``, this is each row's flow by itself:
+        >>> z, (u, w), b = torch.randn(8, 5), torch.rand(2, 8, 3, 5), torch.randn(8, 3)
+        >>> rows = [planar_flow(*row) for row in zip(z, u, w, b)]
+        >>> torch.testing.assert_close(planar_flow(z, u, w, b), tuple(map(torch.stack, zip(*rows))))
     """
     if _library.autocasts(z):
         op = functools.partial(planar_flow, constrain=constrain, implementation=implementation)
@@ -82,6 +93,9 @@ def planar_flow(
         return reference.planar_flow(z, u, w, b, constrain)
     if z.dim() == u.dim():
         return autograd.call(implementation, constrain, z, u, w, b)
+    if _is_amortised(z, u):
+        output, log_abs_det = amortised.call(implementation, constrain, *_rows(z, u, w, b))
+        return output.view(z.shape), log_abs_det.view(z.shape[:-1])
     rows = z.unsqueeze(0) if z.dim() == 1 else z.flatten(0, -2)
     output, log_abs_det = autograd.call(implementation, constrain, rows, u, w, b)
     return output.view(z.shape), log_abs_det.view(z.shape[:-1])
@@ -102,7 +116,7 @@ def planar_flow_with_vjp(
 
     Args:
         z: as in :func:`planar_flow`, like all that follow.
-        u: one row a layer.
+        u: one row a layer, of all rows or of each.
         w: of ``u``'s shape.
         b: one number a layer.
         constrain: whether ``u`` is free, and made invertible there.
@@ -135,8 +149,12 @@ def planar_flow_with_vjp(
         op = functools.partial(planar_flow, constrain=constrain, implementation=implementation)
         pulled: Any = torch.func.vjp(op, z, u, w, b)
         return pulled
-    rows = z if z.dim() == u.dim() else z.reshape(-1, z.shape[-1])
-    (output, log_abs_det), gradients = autograd.call_with_vjp(chosen, constrain, rows, u, w, b)
+    if _is_amortised(z, u):
+        inputs, call = _rows(z, u, w, b), amortised.call_with_vjp
+    else:
+        inputs, call = (z if z.dim() == u.dim() else z.reshape(-1, z.shape[-1]), u, w, b), autograd.call_with_vjp
+    rows = inputs[0]
+    (output, log_abs_det), gradients = call(chosen, constrain, *inputs)
 
     @torch.no_grad()
     def vjp(cotangents: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -144,7 +162,7 @@ def planar_flow_with_vjp(
         _validate_cotangents(z, grad_z, grad_log_abs_det)
         with torch.autocast(z.device.type, enabled=False):
             d_z, d_u, d_w, d_b = gradients(grad_z.reshape(rows.shape), grad_log_abs_det.reshape(rows.shape[:-1]))
-        return d_z.view(z.shape), d_u, d_w, d_b
+        return d_z.view(z.shape), d_u.view(u.shape), d_w.view(w.shape), d_b.view(b.shape)
 
     return (output.view(z.shape), log_abs_det.view(z.shape[:-1])), vjp
 
@@ -187,14 +205,25 @@ def constrain_planar(u: Tensor, w: Tensor) -> Tensor:
     return constraint.constrained(u, w)[0]
 
 
+def _is_amortised(z: Tensor, u: Tensor) -> bool:
+    """Whether each row of z has layers of its own; a single row (d,) has, in either reading."""
+    return u.dim() > z.dim() > 1
+
+
+def _rows(z: Tensor, u: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, ...]:
+    """The arguments of amortised layers with one leading dimension."""
+    return z.flatten(0, -2), u.flatten(0, -3), w.flatten(0, -3), b.flatten(0, -2)
+
+
 def _validate(z: Tensor, u: Tensor, w: Tensor, b: Tensor) -> None:
     _checks.same_kind(NAME, z=z, u=u, w=w, b=b)
     if not z.shape:
         raise _checks.value_error(NAME, "z", "of shape (..., d)", z)
-    replicas = z.shape[:1] if u.dim() == 3 and z.dim() == 3 else ()
-    if u.dim() != 2 + len(replicas) or u.shape[-1] != z.shape[-1] or u.shape[:-2] != replicas:
-        expected = f"(K, {z.shape[-1]})" + (f", or ({z.shape[0]}, K, {z.shape[-1]})" if z.dim() == 3 else "")
-        raise _checks.value_error(NAME, "u", f"of shape {expected}", u)
+    leading, features = tuple(z.shape[:-1]), z.shape[-1]
+    of_layers = {2: (), z.dim() + 1: leading} | ({3: leading[:1]} if z.dim() == 3 else {})
+    if u.shape[:-2] != of_layers.get(u.dim()) or u.shape[-1] != features:
+        shapes = [", ".join([*map(str, shape), "K", str(features)]) for shape in dict.fromkeys(of_layers.values())]
+        raise _checks.value_error(NAME, "u", f"of shape {', or '.join(f'({shape})' for shape in shapes)}", u)
     if w.shape != u.shape:
         raise _checks.value_error(NAME, "w", f"of u's shape {tuple(u.shape)}", w)
     if b.shape != u.shape[:-1]:

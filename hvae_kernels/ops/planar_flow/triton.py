@@ -1,4 +1,7 @@
-"""GPU kernels of the planar recursion: a program owns a run of rows and walks through the layers."""
+"""GPU kernels of planar layers: a program owns some rows and walks through the layers.
+
+Of layers that rows share it has the recursion, products being torch's; amortised ones it reads, once, for whole rows.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hvae_kernels._triton.device import load
-from hvae_kernels._triton.launch import cdiv, on_device_of
+from hvae_kernels._triton.device import load, log1p_unit
+from hvae_kernels._triton.launch import cdiv, next_power_of_2, on_device_of
 from hvae_kernels.ops.planar_flow import algebra, autograd
 
 #: Rows a program, one a thread: what a thread writes for one layer it reads back for the next ones.
 BLOCK = 32
+#: Numbers of a program's rows of amortised layers, and how many rows: few, as it waits for memory at every layer, and
+#: the rows' scalars in double have to fit into registers.
+TILE, MOST_ROWS = 256, 8
 
 
 @triton.jit
@@ -118,6 +124,95 @@ def _solve_kernel(constant, slope, table, x, layers, rows, TRANSPOSED: tl.conste
         tl.store(x + i * stride + at, load(constant, i * stride + at, inside, tl.float64) + total, mask=inside)
 
 
+@triton.jit
+def _constraint(product, square):
+    """softplus(u.w), its slope, and the multiple of w that is added to u."""
+    e = tl.exp(-tl.abs(product))
+    rest = log1p_unit(e)
+    target = tl.where(product < 0, rest, product + rest)
+    ratio = (tl.where(product < 0, rest - product, rest) - 1.0) / square
+    return target, tl.where(product < 0, e, 1.0) / (1.0 + e), ratio
+
+
+@triton.jit
+def _layer(u, w, at, mask, inside, features, CONSTRAIN: tl.constexpr, DTYPE: tl.constexpr):
+    """``(u, u as the layer uses it, w, s, ratio, sigmoid, square)`` of one layer of each row; scalars in double."""
+    given, across = load(u, at, mask, DTYPE), load(w, at, mask, DTYPE)
+    product = tl.sum(given * across, 1).to(tl.float64)
+    along = given
+    s, ratio, sigmoid, square = 1.0 + product, product, product, product
+    if CONSTRAIN:
+        square = tl.where(inside & (features > 0), tl.sum(across * across, 1).to(tl.float64), 1.0)
+        s, sigmoid, ratio = _constraint(product, square)
+        along += ratio.to(DTYPE)[:, None] * across
+    return given, along, across, s, ratio, sigmoid, square
+
+
+@triton.jit
+def _amortised_kernel(
+    z, u, w, b, output, log_det, projections, rows, features, layers,
+    CONSTRAIN: tl.constexpr, DTYPE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_FEATURES: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    column = tl.arange(0, BLOCK_FEATURES)
+    inside = row < rows
+    mask = inside[:, None] & (column < features)[None, :]
+    at = row[:, None] * features + column[None, :]
+    of_layers = row[:, None] * layers * features + column[None, :]
+    here = load(z, at, mask, DTYPE)
+    logs = tl.zeros((BLOCK_ROWS,), tl.float64)
+    for k in tl.range(0, layers, num_stages=3):
+        _, along, across, s, _, _, _ = _layer(u, w, of_layers + k * features, mask, inside, features, CONSTRAIN, DTYPE)
+        a = tl.sum(across * here, 1).to(tl.float64) + load(b, row * layers + k, inside, tl.float64)
+        value, slope = _bounded(a, here.dtype == tl.float32)
+        if projections is not None:
+            tl.store(projections + row * layers + k, a, mask=inside)
+        logs += tl.log(tl.abs(_determinant(value, slope, s)))
+        here += value.to(DTYPE)[:, None] * along
+    tl.store(output + at, here, mask=mask)
+    tl.store(log_det + row, logs, mask=inside)
+
+
+@triton.jit
+def _amortised_backward_kernel(
+    grad, grad_log, z, u, w, projections, d_z, d_u, d_w, d_b, rows, features, layers,
+    CONSTRAIN: tl.constexpr, DTYPE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_FEATURES: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    column = tl.arange(0, BLOCK_FEATURES)
+    inside = row < rows
+    mask = inside[:, None] & (column < features)[None, :]
+    at = row[:, None] * features + column[None, :]
+    of_layers = row[:, None] * layers * features + column[None, :]
+    here = load(z, at, mask, DTYPE)
+    for k in tl.range(0, layers, num_stages=3):  # d_w keeps the layers' inputs, each for the thread that reads it again
+        _, along, _, _, _, _, _ = _layer(u, w, of_layers + k * features, mask, inside, features, CONSTRAIN, DTYPE)
+        value, _ = _bounded(load(projections, row * layers + k, inside, tl.float64), here.dtype == tl.float32)
+        tl.store(d_w + of_layers + k * features, here, mask=mask)
+        here += value.to(DTYPE)[:, None] * along
+    g = load(grad, at, mask, DTYPE)
+    gl = load(grad_log, row, inside, tl.float64)
+    for step in range(0, layers):
+        k = layers - 1 - step
+        place = of_layers + k * features
+        given, along, across, s, ratio, sigmoid, square = _layer(u, w, place, mask, inside, features, CONSTRAIN, DTYPE)
+        value, slope = _bounded(load(projections, row * layers + k, inside, tl.float64), g.dtype == tl.float32)
+        rest = gl / tl.where(inside, _determinant(value, slope, s), 1.0)
+        y = slope * (tl.sum(g * along, 1).to(tl.float64) + 2.0 * value * (1.0 - s) * rest)
+        mixed = slope * rest
+        d_across = y.to(DTYPE)[:, None] * load(d_w, place, mask, DTYPE)
+        if CONSTRAIN:
+            turn = value * tl.sum(g * across, 1).to(tl.float64) / square
+            mixed = mixed * sigmoid + turn * (sigmoid - 1.0)
+            d_across += (ratio * value).to(DTYPE)[:, None] * g - (2.0 * ratio * turn).to(DTYPE)[:, None] * across
+        d_across += mixed.to(DTYPE)[:, None] * given
+        tl.store(d_w + place, d_across, mask=mask)
+        tl.store(d_u + place, value.to(DTYPE)[:, None] * g + mixed.to(DTYPE)[:, None] * across, mask=mask)
+        tl.store(d_b + row * layers + k, y, mask=inside)
+        g += y.to(DTYPE)[:, None] * across
+    tl.store(d_z + at, g, mask=mask)
+
+
 def _launch(kernel, like: Tensor, *tensors: Tensor | None, **options) -> None:
     """``kernel(tensors..., layers, rows)`` over the rows of ``like (R, K, N)``."""
     layers, rows = like.shape[-2:]
@@ -165,3 +260,39 @@ def planar_recursion_solve(constant: Tensor, slope: Tensor, table: Tensor, trans
     x = constant.new_empty(constant.shape)
     _launch(_solve_kernel, x, constant, slope, table, x, TRANSPOSED=transposed)
     return x
+
+
+def _launch_amortised(kernel, u: Tensor, *tensors: Tensor | None, constrain: bool) -> None:
+    """``kernel(tensors..., rows, features, layers)`` over the rows of ``u (N, K, d)``."""
+    rows, layers, features = u.shape
+    block_features = next_power_of_2(features)
+    block_rows = min(MOST_ROWS, max(1, TILE // block_features))
+    if rows:
+        with on_device_of(u):
+            kernel[(cdiv(rows, block_rows),)](
+                *tensors, rows, features, layers, CONSTRAIN=constrain, BLOCK_ROWS=block_rows,
+                DTYPE=tl.float64 if u.dtype is torch.float64 else tl.float32, BLOCK_FEATURES=block_features,
+                num_warps=min(8, max(1, block_features // 256)),
+            )  # fmt: skip
+
+
+def planar_flow_amortised(
+    z: Tensor, u: Tensor, w: Tensor, b: Tensor, constrain: bool, keep: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Launch the forward kernel of layers that each row has for itself."""
+    output, log_det, a = z.new_empty(z.shape), z.new_empty(z.shape[:-1]), b.new_empty(b.shape if keep else 0)
+    tensors = [x.contiguous() for x in (z, u, w, b)]
+    _launch_amortised(_amortised_kernel, u, *tensors, output, log_det, a if keep else None, constrain=constrain)
+    return output, log_det, a
+
+
+def planar_flow_amortised_backward(
+    grad_output: Tensor | None, grad_log_abs_det: Tensor | None, z: Tensor, u: Tensor, w: Tensor, projections: Tensor,
+    constrain: bool,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """Launch the backward kernel of layers that each row has for itself."""
+    results = tuple(x.new_empty(x.shape) for x in (z, u, w, projections))
+    given = (grad_output, grad_log_abs_det, z, u, w, projections)
+    tensors = [x if x is None else x.contiguous() for x in given]
+    _launch_amortised(_amortised_backward_kernel, u, *tensors, *results, constrain=constrain)
+    return results

@@ -1,0 +1,251 @@
+// Stacked planar layers of which every row of the batch has its own: no table of products pays, and what takes the time
+// is reading u and w, (K, d) a row, once. Derivation: hvae_kernels/ops/planar_flow/README.md.
+#pragma once
+
+#include "planar_flow.h"
+
+namespace hk::planar {
+
+// Rows taken together, one a lane of the scalar arithmetic: their chains of tanh and division overlap.
+constexpr int64_t kTogether = 8;
+
+// softplus(p) and the rest of a constraint; for float32 batches to 1 ulp, in vectors.
+template <class T>
+HK_INLINE Constraint constraint_of(double p, double q);
+
+template <>
+HK_INLINE Constraint constraint_of<float>(double p, double q) {
+  const double x = p < 0 ? p : -p, e = Decay(x < -700 ? -700 : x).e;
+  const float size = static_cast<float>(1 + e);
+  return Constraint(p, q, e, log_of_normal(size) + (e - (size - 1.0)) / size);
+}
+template <>
+HK_INLINE Constraint constraint_of<double>(double p, double q) {
+  return Constraint(p, q);
+}
+
+// f(begin, end) over pieces of d columns, so short that sums in T are.
+template <class F>
+HK_INLINE void for_pieces(int64_t d, const F& f) {
+  constexpr int64_t kShort = 128;
+  for (int64_t begin = 0; begin < d; begin += kShort) f(begin, std::min(d, begin + kShort));
+}
+
+// The n numbers at p, less than a vector, and zeros behind them.
+template <class Set, class T>
+HK_INLINE Vector<T, Set> part(const T* p, int64_t n) {
+  alignas(Set::kVectorBytes) T to[kLanes<T, Set>];
+  for (int64_t l = 0; l < kLanes<T, Set>; ++l) to[l] = l < n ? p[l] : T(0);
+  return *vectors<Set>(to);
+}
+template <class Set, class T>
+HK_INLINE void store_part(Vector<T, Set> value, T* p, int64_t n) {
+  for (int64_t l = 0; l < kLanes<T, Set>; ++l)
+    if (l < n) p[l] = value[l];
+}
+
+// f(column, loads, stores) over a row's columns, a vector at a time: loads(p) and stores(value, p) are for rows of d
+// numbers, which lie as the caller has them; the last vector has no more than are left.
+template <class Set, class T, class F>
+HK_INLINE void for_vectors(int64_t begin, int64_t end, const F& f) {
+  constexpr int64_t kStep = kLanes<T, Set>;
+  int64_t i = begin;
+  for (; i + kStep <= end; i += kStep)
+    f(i, [](const T* p) __attribute__((always_inline)) { return *vectors<Set>(p); },
+      [](Vector<T, Set> value, T* p) __attribute__((always_inline)) { *vectors<Set>(p) = value; });
+  if (const int64_t left = end - i)
+    f(i, [left](const T* p) __attribute__((always_inline)) { return part<Set>(p, left); },
+      [left](Vector<T, Set> value, T* p) __attribute__((always_inline)) { store_part<Set>(value, p, left); });
+}
+
+// The layers of some rows, as they lie: u and w (rows, K, d), b or what it has become (rows, K).
+template <class T>
+struct RowLayers {
+  int64_t layers, d;
+  bool constrain;
+  const T *u, *w;
+
+  HK_INLINE int64_t at(int64_t row, int64_t k) const { return (row * layers + k) * d; }
+};
+
+// z becomes z_K; rows of z are `width` numbers long, whole vectors, zeros at the end. There are no more than kTogether
+// rows. With `a` it receives the projections w.z + b, which is all that the backward pass needs besides its inputs.
+template <class T>
+struct AmortisedForward {
+  RowLayers<T> row;
+  int64_t rows, width;
+  const T* b;
+  T *z, *log_abs_det, *a;
+
+  template <class Set>
+  HK_INLINE void operator()(Set) const {
+    if (row.constrain) all<Set, true>();
+    else all<Set, false>();
+  }
+
+ private:
+  template <class Set, bool kConstrain>
+  HK_INLINE void all() const {
+    constexpr int64_t kAhead = 1024 / sizeof(T);  // of each row's layers, more rows than a CPU follows by itself
+    double logs[kTogether] = {}, project[kTogether] = {}, along[kTogether] = {}, square[kTogether] = {};
+    for (int64_t k = 0; k < row.layers; ++k) {
+      for (int64_t r = 0; r < rows; ++r) {
+        const T *u = row.u + row.at(r, k), *w = row.w + row.at(r, k), *here = z + r * width;
+        project[r] = b[r * row.layers + k], along[r] = 0, square[r] = 0;
+        for_pieces(row.d, [&](int64_t begin, int64_t end) __attribute__((always_inline)) {
+          Vector<T, Set> wz{}, uw{}, ww{};
+          for_vectors<Set, T>(begin, end, [&](int64_t i, auto load, auto) __attribute__((always_inline)) {
+            __builtin_prefetch(u + i + kAhead);
+            __builtin_prefetch(w + i + kAhead);
+            const Vector<T, Set> across = load(w + i);
+            wz += across * *vectors<Set>(here + i);
+            uw += across * load(u + i);
+            if constexpr (kConstrain) ww += across * across;
+          });
+          project[r] += total<Set, T>(wz), along[r] += total<Set, T>(uw);
+          if constexpr (kConstrain) square[r] += total<Set, T>(ww);
+        });
+        if (a) a[r * row.layers + k] = static_cast<T>(project[r]);
+      }
+      T factor[kTogether], ratio[kTogether];
+      for (int64_t r = 0; r < kTogether; ++r) {
+        const Bounded p = bounded<T>(project[r]);
+        double s = 1 + along[r];
+        if constexpr (kConstrain) {
+          const Constraint constraint = constraint_of<T>(along[r], square[r]);
+          s = constraint.target, ratio[r] = static_cast<T>(constraint.ratio);
+        }
+        factor[r] = static_cast<T>(p.value);
+        logs[r] += log_of_size<T>(determinant(p.value, p.slope, s));
+      }
+      for (int64_t r = 0; r < rows; ++r) {
+        const T *u = row.u + row.at(r, k), *w = row.w + row.at(r, k);
+        T* here = z + r * width;
+        for_vectors<Set, T>(0, row.d, [&](int64_t i, auto load, auto) __attribute__((always_inline)) {
+          Vector<T, Set> layer = load(u + i);
+          if constexpr (kConstrain) layer += ratio[r] * load(w + i);
+          *vectors<Set>(here + i) += factor[r] * layer;
+        });
+      }
+    }
+    for (int64_t r = 0; r < rows; ++r) log_abs_det[r] = static_cast<T>(logs[r]);
+  }
+};
+
+// g holds the cotangents of z_K and becomes those of z; it and z, which is overwritten, have rows of `width` numbers as
+// in AmortisedForward. Everything that is known of a layer before the cotangents arrive is kept in `kept`,
+// (K, kKept, kTogether); d_w keeps the layers' inputs meanwhile.
+template <class T>
+struct AmortisedBackward {
+  static constexpr int64_t kKept = 7;
+  RowLayers<T> row;
+  int64_t rows, width;
+  const T *a, *grad_log;
+  T *z, *g, *d_u, *d_w, *d_b;
+  double* kept;
+
+  template <class Set>
+  HK_INLINE void operator()(Set) const {
+    if (row.constrain) all<Set, true>();
+    else all<Set, false>();
+  }
+
+ private:
+  // Arrays of kept: tanh and its slope, d log|D| / d tanh times that slope, d log|D| / d s, and of the constraint.
+  enum Kept : int64_t { kValue, kSlope, kTerm, kWeight, kRatio, kSigmoid, kSquare };
+
+  HK_INLINE double* of(int64_t k, Kept what) const { return kept + (k * kKept + what) * kTogether; }
+
+  template <class Set, bool kConstrain>
+  HK_INLINE void all() const {
+    for (int64_t k = 0; k < row.layers; ++k) forth<Set, kConstrain>(k);
+    for (int64_t k = row.layers - 1; k >= 0; --k) back<Set, kConstrain>(k);
+  }
+
+  // z passes layer k.
+  template <class Set, bool kConstrain>
+  HK_INLINE void forth(int64_t k) const {
+    double project[kTogether] = {}, along[kTogether] = {}, square[kTogether] = {}, log[kTogether] = {};
+    for (int64_t r = 0; r < rows; ++r) {
+      const T *u = row.u + row.at(r, k), *w = row.w + row.at(r, k);
+      project[r] = a[r * row.layers + k], square[r] = 0;
+      if (grad_log) log[r] = grad_log[r];
+      for_pieces(row.d, [&](int64_t begin, int64_t end) __attribute__((always_inline)) {
+        Vector<T, Set> uw{}, ww{};
+        for_vectors<Set, T>(begin, end, [&](int64_t i, auto load, auto) __attribute__((always_inline)) {
+          const Vector<T, Set> across = load(w + i);
+          uw += across * load(u + i);
+          if constexpr (kConstrain) ww += across * across;
+        });
+        along[r] += total<Set, T>(uw);
+        if constexpr (kConstrain) square[r] += total<Set, T>(ww);
+      });
+    }
+    double *__restrict value = of(k, kValue), *__restrict slope = of(k, kSlope), *__restrict term = of(k, kTerm);
+    double *__restrict weight = of(k, kWeight), *__restrict ratio = of(k, kRatio);
+    double *__restrict sigmoid = of(k, kSigmoid), *__restrict squares = of(k, kSquare);
+    for (int64_t r = 0; r < kTogether; ++r) {
+      const Bounded p = bounded<T>(project[r]);
+      double s = 1 + along[r];
+      if constexpr (kConstrain) {
+        const Constraint constraint = constraint_of<T>(along[r], square[r]);
+        s = constraint.target, ratio[r] = constraint.ratio, sigmoid[r] = constraint.slope, squares[r] = square[r];
+      }
+      const double rest = log[r] / determinant(p.value, p.slope, s);
+      value[r] = p.value, slope[r] = p.slope, term[r] = 2 * p.value * (1 - s) * rest, weight[r] = p.slope * rest;
+    }
+    for (int64_t r = 0; r < rows; ++r) {
+      const T *u = row.u + row.at(r, k), *w = row.w + row.at(r, k), factor = static_cast<T>(value[r]);
+      T *here = z + r * width, *input = d_w + row.at(r, k), add = kConstrain ? static_cast<T>(ratio[r]) : T(0);
+      for_vectors<Set, T>(0, row.d, [&](int64_t i, auto load, auto store) __attribute__((always_inline)) {
+        Vector<T, Set> layer = load(u + i), at = *vectors<Set>(here + i);
+        if constexpr (kConstrain) layer += add * load(w + i);
+        store(at, input + i);
+        *vectors<Set>(here + i) = at + factor * layer;
+      });
+    }
+  }
+
+  // g passes layer k, which gets its gradients.
+  template <class Set, bool kConstrain>
+  HK_INLINE void back(int64_t k) const {
+    const double *value = of(k, kValue), *slope = of(k, kSlope), *term = of(k, kTerm), *weight = of(k, kWeight);
+    const double *ratio = of(k, kRatio), *sigmoid = of(k, kSigmoid), *squares = of(k, kSquare);
+    for (int64_t r = 0; r < rows; ++r) {
+      const T *u = row.u + row.at(r, k), *w = row.w + row.at(r, k);
+      T *here = g + r * width, *to_u = d_u + row.at(r, k), *to_w = d_w + row.at(r, k);
+      double by_u = 0, by_w = 0;
+      for_pieces(row.d, [&](int64_t begin, int64_t end) __attribute__((always_inline)) {
+        Vector<T, Set> gu{}, gw{};
+        for_vectors<Set, T>(begin, end, [&](int64_t i, auto load, auto) __attribute__((always_inline)) {
+          const Vector<T, Set> at = *vectors<Set>(here + i);
+          gu += at * load(u + i);
+          if constexpr (kConstrain) gw += at * load(w + i);
+        });
+        by_u += total<Set, T>(gu);
+        if constexpr (kConstrain) by_w += total<Set, T>(gw);
+      });
+      double mixed = weight[r];
+      T input_less = 0, across_less = 0;
+      if constexpr (kConstrain) {
+        by_u += row.d ? ratio[r] * by_w : 0;  // without features the ratio is none
+        const double along = value[r] * by_w / squares[r];
+        mixed = weight[r] * sigmoid[r] + along * (sigmoid[r] - 1);
+        input_less = static_cast<T>(ratio[r] * value[r]), across_less = static_cast<T>(-2 * ratio[r] * along);
+      }
+      const double y = slope[r] * (by_u + term[r]);
+      const T factor = static_cast<T>(value[r]), both = static_cast<T>(mixed), project = static_cast<T>(y);
+      d_b[r * row.layers + k] = project;
+      for_vectors<Set, T>(0, row.d, [&](int64_t i, auto load, auto store) __attribute__((always_inline)) {
+        const Vector<T, Set> along = load(u + i), across = load(w + i), at = *vectors<Set>(here + i);
+        Vector<T, Set> d_across = project * load(to_w + i) + both * along;
+        if constexpr (kConstrain) d_across += input_less * at + across_less * across;
+        store(d_across, to_w + i);
+        store(factor * at + both * across, to_u + i);
+        *vectors<Set>(here + i) = at + project * across;
+      });
+    }
+  }
+};
+
+}  // namespace hk::planar
