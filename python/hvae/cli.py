@@ -9,15 +9,20 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from hvae import draw, gaussian, mnist, priors, runs, sentences
+from hvae import chairs, draw, gaussian, mnist, priors, runs, sentences
 
 EXTRA = ("matplotlib", "numpy", "tabulate", "tqdm")
-STUDIES = {study.name: study for study in (gaussian.STUDY, mnist.STUDY, priors.STUDY, draw.STUDY, sentences.STUDY)}
+STUDIES = {
+    study.name: study
+    for study in (gaussian.STUDY, mnist.STUDY, priors.STUDY, draw.STUDY, sentences.STUDY, chairs.STUDY)
+}
 
 
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    root = argparse.ArgumentParser(prog="hvae", description="Experiments with variational auto-encoders, Hamiltonian and others.")
+    root = argparse.ArgumentParser(
+        prog="hvae", description="Experiments with variational auto-encoders, Hamiltonian and others."
+    )
     commands = root.add_subparsers(dest="command", required=True)
     for study in STUDIES.values():
         study.register(commands)
