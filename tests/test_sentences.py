@@ -8,7 +8,7 @@ import random
 import pytest
 import torch
 from hvae import cli, experiment, runs
-from hvae.sentences import data, grammar, measure, study, train
+from hvae.sentences import data, grammar, measure, models, study, train
 from hvae.sentences.data import BEGIN, END, PADDING, SPECIAL, UNKNOWN, Batch
 from hvae.sentences.grammar import Grammar
 from hvae.sentences.models import SentenceModel
@@ -171,6 +171,16 @@ def test_neither_padding_nor_company_counts(latent):
     for row, length in enumerate(batch.lengths.tolist()):
         alone = Batch(batch.words[row : row + 1, :length], batch.lengths[row : row + 1])
         torch.testing.assert_close(torch.stack(model(alone, noise[row : row + 1])), whole[:, row : row + 1])
+
+
+def test_logits_that_come_a_few_at_a_time(monkeypatch):
+    model, batch, noise = network(), sentences(4, 1, 6), normals(3, 3)
+    whole = torch.stack(model(batch, noise))
+    calls = []
+    model.output.register_forward_hook(lambda module, read, result: calls.append(len(result)))
+    monkeypatch.setattr(models, "LARGEST", 5 * WORDS + 1)
+    torch.testing.assert_close(torch.stack(model(batch, noise)), whole)
+    assert calls == [5, 5, 4]
 
 
 @pytest.mark.parametrize("latent", [0, 3])
