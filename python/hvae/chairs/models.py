@@ -13,7 +13,11 @@ from hvae.densities import normal_divergence
 from hvae_kernels.functional import bernoulli_log_prob
 
 CHANNELS = (64, 48, 24)
-BRANCH, JOINED = 64, 256
+BRANCH, JOINED = 128, 512
+#: Slope of the rectifiers below zero.
+SLOPE = 0.2
+#: Of transformations: about where they lie, and how wide.
+MIDDLE, WIDTH = (0.72, 0.72, 0.72, 0.8, 0.9), (0.25, 0.25, 0.25, 0.12, 0.09)
 #: Standard deviation of a pixel's colour around what is drawn.
 SCALE = 0.1
 
@@ -31,7 +35,7 @@ class Generator(nn.Module):
 
     Class, view and transformation go through fully connected branches, which are joined; then three times the picture
     is made twice as large, with zeros between the pixels, and convolved with filters of 5 x 5: a transposed
-    convolution.
+    convolution. Weights begin so that the variance stays about the same from layer to layer.
 
     Args:
         n_chairs: classes.
@@ -50,13 +54,17 @@ class Generator(nn.Module):
         if gaussian:
             self.log_scale = nn.Parameter(torch.full((n_chairs, latent), -2.0))
         self.branches = nn.ModuleList(_branch(inputs) for inputs in (latent, N_VIEW, N_TRANSFORM))
-        act = nn.LeakyReLU(0.2)
+        act = nn.LeakyReLU(SLOPE)
         first, second, third = CHANNELS
         self.joined = nn.Sequential(
             *(nn.Linear(3 * BRANCH, JOINED), act, nn.Linear(JOINED, first * (size // 8) ** 2), act),
             nn.Unflatten(1, (first, size // 8, size // 8)),
             *(_up(first, second), act, _up(second, third), act, _up(third, 4)),
         )
+        for layer in self.modules():
+            _begin(layer)
+        self.register_buffer("middle", torch.tensor(MIDDLE), persistent=False)
+        self.register_buffer("width", torch.tensor(WIDTH), persistent=False)
 
     def forward(self, condition: Condition, target: Target, noise: Tensor) -> Scored:
         """Of pictures, with standard normals ``(B, latent)``, one sample of q for each.
@@ -82,13 +90,25 @@ class Generator(nn.Module):
 
     def draw(self, z: Tensor, view: Tensor, transform: Tensor) -> tuple[Tensor, Tensor]:
         """Means ``(B, 3, S, S)`` of the image, and logits ``(B, 1, S, S)`` of the mask."""
-        branches = zip(self.branches, (z, view, transform), strict=True)
+        branches = zip(self.branches, (z, view, (transform - self.middle) / self.width), strict=True)
         drawn = self.joined(torch.cat([branch(given) for branch, given in branches], -1))
         return drawn[:, :3].sigmoid(), drawn[:, 3:]
 
 
 def _branch(inputs: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(inputs, BRANCH), nn.LeakyReLU(0.2), nn.Linear(BRANCH, BRANCH), nn.LeakyReLU(0.2))
+    act = nn.LeakyReLU(SLOPE)
+    return nn.Sequential(nn.Linear(inputs, BRANCH), act, nn.Linear(BRANCH, BRANCH), act)
+
+
+def _begin(layer: nn.Module) -> None:
+    """Weights of a variance of 2 over the number of inputs of an output (He et al., arXiv 1502.01852), biases 0."""
+    if isinstance(layer, nn.Linear):
+        nn.init.kaiming_normal_(layer.weight, SLOPE)
+        nn.init.zeros_(layer.bias)
+    elif isinstance(layer, nn.ConvTranspose2d):
+        inputs = layer.in_channels * 5**2 / 2**2  # every other pixel is a zero, both ways
+        nn.init.normal_(layer.weight, std=math.sqrt(2 / ((1 + SLOPE**2) * inputs)))
+        nn.init.zeros_(layer.bias)
 
 
 def _up(inputs: int, outputs: int) -> nn.ConvTranspose2d:

@@ -15,7 +15,7 @@ from hvae.chairs.models import Generator
 
 N_CHAIRS, N_AZIMUTHS, SIZE = 200, 16, 64
 EPOCHS = 60
-BATCH_SIZE = 64
+BATCH_SIZE = 32
 LEARNING_RATE = 2e-3
 LATENT = 32
 METHODS = {"gaussian": "a Gaussian a chair", "embedding": "an embedding a chair"}
