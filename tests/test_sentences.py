@@ -61,6 +61,7 @@ def test_probabilities_of_all_sentences_of_a_part_sum_to_one_and_give_the_entrop
             "Text": [(1, ("a", "A", "c")), (3, ("a", "b", "c"))],
             "A": [(1, ("b",)), (1, ("d",))],
         },  # two ways from the start
+        {"Text": [(1, ("a",)), (3, ("a",)), (1, ("b",))]},  # the start twice the same way
         {"Text": [(1, ("A", "A", "c"))], "A": [(2, ()), (1, ("b",))]},  # which of two is nothing
         {"Text": [(1, ("A", "c"))], "A": [(1, ()), (1, ()), (1, ("b",))]},  # one way twice
         {"Text": [(1, ("A", "B"))], "A": [(1, ("b",)), (1, ("b", "c"))], "B": [(1, ("c", "d")), (1, ("d",))]},

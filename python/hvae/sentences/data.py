@@ -119,8 +119,8 @@ def of_grammar(seed: int, n_train: int, n_held_out: int) -> Corpus:
 def of_file(path: Path, min_count: int, max_words: int) -> Corpus:
     """A text in UTF-8, a sentence a line, words between blanks; every tenth sentence is held out.
 
-    It is read twice, to count words and to number them, so that no more is in memory than four bytes a word. Longer
-    sentences are left out. Words that are rarer in training are unknown, as is ``<unk>`` itself.
+    It is read three times, to count words and to number those of each part, so that no more is in memory than four
+    bytes a word. Longer sentences are left out. Words that are rarer in training are unknown, as is ``<unk>`` itself.
 
     Raises:
         StudyError: there is no such file, it is no UTF-8, or has too few sentences.

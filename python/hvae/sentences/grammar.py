@@ -128,7 +128,7 @@ class Grammar:
 
     def by_kind(self, words: Sequence[str]) -> dict[Symbols, float]:
         """The sentence's probability by the way in which the start is rewritten, the impossible left out."""
-        ends: dict[Symbols, float] = {}
+        ends: dict[Symbols, float] = defaultdict(float)
         for probability, way in self.rules[self.start]:
             states = {way: probability}
             for word in words:
@@ -138,8 +138,8 @@ class Grammar:
                         after[rest] += mass * p
                 states = after
             if () in states:
-                ends[way] = states[()]
-        return ends
+                ends[way] += states[()]
+        return dict(ends)
 
     def arcs(self, state: Symbols) -> dict[str, list[tuple[float, Symbols]]]:
         """The words that can come first of what these symbols make: with which probability, and what then is left."""
