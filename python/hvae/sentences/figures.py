@@ -38,7 +38,7 @@ def _curves(jobs: Jobs):
         left.axhline(-value, color="black", linestyle=":", label="truth")
     left.set(xlabel="epochs", ylabel="negative bound, nats a sentence", title="Held-out sentences", yscale="log")
     right.set(xlabel="epochs", ylabel="KL(q(z | x) | p(z)), nats", yscale="symlog", ylim=(0, None))
-    left.legend(fontsize="small")
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")
     return figure
 
 

@@ -85,7 +85,7 @@ def _about(config: Config) -> str:
 
 def likelihood_table(rows: list[Row]) -> str:
     """One line a model, the truth first."""
-    headers = ["model", "bound", "KL", "NLL", "perplexity", "above the truth", "active", "of", "samples", "seconds"]
+    headers = ["model", "bound", "KL", "NLL", "perplexity", "above the truth", "active", "of", "samples"]
     lines = []
     for row in rows:
         above = None
@@ -93,10 +93,10 @@ def likelihood_table(rows: list[Row]) -> str:
             above = f"{row['gap']:.3f}" + (f" ± {2 * row['gap_error']:.3f}" if row["gap_error"] is not None else "")
         divergence = row["divergence"] if row["dim"] else None
         scores = [-row["bound"], divergence, -row["log_likelihood"], row["perplexity"], above]
-        cost = [row["active_units"], row["dim"] or None, row["likelihood_samples"], row["seconds"]]
+        cost = [row["active_units"], row["dim"] or None, row["likelihood_samples"]]
         lines.append([METHODS[row["method"]].label, *scores, *cost])
     if rows and rows[0].get("true_log_likelihood") is not None:
-        lines.insert(0, ["truth", None, None, -rows[0]["true_log_likelihood"], *[None] * 6])
+        lines.insert(0, ["truth", None, None, -rows[0]["true_log_likelihood"], *[None] * 5])
     return table(headers, lines)
 
 
