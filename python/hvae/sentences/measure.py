@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,12 +12,9 @@ from torch import Tensor
 from hvae.sentences import grammar, study
 from hvae.sentences.data import Batch, Corpus, Sentences
 from hvae.sentences.models import SentenceModel
-from hvae.sentences.study import Job, Setting
+from hvae.sentences.study import Job
 
-if TYPE_CHECKING:
-    from hvae.sentences.train import State
-
-SENTENCES_AT_A_TIME, SAMPLES_AT_A_TIME = 20, 50
+SAMPLES_AT_A_TIME = 50
 #: An active unit's mean varies by more over the sentences: its variance over x of ``E_q[z]``.
 ACTIVE = 0.01
 N_GENERATED, N_REBUILT = 500, 500
@@ -38,46 +35,21 @@ def log_likelihood(model: SentenceModel, batch: Batch, n_samples: int, noise: Ca
     return total - math.log(n_samples)
 
 
-def estimate(
-    job: Job,
-    setting: Setting,
-    model: SentenceModel,
-    sentences: Sentences,
-    state: State,
-    checkpoint: Callable[[], None],
-) -> None:
-    """Log-likelihoods of the first sentences, from where the state stands; without z one sample says all."""
-    samples = setting.likelihood_samples if model.latent else 1
-    wanted = torch.arange(min(setting.likelihood_sentences, len(sentences)))
-    for first in range(len(state.log_likelihoods), len(wanted), SENTENCES_AT_A_TIME):
-        batch = sentences.batch(wanted[first : first + SENTENCES_AT_A_TIME])
-
-        def noise(number: int, shape: tuple[int, ...], first: int = first) -> Tensor:
-            return job.noise(shape, "likelihood", first, number)
-
-        found = log_likelihood(model, batch, samples, noise)
-        state.log_likelihoods = torch.cat([state.log_likelihoods, found])
-        checkpoint()
-
-
 @torch.no_grad()
-def figures(job: Job, setting: Setting, model: SentenceModel, corpus: Corpus, state: State) -> dict[str, Any]:
-    """Numbers of the held-out sentences; what is sampled is over the first of them."""
-    last = state.history[-1]
-    count = len(state.log_likelihoods)
+def figures(model: SentenceModel, corpus: Corpus, log_likelihoods: Tensor) -> dict[str, Any]:
+    """Numbers of the held-out sentences, most of them of the first, whose log-likelihoods ``(N,)`` are known."""
+    count = len(log_likelihoods)
     batch = corpus.held_out.batch(torch.arange(count))
     words = int(batch.lengths.sum()) + count
     found = {
-        "bound": last["held_out"],
-        "divergence": last["held_out_divergence"],
-        "log_likelihood": state.log_likelihoods.mean().item(),
-        "perplexity": math.exp(min(-state.log_likelihoods.sum().item() / words, 700.0)),
+        "log_likelihood": log_likelihoods.mean().item(),
+        "perplexity": math.exp(min(-log_likelihoods.sum().item() / words, 700.0)),
         "likelihood_sentences": count,
         "active_units": active_units(model, corpus.held_out) if model.latent else None,
     }
     if corpus.truth:
         exact = torch.tensor(list(map(corpus.truth.log_prob, corpus.texts(batch.words))), dtype=torch.float64)
-        gap = exact - state.log_likelihoods
+        gap = exact - log_likelihoods
         found["true_log_likelihood"] = exact.mean().item()
         found["entropy"] = corpus.truth.entropy()
         found["gap"] = gap.mean().item()

@@ -18,6 +18,8 @@ from hvae.sentences.data import Corpus, Sentences
 from hvae.sentences.models import SentenceModel
 from hvae.sentences.study import Job, Setting
 
+SENTENCES_AT_A_TIME = 20
+
 
 @dataclass(kw_only=True)
 class State(experiment.State):
@@ -66,10 +68,11 @@ def train(
         held_out = means(job, model, corpus.held_out, epoch)
         record = {"epoch": epoch + 1, "bound": trained.bound, "divergence": trained.divergence}
         state.history.append({**record, "held_out": held_out.bound, "held_out_divergence": held_out.divergence})
-    measure.estimate(job, setting, model, corpus.held_out, state, checkpoint)
-    figures = measure.figures(job, setting, model, corpus, state)
+    estimate(job, setting, model, corpus.held_out, state, checkpoint)
+    last = state.history[-1]
+    bounds = {"bound": last["held_out"], "divergence": last["held_out_divergence"]}
     state.texts, found = measure.texts(job, model, corpus)
-    state.figures = {**figures, **found}
+    state.figures = {**bounds, **measure.figures(model, corpus, state.log_likelihoods), **found}
     checkpoint(force=True)
     return model
 
@@ -101,3 +104,25 @@ def means(job: Job, model: SentenceModel, sentences: Sentences, epoch: int) -> M
         scored = model(sentences.batch(chosen), job.noise((len(chosen), model.latent), "held out", epoch, step))
         total += torch.stack([scored.bound.sum(), scored.divergence.sum()])
     return Means(*(total / len(sentences)).tolist())
+
+
+def estimate(
+    job: Job,
+    setting: Setting,
+    model: SentenceModel,
+    sentences: Sentences,
+    state: State,
+    checkpoint: Callable[[], None],
+) -> None:
+    """Log-likelihoods of the first sentences, from where the state stands; without z one sample says all."""
+    samples = setting.likelihood_samples if model.latent else 1
+    wanted = torch.arange(min(setting.likelihood_sentences, len(sentences)))
+    for first in range(len(state.log_likelihoods), len(wanted), SENTENCES_AT_A_TIME):
+        batch = sentences.batch(wanted[first : first + SENTENCES_AT_A_TIME])
+
+        def noise(number: int, shape: tuple[int, ...], first: int = first) -> Tensor:
+            return job.noise(shape, "likelihood", first, number)
+
+        found = measure.log_likelihood(model, batch, samples, noise)
+        state.log_likelihoods = torch.cat([state.log_likelihoods, found])
+        checkpoint()
