@@ -59,8 +59,8 @@ def pytest_addoption(parser):
 #: Whole files that `--quick` leaves out, unread as other libraries may be absent: commands and their training, other
 #: machines, benchmarks, other libraries, examples.
 SLOW_FILES = re.compile(
-    r"test_(gaussian_(command|train|models)|mnist|priors|structured|arm|absent|exports|benchmarks|machine|accelerate|peer"
-    r"|regression|examples|draw_study|densities_study)"
+    r"test_(gaussian_(annealed|command|train|models)|mnist|priors|structured|arm|absent|exports|benchmarks|machine|accelerate|peer"
+    r"|regression|examples|draw_(study|classify)|densities_study|sentences|chairs|deep_models|helmholtz)"
 )
 
 

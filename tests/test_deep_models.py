@@ -14,7 +14,7 @@ from test_mnist_models import LATENT, PIXELS, SCALE, LinearGaussian, expected_bo
 from torch import nn
 from torch.distributions import Normal
 
-from hvae_kernels import functional, testing
+from hvae_kernels import testing
 from hvae_kernels.functional import iwae_bound
 
 SETTING = Setting(1, "sample", 64, 32, "round", "maxout", 8, 1, 0, 1)
@@ -117,14 +117,6 @@ def test_a_bound_does_not_depend_on_the_other_images(name):
     model, pixels = build(name), images(6)
     eps = noise(model, 3, 6)
     torch.testing.assert_close(model(pixels[2:4], eps[:, 2:4]), model(pixels, eps)[:, 2:4])
-
-
-@pytest.mark.parametrize("constrain", [False, True])
-def test_layers_of_rows_that_are_all_the_same_are_those_of_the_batch(constrain):
-    z, u, w = (torch.randn(*shape, dtype=torch.float64) for shape in ((2, 5, 4), (3, 4), (3, 4)))
-    b = torch.randn(3, dtype=torch.float64)
-    rows = deep.planar_flow(z, u.expand(2, 5, 3, 4), w.expand(2, 5, 3, 4), b.expand(2, 5, 3), constrain=constrain)
-    torch.testing.assert_close(rows, functional.planar_flow(z, u, w, b, constrain=constrain))
 
 
 @pytest.mark.parametrize("name", ["dlgm-planar", "dlgm-nice"])

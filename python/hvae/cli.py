@@ -9,15 +9,24 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from hvae import draw, energies, gaussian, mnist, priors, runs
+from hvae import chairs, draw, energies, gaussian, mnist, priors, runs, sentences
 
 EXTRA = ("matplotlib", "numpy", "tabulate", "tqdm")
-STUDIES = {study.name: study for study in (gaussian.STUDY, mnist.STUDY, priors.STUDY, draw.STUDY, energies.STUDY)}
+#: In the order of the help.
+STUDIES = {
+    study.name: study
+    for study in (
+        *(gaussian.STUDY, mnist.STUDY, priors.STUDY, draw.STUDY, energies.STUDY),
+        *(sentences.STUDY, chairs.STUDY),
+    )
+}
 
 
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    root = argparse.ArgumentParser(prog="hvae", description="Experiments with Hamiltonian variational auto-encoders.")
+    root = argparse.ArgumentParser(
+        prog="hvae", description="Experiments with variational auto-encoders, Hamiltonian and others."
+    )
     commands = root.add_subparsers(dest="command", required=True)
     for study in STUDIES.values():
         study.register(commands)

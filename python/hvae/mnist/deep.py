@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hvae.autoencoder import Code
@@ -13,6 +12,7 @@ from hvae.densities import normal_log_prob
 from hvae.mnist import networks
 from hvae.mnist.models import Decoder, Model
 from hvae.mnist.networks import Network
+from hvae_kernels.functional import planar_flow
 from hvae_kernels.nn import CouplingFlow, FlowStack, HamiltonianFlow
 
 #: Outputs of the encoder that couplings and momenta are told of an image.
@@ -20,22 +20,6 @@ CONTEXT = 100
 NICE_WIDTH, MOMENTUM_WIDTH = 100, 300
 #: ``softplus`` is 1 there, and with it a planar layer of ``u . w`` the identity.
 IDENTITY = math.log(math.e - 1)
-
-
-def planar_flow(z: Tensor, u: Tensor, w: Tensor, b: Tensor, *, constrain: bool = False) -> tuple[Tensor, Tensor]:
-    """``functional.planar_flow`` where every row has layers of its own: ``u, w (..., K, d)``, ``b (..., K)``."""
-    scale = (u * w).sum(-1)
-    if constrain:
-        free, scale = scale, F.softplus(scale)
-        u = u + ((scale - 1 - free) / w.square().sum(-1))[..., None] * w
-    else:
-        scale = 1 + scale
-    log_abs_det = z.new_zeros(z.shape[:-1])
-    for k in range(b.shape[-1]):
-        t = torch.tanh((w[..., k, :] * z).sum(-1) + b[..., k])
-        z = z + u[..., k, :] * t[..., None]
-        log_abs_det = log_abs_det + torch.log(torch.abs(t.square() + (1 - t.square()) * scale[..., k]))
-    return z, log_abs_det
 
 
 class PlanarModel(Model):

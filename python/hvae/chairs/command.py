@@ -1,0 +1,79 @@
+"""``hvae chairs``: train what is not finished, keep ``results.json`` up to date, report."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from hvae import experiment, runs
+from hvae.chairs import figures, report, study, train
+from hvae.chairs.data import Gallery
+from hvae.chairs.study import METHODS, Job, Setting
+from hvae.chairs.train import State
+from hvae.experiment import Study, integer
+
+
+def side(text: str) -> int:
+    """An argument's type."""
+    if integer(16)(text) % 8:
+        raise argparse.ArgumentTypeError(f"{text} is not a multiple of 8")
+    return int(text)
+
+
+def arguments(add: Callable[..., Any]) -> None:
+    """The command's own."""
+    add("--models", nargs="+", choices=METHODS, default=list(METHODS), help="what q(z | chair) is")
+    add("--chairs", type=integer(2), default=study.N_CHAIRS, help="how many")
+    add("--azimuths", type=integer(8), default=study.N_AZIMUTHS, help="from how many sides each is drawn")
+    add("--size", type=side, default=study.SIZE, help="pixels along a picture's side, a multiple of 8")
+    add("--epochs", type=integer(), default=study.EPOCHS, help="of training")
+    add("--latent", type=integer(), default=study.LATENT, help="dimensions of z")
+    experiment.add_common(add, "chairs", "chairs, parameters, order of pictures and noise")
+    add("--threads", type=integer(), default=1, help="torch's")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Run the command."""
+    setting = Setting(
+        seed=args.seed,
+        n_chairs=args.chairs,
+        n_azimuths=args.azimuths,
+        size=args.size,
+        epochs=args.epochs,
+        latent=args.latent,
+    )
+    gallery = functools.cache(functools.partial(setting.gallery, _bar))  # drawn when a job needs it
+    jobs = [Job(name, args.seed) for name in dict.fromkeys(args.models)]
+    trained = STUDY.train_jobs(args.out, jobs, functools.partial(_train, setting=setting, gallery=gallery))
+    with experiment.threads(args.threads), runs.open_directory(args, **asdict(setting)) as config:
+        STUDY.keep_results(args.out, config, trained)
+
+
+def _bar(chairs: range):
+    from tqdm import tqdm
+
+    return tqdm(chairs, desc="drawing", unit="chair", mininterval=0.5)
+
+
+def _train(job: Job, state: State, path: Path, *, setting: Setting, gallery: Callable[[], Gallery]) -> None:
+    pictures = gallery()
+    bar = experiment.epoch_bar(job, state, setting.epochs, lambda record: f"{record['bound']:.0f}")
+    with bar as progress:
+        train.train(job, setting, pictures, state, path, progress)
+
+
+STUDY = Study(
+    name="chairs",
+    help="chairs drawn from class, view and transformation by up-convolutions, from sides never seen",
+    arguments=arguments,
+    run=run,
+    state=State,
+    job=lambda key, config: Job(key, config["seed"]),
+    rows=lambda job, state, config: [report.row_of(job, state, Setting.of(config))],
+    tables=report.tables,
+    figures=lambda directory, jobs, rows: figures.draw(directory, jobs),
+)

@@ -1,0 +1,91 @@
+"""``hvae sentences``: train what is not finished, keep ``results.json`` up to date, report."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from hvae import experiment, runs
+from hvae.experiment import Study, integer
+from hvae.sentences import figures, report, study, train
+from hvae.sentences.data import Corpus
+from hvae.sentences.study import METHODS, Job, Setting
+from hvae.sentences.train import State
+
+
+def probability(text: str) -> float:
+    """An argument's type."""
+    if not 0 <= float(text) <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return float(text)
+
+
+def arguments(add: Callable[..., Any]) -> None:
+    """The command's own."""
+    add("--models", nargs="+", choices=METHODS, default=list(METHODS), metavar="MODEL", help=", ".join(METHODS))
+    add("--data", default="grammar", help="'grammar', whose probabilities are known, or a text, one sentence a line")
+    add("--train-size", type=integer(), default=study.N_TRAIN, help="sentences of the grammar for training")
+    add("--held-out-size", type=integer(2), default=study.N_HELD_OUT, help="sentences of the grammar held out")
+    add("--min-count", type=integer(), default=3, help="rarer words of a text are unknown")
+    add("--max-words", type=integer(maximum=1000), default=40, help="longer sentences of a text are left out")
+    add("--epochs", type=integer(), default=study.EPOCHS, help="of training")
+    add("--hidden", type=integer(), default=study.HIDDEN, help="units of the LSTMs")
+    add("--latent", type=integer(), default=study.LATENT, help="dimensions of z")
+    add("--word-dropout", type=probability, default=study.WORD_DROPOUT, help="share of words hidden from the decoder")
+    add("--annealing", choices=study.ANNEALINGS, default="linear", help="of the divergence's weight, from 0 to 1")
+    add("--annealing-epochs", type=integer(), default=study.ANNEALING_EPOCHS, help="how long")
+    add("--likelihood-samples", type=integer(), default=500, help="for the log-likelihood of a sentence")
+    add("--likelihood-sentences", type=integer(), default=500, help="how many have theirs estimated, at most")
+    experiment.add_common(add, "sentences", "sentences, parameters, order of data and noise")
+    add("--threads", type=integer(), default=1, help="torch's")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Run the command."""
+    corpus = study.corpus(args.data, args.seed, args.train_size, args.held_out_size, args.min_count, args.max_words)
+    setting = Setting(
+        seed=args.seed,
+        data=args.data,
+        checksum=corpus.checksum,
+        n_train=len(corpus.train),
+        n_held_out=len(corpus.held_out),
+        epochs=args.epochs,
+        hidden=args.hidden,
+        latent=args.latent,
+        word_dropout=args.word_dropout,
+        annealing=args.annealing,
+        annealing_epochs=args.annealing_epochs,
+        likelihood_sentences=args.likelihood_sentences,
+        likelihood_samples=args.likelihood_samples,
+    )
+    said = {
+        **{"vocabulary": len(corpus.vocabulary), "unknown": corpus.unknown, "left_out": corpus.left_out},
+        **{"min_count": args.min_count, "max_words": args.max_words},
+    }
+    jobs = [Job(name, args.seed) for name in dict.fromkeys(args.models)]
+    trained = STUDY.train_jobs(args.out, jobs, functools.partial(_train, setting=setting, corpus=corpus))
+    with experiment.threads(args.threads), runs.open_directory(args, **asdict(setting), corpus=said) as config:
+        STUDY.keep_results(args.out, config, trained)
+
+
+def _train(job: Job, state: State, path: Path, *, setting: Setting, corpus: Corpus) -> None:
+    bar = experiment.epoch_bar(job, state, setting.epochs, lambda record: f"{record['held_out']:.2f}")
+    with bar as progress:
+        train.train(job, setting, corpus, state, path, progress)
+
+
+STUDY = Study(
+    name="sentences",
+    help="an auto-encoder of sentences: what annealing and word dropout are worth to z",
+    arguments=arguments,
+    run=run,
+    state=State,
+    job=lambda key, config: Job(key, config["seed"]),
+    rows=lambda job, state, config: [report.row_of(job, state, Setting.of(config))],
+    tables=report.tables,
+    figures=lambda directory, jobs, rows: figures.draw(directory, jobs),
+)
