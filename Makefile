@@ -82,6 +82,7 @@ bench: $(VENV)/bench
 	$(BIN)/python benchmarks/sbi.py
 	$(BIN)/python benchmarks/hamiltonian.py --out benchmarks/results/flows
 	$(BIN)/python benchmarks/annealed.py --out benchmarks/results/flows
+	$(BIN)/python benchmarks/path_gradient.py
 
 lint: $(VENV)/lint
 	$(BIN)/ruff check .

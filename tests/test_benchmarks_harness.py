@@ -293,7 +293,18 @@ def test_cpu_holds_ours_and_rivals(name):
 
 
 @pytest.mark.parametrize(
-    "script", ["run", "accelerate", "annealed", "autoregressive", "hamiltonian", "sbi", "splines", "training_step"]
+    "script",
+    [
+        "run",
+        "accelerate",
+        "annealed",
+        "autoregressive",
+        "hamiltonian",
+        "path_gradient",
+        "sbi",
+        "splines",
+        "training_step",
+    ],
 )
 def test_scripts_hold_before_torch_is_imported(script):
     """The environment is set before the line that imports torch, or ``hold`` would raise."""
