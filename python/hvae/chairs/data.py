@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -48,6 +47,8 @@ class Gallery:
     def __init__(
         self, seed: int, n_chairs: int, n_azimuths: int, size: int, watch: Callable[[Iterable], Iterable] = iter
     ):
+        import numpy as np  # of the extra
+
         generator = np.random.default_rng(seed)
         self.size = size
         self.styles = [random_style(generator) for _ in range(n_chairs)]

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
+
 
 #: World units from the middle of a picture to its edge at zoom 1.
 REACH = 0.76
 #: The light comes over the viewer's left shoulder: right, up, towards the viewer.
-LIGHT = np.array([-0.4, 0.6, 1.0]) / math.sqrt(0.4**2 + 0.6**2 + 1.0)
+LIGHT = tuple(x / math.sqrt(0.4**2 + 0.6**2 + 1.0) for x in (-0.4, 0.6, 1.0))
 AMBIENT = 0.35
 
 
@@ -40,6 +42,8 @@ class View(NamedTuple):
 
 def camera(view: View) -> np.ndarray:
     """The picture's axes in the world, ``(3, 3)``: to the right, up, and towards the viewer."""
+    import numpy as np  # of the extra
+
     azimuth, elevation = math.radians(view.azimuth % 360), math.radians(view.elevation)
     right = [math.cos(azimuth), math.sin(azimuth), 0.0]
     towards = [math.sin(azimuth) * math.cos(elevation), -math.cos(azimuth) * math.cos(elevation), math.sin(elevation)]
@@ -59,6 +63,8 @@ def draw(boxes: Boxes, view: View, size: int, middle: tuple[float, float, float]
         size: pixels along a side.
         middle: the point of the world in the middle of the picture.
     """
+    import numpy as np  # of the extra
+
     axes = camera(view)
     pixel = 2 * REACH / (view.zoom * size)
     brightness, depth = np.zeros((size, size)), np.full((size, size), -np.inf)
@@ -92,5 +98,7 @@ def draw(boxes: Boxes, view: View, size: int, middle: tuple[float, float, float]
 
 def _axes(tilt: float) -> np.ndarray:
     """Of a box whose top leans away from the front, in rows."""
+    import numpy as np  # of the extra
+
     cosine, sine = math.cos(tilt), math.sin(tilt)
     return np.array([[1.0, 0.0, 0.0], [0.0, cosine, -sine], [0.0, sine, cosine]])

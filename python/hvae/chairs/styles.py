@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
+
 
 from hvae.chairs.render import Boxes, View, draw
 
@@ -56,6 +59,8 @@ def random_style(generator: np.random.Generator) -> Style:
 
 def boxes(style: Style) -> Boxes:
     """The chair's."""
+    import numpy as np  # of the extra
+
     parts: list[tuple[tuple[float, ...], tuple[float, ...], float, float]] = []
 
     def box(centre: tuple[float, ...], sides: tuple[float, ...], albedo: float = style.wood, tilt: float = 0.0) -> None:
@@ -116,4 +121,6 @@ def _back(style: Style, box) -> None:
 
 def picture(style: Style, view: View, size: int) -> np.ndarray:
     """Brightness ``(size, size)`` as uint8, 0 where there is no chair and nowhere else."""
+    import numpy as np  # of the extra
+
     return np.rint(draw(boxes(style), view, size, MIDDLE) * 255).astype(np.uint8)
