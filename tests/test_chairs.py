@@ -65,7 +65,8 @@ def test_from_above_the_depth_is_seen_and_the_top_is_another_face():
     edge = 0.15 * math.cos(elevation) - 0.2 * math.sin(elevation)  # of the top, in front
     top = (up > edge)[:, None] & (brightness > 0)
     above, ahead = (
-        np.array(LIGHT) @ axis for axis in ((0, math.cos(elevation), math.sin(elevation)), (0, -0.5, math.cos(elevation)))
+        np.array(LIGHT) @ axis
+        for axis in ((0, math.cos(elevation), math.sin(elevation)), (0, -0.5, math.cos(elevation)))
     )
     expected = np.where(top, AMBIENT + (1 - AMBIENT) * above, AMBIENT + (1 - AMBIENT) * ahead) * (brightness > 0)
     np.testing.assert_allclose(brightness, expected)
