@@ -7,7 +7,7 @@ import pytest
 import torch
 from hvae import cli, experiment, runs
 from hvae.densities import normal_divergence
-from hvae.energies import figures, models, study, targets, train
+from hvae.energies import figures, models, report, study, targets, train
 from hvae.energies.models import Density
 from hvae.energies.study import Job, Setting
 
@@ -262,3 +262,9 @@ def test_a_state_file_of_no_job_is_one_sentence(finished, tmp_path, capsys):
 def test_wrong_arguments(wrong, tmp_path):
     with pytest.raises(SystemExit):
         hvae(tmp_path, wrong)
+
+
+def test_a_divergence_that_is_not_finite_leaves_the_table():
+    row = {"method": "planar", "layers": 2, "energy": 1, "divergence": None, "divergence_error": None}
+    other = {**row, "energy": 2, "divergence": 0.25, "divergence_error": 0.01}
+    assert "0.2500 ± 0.0200" in report.divergences([row, other])

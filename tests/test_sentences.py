@@ -563,3 +563,9 @@ def test_rows_of_another_form_are_one_sentence(change, finished, tmp_path, capsy
     (tmp_path / "results.json").write_text(json.dumps(content))
     assert cli.main(["report", str(tmp_path)]) == 1
     assert f"{tmp_path / 'results.json'} is corrupt or not a file of this run" in capsys.readouterr().err
+
+
+def test_an_annealing_longer_than_the_training_is_refused(tmp_path, capsys):
+    command = ["sentences", "--epochs", "2", "--annealing-epochs", "3", "--train-size", "50", "--out", str(tmp_path)]
+    assert cli.main(command) != 0
+    assert "--annealing-epochs 3 is more than --epochs 2" in capsys.readouterr().err

@@ -46,6 +46,11 @@ def divergences(rows: list[Row]) -> str:
     lines = []
     for method, layers in dict.fromkeys((row["method"], row["layers"]) for row in rows):
         cells = [found.get((method, layers, energy)) for energy in ENERGIES]
-        texts = [row and f"{row['divergence']:.4f} ± {2 * row['divergence_error']:.4f}" for row in cells]
+        texts = [
+            f"{row['divergence']:.4f} ± {2 * row['divergence_error']:.4f}"
+            if row and None not in (row["divergence"], row["divergence_error"])
+            else None
+            for row in cells
+        ]
         lines.append([f"{NAMES[method]}, K = {layers}", *texts])
     return table(["flow", *(f"U{energy}" for energy in ENERGIES)], lines)

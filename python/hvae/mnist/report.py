@@ -24,7 +24,7 @@ NOTES = f"""Figures are means over images, in nats an image, with every constant
 - The *train* bound of a structured model is that of relaxed gates as long as they are learned; otherwise a gate is open
   or closed.
 - *seconds an epoch*: wall time, validation included, beside whatever else the machine did.
-- Structured models have five nodes of 16 dimensions, the others 64 dimensions.
+- Structured models have five nodes of 16 dimensions, the others 64 dimensions; 40 with a maxout network.
 """
 #: Of models, what is to be said of them where there are any.
 MORE_NOTES = {
@@ -32,10 +32,12 @@ MORE_NOTES = {
 - A maxout network has 40 latent dimensions, and two hidden layers of 400 units, each the largest of 4 linear maps, in
   the encoder and in the decoder. dlgm has a diagonal Gaussian posterior, which planar layers carry on whose parameters
   are the encoder's for each image (dlgm-planar), additive couplings of alternating halves (dlgm-nice), or leapfrog
-  steps with a learned model of the momentum's way back (hvi). All begin as dlgm does.
-- The printed bounds of dlgm, dlgm-planar, dlgm-nice and hvi are those of another setting: 500,000 updates of RMSprop at
-  1e-5 with 100 images each, the log joint annealed in the first 10,000. The *train* bound of a model is the annealed
-  objective as long as that lasts.
+  steps with a learned model of the momentum's way back (hvi). Layers
+  begin as the identity, leapfrog steps short.
+- Printed figures are of other settings, and stand beside runs of any network. Those of dlgm, dlgm-planar and dlgm-nice,
+  from memory: 500,000 updates of RMSprop at 1e-5 with 100 images each, the log joint annealed in the first 10,000.
+  Those of hvi are another paper's, of another network, and may be estimates of the log-likelihood. The *train* bound of
+  a model is the annealed objective as long as that lasts.
 """,
     BRIDGED: """\
 - uha carries a sample of the encoder's Gaussian along K bridges to the model's posterior, one leapfrog step each, with

@@ -11,6 +11,7 @@ from typing import Any
 
 from hvae import experiment, runs
 from hvae.experiment import Study, integer
+from hvae.runs import StudyError
 from hvae.sentences import figures, report, study, train
 from hvae.sentences.data import Corpus
 from hvae.sentences.study import METHODS, Job, Setting
@@ -37,7 +38,7 @@ def arguments(add: Callable[..., Any]) -> None:
     add("--latent", type=integer(), default=study.LATENT, help="dimensions of z")
     add("--word-dropout", type=probability, default=study.WORD_DROPOUT, help="share of words hidden from the decoder")
     add("--annealing", choices=study.ANNEALINGS, default="linear", help="of the divergence's weight, from 0 to 1")
-    add("--annealing-epochs", type=integer(), default=study.ANNEALING_EPOCHS, help="how long")
+    add("--annealing-epochs", type=integer(), help=f"how long; by default {study.ANNEALING_EPOCHS}, or --epochs")
     add("--likelihood-samples", type=integer(), default=500, help="for the log-likelihood of a sentence")
     add("--likelihood-sentences", type=integer(), default=500, help="how many have theirs estimated, at most")
     experiment.add_common(add, "sentences", "sentences, parameters, order of data and noise")
@@ -58,10 +59,12 @@ def run(args: argparse.Namespace) -> None:
         latent=args.latent,
         word_dropout=args.word_dropout,
         annealing=args.annealing,
-        annealing_epochs=args.annealing_epochs,
+        annealing_epochs=args.annealing_epochs or min(study.ANNEALING_EPOCHS, args.epochs),
         likelihood_sentences=args.likelihood_sentences,
         likelihood_samples=args.likelihood_samples,
     )
+    if setting.annealing_epochs > setting.epochs:
+        raise StudyError(f"--annealing-epochs {setting.annealing_epochs} is more than --epochs {setting.epochs}")
     said = {
         **{"vocabulary": len(corpus.vocabulary), "unknown": corpus.unknown, "left_out": corpus.left_out},
         **{"min_count": args.min_count, "max_words": args.max_words},

@@ -38,7 +38,8 @@ many different sentences a line has."""
 LANGUAGE = "*In the language* are sentences that the grammar can make, every word of them."
 KEPT = """\
 In what share of the sentences rebuilt from the mean of q a property is that of the original. Where q is the prior, z
-knows nothing, and a share is that of the one sentence that the decoder then always says."""
+knows nothing, and a share is that of the one sentence that the decoder then always says. A sentence that the grammar
+cannot make counts as keeping nothing: where few rebuilt ones are in the language, these shares say little of z."""
 
 
 def row_of(job: Job, state: State, setting: Setting) -> Row:
