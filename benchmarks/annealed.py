@@ -221,13 +221,9 @@ def agree(decoder: str, rivals: list[str]) -> None:
         dtype, budget = (torch.float32, 1e-3) if "JAX" in name else (torch.float64, 1e-8)
         problem = Problem(decoder, 8, 3, dtype)
         exact = torch.cat([x.flatten() for x in problem.gradients(problem.formula)])
-        found = torch.cat([torch.tensor(_numbers(x)).flatten() for x in RIVALS[name](problem, decoder)()])
+        found = torch.cat([torch.tensor(x.tolist(), dtype=dtype).flatten() for x in RIVALS[name](problem, decoder)()])
         error = testing.relative_error(found, exact)
         assert error < budget, f"{name}: gradients are off by {error:.2g}"
-
-
-def _numbers(x: object) -> object:
-    return x.detach().numpy() if isinstance(x, Tensor) else __import__("numpy").asarray(x)
 
 
 def in_a_fresh_process(decoder: str, batch: int, bridges: int, rival: str) -> dict[str, object]:

@@ -10,7 +10,7 @@ from torch import nn
 
 import hvae_kernels as hk
 from hvae_kernels.nn import AnnealedHamiltonianFlow, GaussianPotential
-from hvae_kernels.ops.annealed_leapfrog import annealed_leapfrog_update, reference
+from hvae_kernels.ops.annealed_leapfrog import annealed_leapfrog_update, autograd, reference
 
 B, D = 5, 3
 KINDS = [(1, 1, 0.9, None), (4, 1, 0.9, None), (3, 3, 0.5, None), (3, 2, 0.0, None), (4, 2, 0.7, 6)]
@@ -432,9 +432,20 @@ def test_tensors_made_from_one_another_count_once():
     torch.testing.assert_close(results["states"], results["store"])
 
 
-def test_the_choice_of_implementation_reaches_the_updates():
+def test_the_choice_of_implementation_reaches_the_updates(monkeypatch):
     problem = Problem()
     flow, z, noise = flow_of(2, 1, 0.7, None, "states")
-    with hk.use_impl("reference"):
-        theirs = flow(z, noise, problem.potential, problem.base())
-    torch.testing.assert_close(flow(z, noise, problem.potential, problem.base()), theirs)
+    called = []
+
+    def recorded(implementation, *inputs):
+        called.append(implementation)
+        return call(implementation, *inputs)
+
+    call = autograd.call
+    monkeypatch.setattr(autograd, "call", recorded)
+    for implementation, expected in (("cpp", {"cpp"}), ("reference", set())):
+        called.clear()
+        with hk.use_impl(implementation):
+            _, log_weight = flow(z, noise, problem.potential, problem.base())
+        log_weight.sum().backward()  # outside of the block: the backward pass keeps to the choice
+        assert set(called) == expected

@@ -139,7 +139,7 @@ class AnnealedImportanceSampling(nn.Module):
         Returns:
             ``(z_M, log_weight)``, ``(..., d)`` and, in double, ``(...)``.
         """
-        point, _, log_weight = self._run(z, potential, base_potential, generator, range(self.n_bridges))
+        point, _, log_weight = self._run(z, potential, base_potential, generator)
         return point.z, log_weight
 
     @torch.no_grad()
@@ -150,7 +150,7 @@ class AnnealedImportanceSampling(nn.Module):
 
         Arguments and shapes as of :meth:`forward`.
         """
-        point, _, log_weight = self._run(z, potential, base_potential, generator, reversed(range(self.n_bridges)))
+        point, _, log_weight = self._run(z, potential, base_potential, generator, backwards=True)
         return point.z, log_weight
 
     @torch.no_grad()
@@ -162,7 +162,7 @@ class AnnealedImportanceSampling(nn.Module):
         Each bridge's begins at the one before it, and changes by 5 % as fewer or more than 65 % of the proposals are
         accepted. Bounds hold for any step sizes that are fixed before: do not use these chains' weights.
         """
-        _, acceptance, _ = self._run(z, potential, base_potential, generator, range(self.n_bridges), tune=True)
+        _, acceptance, _ = self._run(z, potential, base_potential, generator, tune=True)
         return acceptance
 
     def _run(
@@ -171,12 +171,13 @@ class AnnealedImportanceSampling(nn.Module):
         potential: Potential,
         base_potential: Potential,
         generator: torch.Generator | None,
-        bridges: Any,
+        *,
+        backwards: bool = False,
         tune: bool = False,
     ) -> tuple[_Point, float, Tensor]:
         self._check(z, potential, base_potential, generator)
-        bridges, potentials = list(bridges), (base_potential, potential)
-        backwards = bridges[0] > bridges[-1]
+        potentials = base_potential, potential
+        bridges = range(self.n_bridges)[:: -1 if backwards else 1]
         point = _point(z.detach(), *potentials)
         last, log_weight, total = 0.0, torch.zeros(z.shape[:-1], dtype=torch.float64, device=z.device), 0.0
         increments, betas = self.betas.double().diff(), self.betas.to(z)

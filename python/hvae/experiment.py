@@ -12,12 +12,13 @@ import hashlib
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import torch
+from torch import Tensor
 
 from hvae import runs
 from hvae.runs import Row
@@ -38,6 +39,37 @@ class Job(Protocol):
     @property
     def order(self) -> tuple[Any, ...]:
         """Where the job stands in tables."""
+
+
+@dataclass(frozen=True)
+class NamedJob:
+    """A job that is one of a study's ``methods``, which stand in the order of its tables."""
+
+    methods: ClassVar[Mapping[str, Any]] = {}
+    name: str
+    seed: int
+
+    def __post_init__(self):
+        if self.name not in self.methods:
+            raise ValueError(f"no job is named {self.name}")
+
+    @property
+    def key(self) -> str:
+        """The name of the job and of its files."""
+        return self.name
+
+    @property
+    def order(self) -> tuple[int]:
+        """Where the job stands in tables."""
+        return (list(self.methods).index(self.name),)
+
+    def generator(self, *purpose: object) -> torch.Generator:
+        """A stream of random numbers for each purpose, the same for all jobs."""
+        return generator(self.seed, *purpose)
+
+    def noise(self, shape: tuple[int, ...], *purpose: object) -> Tensor:
+        """Standard normals of the job's own."""
+        return torch.randn(shape, generator=self.generator(self.key, *purpose))
 
 
 @dataclass(frozen=True)
@@ -251,6 +283,14 @@ def generator(*purpose: object) -> torch.Generator:
     """A stream of random numbers for each purpose (a seed, a job, an epoch...), so that a run can go on anywhere."""
     digest = hashlib.blake2b(" ".join(map(str, purpose)).encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
+
+
+@contextlib.contextmanager
+def drawing_from(generator: torch.Generator) -> Iterator[None]:
+    """What draws from torch's own stream, as layers do their first parameters, draws from this one."""
+    with torch.random.fork_rng(devices=[]):
+        torch.set_rng_state(generator.get_state())
+        yield
 
 
 @contextlib.contextmanager

@@ -23,8 +23,6 @@ FLOW = "AnnealedHamiltonianFlow"
 Tensors = tuple[Tensor, ...]
 #: In the order of a run's fields.
 ARGUMENTS = ("base_potential", "potential")
-MEMORY = ("states", "store", "reversible")
-GRADIENT = ("full", "detached")
 
 
 def annealed_leapfrog_update(

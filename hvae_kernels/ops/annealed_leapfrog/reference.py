@@ -67,9 +67,7 @@ def increment(
     rho: Tensor, base_grad: Tensor, grad: Tensor, noise: Tensor, kicks: Tensor, mixing: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``(z' - z, rho', log_weight)``: all that derivatives are about, as ``z`` only ever passes through."""
-    ended, refreshed = middle(rho, base_grad, grad, noise, kicks, mixing)
-    begun = refreshed - kicks[2] * base_grad - kicks[3] * grad
-    return kicks[4] * begun, begun, ((refreshed - ended) * (refreshed + ended)).sum(-1) / 2
+    return begin(*middle(rho, base_grad, grad, noise, kicks, mixing), base_grad, grad, kicks)
 
 
 def middle(
@@ -78,6 +76,14 @@ def middle(
     """Momenta at a point: where the step before it ends, and where the next one begins, refreshed."""
     ended = rho - kicks[0] * base_grad - kicks[1] * grad
     return ended, mixing[0] * ended + mixing[1] * noise
+
+
+def begin(
+    ended: Tensor, refreshed: Tensor, base_grad: Tensor, grad: Tensor, kicks: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """:func:`increment` from what :func:`middle` returns."""
+    begun = refreshed - kicks[2] * base_grad - kicks[3] * grad
+    return kicks[4] * begun, begun, ((refreshed - ended) * (refreshed + ended)).sum(-1) / 2
 
 
 def tables(

@@ -78,8 +78,8 @@ class Run:
             if self.implementation == "reference":
                 return reference.annealed_leapfrog_update(z, rho, *gradients, noise, kicks, mixing)
             return autograd.call(self.implementation, z, rho, *gradients, noise, kicks, mixing)
-        shift, begun, part = reference.increment(rho, *gradients, noise, kicks, mixing)
         middle = reference.middle(rho, *gradients, noise, kicks, mixing)
+        shift, begun, part = reference.begin(*middle, *gradients, kicks)
         eta, sigma = mixing.unbind()
         beta = betas[point // self.leapfrog_steps]
         return z + shift, begun, part + reference.score_terms(z, *middle, self.score, beta, eta, sigma.square())

@@ -6,9 +6,6 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from hvae import experiment
 from hvae.chairs.data import Gallery
 from hvae.chairs.models import Generator
@@ -43,41 +40,17 @@ class Setting(experiment.Setting):
 
 
 @dataclass(frozen=True)
-class Job:
+class Job(experiment.NamedJob):
     """A model of one kind."""
 
-    name: str
-    seed: int
-
-    def __post_init__(self):
-        if self.name not in METHODS:
-            raise ValueError(f"no job is named {self.name}")
-
-    @property
-    def key(self) -> str:
-        """The name of the job and of its files."""
-        return self.name
+    methods = METHODS
 
     @property
     def label(self) -> str:
         """Its name in tables and figures."""
         return METHODS[self.name]
 
-    @property
-    def order(self) -> tuple[int]:
-        """Where the job stands in tables."""
-        return (list(METHODS).index(self.name),)
-
-    def generator(self, *purpose: object) -> torch.Generator:
-        """A stream of random numbers for each purpose."""
-        return experiment.generator(self.seed, *purpose)
-
-    def noise(self, shape: tuple[int, ...], *purpose: object) -> Tensor:
-        """Standard normals of the job's own."""
-        return torch.randn(shape, generator=self.generator(self.key, *purpose))
-
     def model(self, setting: Setting) -> Generator:
         """At its first parameters."""
-        with torch.random.fork_rng(devices=[]):
-            torch.set_rng_state(self.generator("parameters").get_state())
+        with experiment.drawing_from(self.generator("parameters")):
             return Generator(setting.n_chairs, setting.size, setting.latent, self.name == "gaussian")

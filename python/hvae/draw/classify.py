@@ -111,8 +111,7 @@ class Job:
 
     def model(self, setting: Setting) -> nn.Module:
         """At its first parameters."""
-        with torch.random.fork_rng(devices=[]):
-            torch.set_rng_state(setting.generator("parameters").get_state())
+        with experiment.drawing_from(setting.generator("parameters")):
             return Reader(self.glimpses, setting.side) if self.glimpses else Convolutional(setting.side)
 
 

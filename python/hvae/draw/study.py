@@ -88,6 +88,5 @@ class Job:
     def model(self, images: Tensor) -> Draw:
         """At its first parameters, the canvas at the logits of how often the pixels of training images are on."""
         rates = (images.double().sum(0) + 1) / (len(images) + 2)
-        with torch.random.fork_rng(devices=[]):
-            torch.set_rng_state(self.generator("parameters").get_state())
+        with experiment.drawing_from(self.generator("parameters")):
             return Draw(self.steps, self.attention, canvas=rates.logit().float())

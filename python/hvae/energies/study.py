@@ -84,6 +84,5 @@ class Job:
 
     def model(self) -> Density:
         """At its first parameters."""
-        with torch.random.fork_rng(devices=[]):
-            torch.set_rng_state(self.generator("parameters").get_state())
+        with experiment.drawing_from(self.generator("parameters")):
             return Density(self.flow, self.layers)

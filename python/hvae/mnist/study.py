@@ -234,8 +234,7 @@ class Job:
             digits: intensities of training digits, the first of which are the first pseudo-inputs.
             leapfrog: ``memory`` and ``compile``.
         """
-        with torch.random.fork_rng(devices=[]):
-            torch.set_rng_state(setting.generator("parameters").get_state())
+        with experiment.drawing_from(setting.generator("parameters")):
             if self.model == "helmholtz":
                 return Helmholtz(self.units)
             return self._structured(setting) if self.model in STRUCTURED else self._flat(setting, digits, **leapfrog)

@@ -77,8 +77,7 @@ class Job:
 
     def model(self, points: Points) -> models.VAE:
         """The auto-encoder at its first parameters, its networks the same for all priors."""
-        with torch.random.fork_rng(devices=[]):
-            torch.set_rng_state(self.generator("parameters").get_state())
+        with experiment.drawing_from(self.generator("parameters")):
             encoder, decoder = models.network(2 * models.LATENT), models.network(2)
         return models.VAE(encoder, decoder, self._prior(points))
 

@@ -91,38 +91,15 @@ def corpus(source: str, seed: int, n_train: int, n_held_out: int, min_count: int
 
 
 @dataclass(frozen=True)
-class Job:
+class Job(experiment.NamedJob):
     """A model of one kind."""
 
-    name: str
-    seed: int
-
-    def __post_init__(self):
-        if self.name not in METHODS:
-            raise ValueError(f"no job is named {self.name}")
-
-    @property
-    def key(self) -> str:
-        """The name of the job and of its files."""
-        return self.name
+    methods = METHODS
 
     @property
     def method(self) -> Method:
         """Its kind."""
         return METHODS[self.name]
-
-    @property
-    def order(self) -> tuple[int]:
-        """Where the job stands in tables."""
-        return (list(METHODS).index(self.name),)
-
-    def generator(self, *purpose: object) -> torch.Generator:
-        """A stream of random numbers for each purpose."""
-        return experiment.generator(self.seed, *purpose)
-
-    def noise(self, shape: tuple[int, ...], *purpose: object) -> Tensor:
-        """Standard normals of the job's own."""
-        return torch.randn(shape, generator=self.generator(self.key, *purpose))
 
     def dropped(self, batch: Batch, setting: Setting, *purpose: object) -> Tensor | None:
         """The words that the decoder is not to see in a step of training."""
@@ -133,6 +110,5 @@ class Job:
     def model(self, corpus: Corpus, setting: Setting) -> SentenceModel:
         """At its first parameters."""
         latent = setting.latent if self.method.latent else 0
-        with torch.random.fork_rng(devices=[]):
-            torch.set_rng_state(self.generator("parameters").get_state())
+        with experiment.drawing_from(self.generator("parameters")):
             return SentenceModel(len(corpus.vocabulary), latent, EMBEDDING, setting.hidden, self.method.inputless)
