@@ -34,15 +34,16 @@ def assert_like_reference(spec, case):
 
 @each_set
 # rows of whole cache lines, of half of one, of no whole vector, and short ones that share a line
-@pytest.mark.parametrize("shape", [(2049, 512), (1051, 1000), (1051, 1003), (52_500, 20)])
-def test_leapfrog_whose_results_go_past_the_caches(cpu_set, shape):
+@pytest.mark.parametrize("shape", [(3601, 512), (1851, 1000), (1851, 1003), (92_500, 20)])
+@pytest.mark.parametrize("op", ["gaussian_leapfrog", "leapfrog_update"])
+def test_steps_whose_results_go_past_the_caches(cpu_set, op, shape):
     with hk.use_cpu(cpu_set):
-        assert_like_reference(SPECS["gaussian_leapfrog"], {"shape": shape})
+        assert_like_reference(SPECS[op], {"shape": shape})
 
 
 @each_set
 # blocks of 64 rows, and of 16 where rows are long
-@pytest.mark.parametrize("shape", [(2113, 1001), (49, 50_003)])
+@pytest.mark.parametrize("shape", [(3701, 1001), (75, 50_003)])
 def test_planar_layers_whose_results_go_past_the_caches(cpu_set, shape):
     case = {"shape": shape, "constrain": True}
     with hk.use_cpu(cpu_set):

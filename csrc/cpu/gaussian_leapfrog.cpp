@@ -161,7 +161,8 @@ void forward(const Problem& p, const Tensor& z, const Tensor& rho, const Tensor&
   const T *z_in = data<T>(z), *rho_in = data<T>(rho);
   T *z_to = written<T>(z_out), *rho_to = written<T>(rho_out);
   const auto aligned = [&](auto address) { return reinterpret_cast<uintptr_t>(address) % 64 == 0; };
-  const bool past_caches = streams(2 * z.numel() * sizeof(T)) && aligned(z_to) && aligned(rho_to) &&
+  const int64_t bytes = z.numel() * sizeof(T);
+  const bool past_caches = streams(2 * bytes, 2 * bytes) && aligned(z_to) && aligned(rho_to) &&
                            aligned(p.rows * p.shape.features * sizeof(T)) && aligned(tiling.width * sizeof(T));
   torch::stable::parallel_for(0, p.replicas * tiling.chunks, tiling.grain(), [&](int64_t begin, int64_t end) {
     for (int64_t item = begin; item < end; ++item) {
@@ -189,7 +190,8 @@ void backward(const Problem& p, const MaybeTensor& grad_z, const MaybeTensor& gr
   const T *gz = data<T>(grad_z), *gr = data<T>(grad_rho), *zs = data<T>(z), *rs = data<T>(rho);
   T *dz = written<T>(d_state[0]), *dr = written<T>(d_state[1]);
   Buffer<double> sums(p.replicas * Backward<T>::kSums * d);
-  const bool past_caches = dz && streams(2 * z.numel() * sizeof(T));
+  const int64_t bytes = z.numel() * sizeof(T);
+  const bool past_caches = dz && streams(2 * bytes, 4 * bytes);
   reduce_rows<T>(
       tiling, Backward<T>::kSums, 2, sums.data(),
       [&](int64_t r, int64_t first, int64_t n, int64_t width, T* scratch, T* acc, double* into) {

@@ -61,12 +61,16 @@ void forward(const Tiling& tiling, const Tensor& z, const Tensor& rho, const Ten
   const Coefficients<T> c = tiled.get();
   const T *z_in = data<T>(z), *rho_in = data<T>(rho), *grad_in = data<T>(grad);
   T *z_to = written<T>(z_out), *rho_to = written<T>(rho_out);
+  const int64_t bytes = z.numel() * sizeof(T);
+  const bool past_caches = streams(2 * bytes, 3 * bytes);
   torch::stable::parallel_for(0, tiling.chunks, tiling.grain(), [&](int64_t begin, int64_t end) {
+    Buffer<T> scratch(past_caches ? 2 * tiling.width : 0);
     for (int64_t item = begin; item < end; ++item)
       tiling.rows_of(item, [&](int64_t first, int64_t n, int64_t width) {
         const int64_t at = first * tiling.width;
         run(Forward<T>{.rows = n, .width = width, .c = c, .z = z_in + at, .rho = rho_in + at, .grad = grad_in + at,
-                       .z_out = z_to + at, .rho_out = rho_to + at});
+                       .z_out = z_to + at, .rho_out = rho_to + at,
+                       .scratch = past_caches ? scratch.data() : nullptr});
       });
   });
 }

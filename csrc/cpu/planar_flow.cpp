@@ -160,7 +160,8 @@ void forward(const Blocks& blocks, bool constrain, const Tensor& z, const Tensor
   const int64_t d = blocks.features, width = layers.width, count = blocks.layers;
   const T *from = data<T>(z), *biases = data<T>(b);
   T *to = written<T>(output), *logs = written<T>(log_det), *hs = written<T>(h), *slopes = written<T>(slope);
-  const bool past_caches = streams(z.numel() * sizeof(T));
+  const int64_t bytes = z.numel() * sizeof(T);
+  const bool past_caches = streams(bytes, bytes);
   blocks.run<ForwardWork<T>>([&](const ForwardWork<T>& work, const Block& block) {
     const int64_t n = block.rows;
     T* rows = work.rows.data();
@@ -256,7 +257,8 @@ void backward(const Blocks& blocks, bool constrain, const MaybeTensor& grad, con
   const T *from = data<T>(z), *hs = data<T>(h), *slopes = data<T>(slope);
   T* to = written<T>(d_z);
   const ChunkSums sums(blocks, width, d_layers);
-  const bool past_caches = streams(z.numel() * sizeof(T));
+  const int64_t bytes = z.numel() * sizeof(T);
+  const bool past_caches = streams(bytes, (gs ? 1 : 0) * bytes + (d_layers ? 1 : 0) * bytes);
   blocks.run<BackwardWork<T>>([&](const BackwardWork<T>& work, const Block& block) {
     const int64_t n = block.rows, chunk = block.chunk;
     T *rows = work.rows.data(), *grads = work.grads.data(), *factors = work.factors.data();

@@ -18,26 +18,35 @@ struct Coefficients {
 // Column sums: the terms of decay's derivative, of minus kick's and of drift's.
 constexpr int64_t kSums = 3;
 
+// `scratch` [2][width] where results go past the caches, otherwise null.
 template <class T>
 struct Forward {
   int64_t rows, width;
   Coefficients<T> c;
   const T *z, *rho, *grad;
-  T *z_out, *rho_out;
+  T *z_out, *rho_out, *scratch;
 
-  HK_INLINE void operator()(auto) const {
+  template <class Set>
+  HK_INLINE void operator()(Set) const {
+    const bool past_caches = scratch && Set::kStreams;
     const T *__restrict kick = c.kick, *__restrict drift = c.drift;
     const T *__restrict zi = z, *__restrict ri = rho, *__restrict gi = grad;
-    T *__restrict to_z = z_out, *__restrict to_rho = rho_out;
-    for (int64_t row = 0; row < rows; ++row) {
+    for (int64_t at = 0; at < rows * width; at += width) {
+      T* __restrict to_z = past_caches ? scratch : z_out + at;
+      T* __restrict to_rho = past_caches ? scratch + width : rho_out + at;
       HK_IVDEP
       for (int64_t j = 0; j < width; ++j) {
         const T r = c.decay * ri[j] - kick[j] * gi[j];
         to_rho[j] = r;
         to_z[j] = zi[j] + drift[j] * r;
       }
-      zi += width, ri += width, gi += width, to_z += width, to_rho += width;
+      if (past_caches) {
+        stream_row<Set>(width, to_z, z_out + at);
+        stream_row<Set>(width, to_rho, rho_out + at);
+      }
+      zi += width, ri += width, gi += width;
     }
+    if (past_caches) end_stores();
   }
 };
 

@@ -57,6 +57,7 @@ _TRAJECTORY = "hvae_kernels/ops/leapfrog_update/trajectory.py"
 
 MUTATIONS = (
     Mutation(_UPDATE, "to_z[j] = zi[j] + drift[j] * r;", "to_z[j] = zi[j] + drift[j] * ri[j];", _UPDATE_CPP),
+    Mutation(_UPDATE, "stream_row<Set>(width, to_rho, rho_out + at);", "stream_row<Set>(width, to_z, rho_out + at);", "tests/test_cpu_sets.py -k past_the_caches"),
     Mutation(_UPDATE, "dg[j] = -kick[j] * w;", "dg[j] = kick[j] * w;", _UPDATE_CPP),
     Mutation(_UPDATE, "dr[j] = h.decay * w + c.decay * b;", "dr[j] = h.decay * w;", _UPDATE_CPP),
     Mutation(_UPDATE_TRITON, "_store(z_out, at, load(z, at, mask, DTYPE) + e * r, mask)", "_store(z_out, at, load(z, at, mask, DTYPE) - e * r, mask)", _UPDATE_TRITON_TESTS),
