@@ -137,6 +137,7 @@ def test_bad_input():
         ({"n_bridges": 0}, "n_bridges must be an integer of at least 1"),
         ({"init_step_size": 0.0}, "init_step_size must be positive"),
         ({"init_step_size": "small"}, "init_step_size must be a number"),
+        ({"init_step_size": math.inf}, "init_step_size must be finite"),
     ):
         with pytest.raises((TypeError, ValueError), match=f"AnnealedImportanceSampling: {message}"):
             AnnealedImportanceSampling(**{"features": D, "n_bridges": 2, **options})

@@ -359,6 +359,10 @@ def test_no_bridges_are_the_identity():
             {"betas": torch.tensor([0.5, 0.2])},
             "betas must be of shape .2,. with values in .*, the last one 1, got list",
         ),
+        ({"betas": torch.tensor([math.nan, 1.0])}, "betas must be of shape .2,. with values in .*, got list .nan, 1"),
+        ({"max_step_size": math.inf}, "max_step_size must be finite, got float inf"),
+        ({"init_step_size": math.nan}, "init_step_size must be finite"),
+        ({"refreshment": math.nan}, "refreshment must be finite"),
         ({"betas": torch.tensor([1.0])}, "betas must be of shape"),
     ],
 )

@@ -143,7 +143,7 @@ class AnnealedHamiltonianFlow(nn.Module):
             ("max_step_size", max_step_size),
             ("init_step_size", init_step_size),
         ):
-            _checks.real(NAME, name, value)
+            _checks.finite_real(NAME, name, value)
         if not 0 <= refreshment < 1:
             raise _checks.value_error(NAME, "refreshment", "in [0, 1)", refreshment)
         if not 0 < init_step_size < max_step_size:
@@ -190,7 +190,7 @@ class AnnealedHamiltonianFlow(nn.Module):
         if betas.shape != (self.n_bridges,) or betas.is_meta:
             raise _checks.value_error(NAME, "betas", expected, betas)
         values = betas.tolist()
-        if values and (min(values) < 0 or sorted(values) != values or values[-1] != 1):
+        if values and not (all(0 <= x <= 1 for x in values) and sorted(values) == values and values[-1] == 1):
             raise _checks.value_error(NAME, "betas", expected, values)
         return values
 

@@ -109,7 +109,7 @@ class AnnealedImportanceSampling(nn.Module):
         _checks.integer(NAME, "features", features, 1)
         _checks.integer(NAME, "n_bridges", n_bridges, 1)
         _checks.integer(NAME, "leapfrog_steps", leapfrog_steps, 1)
-        _checks.real(NAME, "init_step_size", init_step_size)
+        _checks.finite_real(NAME, "init_step_size", init_step_size)
         if not init_step_size > 0:
             raise _checks.value_error(NAME, "init_step_size", "positive", init_step_size)
         self.features, self.n_bridges, self.leapfrog_steps = features, n_bridges, leapfrog_steps
