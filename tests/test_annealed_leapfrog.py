@@ -3,12 +3,14 @@
 import itertools
 import math
 import weakref
+from unittest import mock
 
 import pytest
 import torch
 from torch import nn
 
 import hvae_kernels as hk
+from hvae_kernels import functional, testing
 from hvae_kernels.nn import AnnealedHamiltonianFlow, GaussianPotential
 from hvae_kernels.ops.annealed_leapfrog import annealed_leapfrog_update, autograd, reference
 
@@ -123,12 +125,34 @@ def test_gaussian_potentials_take_the_fused_path():
     precision, loc = torch.tensor([4.0, 1.0, 0.5]).double(), torch.tensor([1.0, 0.0, -2.0]).double()
     potential = GaussianPotential(nn.Parameter(precision), nn.Parameter(loc))
     base = GaussianPotential(torch.ones(D).double(), nn.Parameter(torch.zeros(D).double()))
-    for kind in KINDS[:4]:
-        flow, z, noise = flow_of(*kind, "states")
+    for kind, gradient in itertools.product(KINDS[:4], ("full", "detached")):
+        flow, z, noise = flow_of(*kind, "states", gradient=gradient)
         leaves = [z, noise, *flow.parameters(), *potential.parameters(), base.loc]
-        ours, theirs = flow(z, noise, potential, base), plain(flow, z, noise, potential, base)
+        with mock.patch.object(functional, "gaussian_leapfrog", wraps=functional.gaussian_leapfrog) as fused:
+            ours = flow(z, noise, potential, base)
+        assert fused.call_count == (kind[0] if gradient == "full" else 0)
+        theirs = plain(flow, z, noise, potential, base)
         torch.testing.assert_close(ours, theirs)
         torch.testing.assert_close(gradients_of(ours, leaves), gradients_of(theirs, leaves))
+
+
+def test_gaussian_potentials_that_do_not_fit():
+    flow, z, noise = AnnealedHamiltonianFlow(D, 2), torch.randn(B, D), torch.randn(3, B, D)
+    good = GaussianPotential(torch.ones(D), torch.zeros(D))
+    for features in (1, D + 2):
+        bad = GaussianPotential(torch.ones(features), torch.zeros(features))
+        with pytest.raises(
+            ValueError, match=r"Flow: base_potential must be a GaussianPotential with loc of shape .3,."
+        ):
+            flow(z, noise, good, bad)
+        with pytest.raises(ValueError, match="Flow: potential must be a GaussianPotential with loc of shape"):
+            flow(z, noise, bad, good)
+    with pytest.raises(TypeError, match="Flow: base_potential must have the dtype of z"):
+        flow(z, noise, good, GaussianPotential(torch.ones(D).double(), torch.zeros(D).double()))
+    with pytest.raises(ValueError, match="Flow: potential must be on the device of z, cpu"):
+        flow(z, noise, GaussianPotential(torch.ones(D, device="meta"), torch.zeros(D, device="meta")), good)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(flow(z.bfloat16(), noise, good, good), flow(z.bfloat16().float(), noise, good, good))
 
 
 @pytest.mark.parametrize("how", ["compiled", "vmap", "functional"])
