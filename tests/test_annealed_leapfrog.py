@@ -561,6 +561,35 @@ def test_a_score_in_single_precision(memory):
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
 
 
+# ---- What cannot be rebuilt ----
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("gradient", ["full", "detached"])
+def test_momenta_that_do_not_come_back_are_refused(gradient, dtype):
+    """Each bridge divides by eta; where that is near 1 the same number of bridges comes back."""
+    problem, results = Problem(dtype), []
+    for memory in ("states", "reversible"):
+        flow, z, noise = flow_of(40, 1, 0.3, None, memory, dtype, gradient=gradient, learn_refreshment=False)
+        _, log_weight = flow(z, noise, problem.potential, problem.base())
+        if memory == "reversible":
+            with pytest.raises(RuntimeError, match=r"AnnealedHamiltonianFlow: .* missed .*: use memory='states'"):
+                log_weight.sum().backward()
+        else:
+            log_weight.sum().backward()
+        flow, z, noise = flow_of(64, 1, 0.9, None, memory, dtype, gradient=gradient, learn_refreshment=False)
+        ours = flow(z, noise, problem.potential, problem.base())
+        results.append(gradients_of(ours, [z, noise, *problem.leaves, *flow.parameters()]))
+    exactness = {"rtol": 1e-9, "atol": 1e-9} if dtype == torch.float64 else {"rtol": 1e-3, "atol": 1e-4}
+    torch.testing.assert_close(*results, **exactness)
+
+
+def test_momenta_that_were_never_finite_are_not_blamed_on_the_way_back():
+    flow, z, noise = flow_of(2, 1, 0.7, None, "reversible")
+    _, log_weight = flow(z, noise, lambda z: z.square().sum(-1) * math.inf, lambda z: z.square().sum(-1))
+    log_weight.sum().backward()
+
+
 @pytest.mark.parametrize("memory", RECOMPUTED)
 @pytest.mark.parametrize("argument", ["potential", "base_potential"])
 def test_errors_of_the_backward_pass_name_the_potential(argument, memory):

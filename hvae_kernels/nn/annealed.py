@@ -248,7 +248,10 @@ class AnnealedHamiltonianFlow(nn.Module):
         Raises:
             TypeError: an argument is nothing of its kind.
             ValueError: shapes or devices do not fit; a potential does not depend on ``z``, its energies do not fit, or
-                its gradient cannot be evaluated again, as :func:`functional.leapfrog` says.
+                its gradient cannot be evaluated again, as :func:`functional.leapfrog` says; of ``params`` one is made
+                from another.
+            RuntimeError: in the backward pass, as :func:`functional.leapfrog` says, of the score's tensors too; or,
+                looked at on the CPU, ``memory="reversible"`` did not come back to the first momenta.
         """
         _checks.features(NAME, "z", z, self.features)
         _checks.features(NAME, "noise", noise, self.features)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hvae_kernels import _checks
 from hvae_kernels.ops.annealed_leapfrog import autograd, reference
 from hvae_kernels.ops.annealed_leapfrog.reference import Score
 from hvae_kernels.ops.leapfrog.autograd import OnceDifferentiable, products, requiring
@@ -193,6 +194,7 @@ class _Sweep:
         self, states: list[tuple[Tensor, Tensor]], d_z: Tensor, d_rho: Tensor, d_total: Tensor
     ) -> list[Tensor | None]:
         """Gradients of ``z, noise, kicks, mixing, betas, *params``; ``states`` of all points, or the end alone."""
+        end = states[-1][1]
         after = states.pop() if self.run.reversible else None
         for point in reversed(range(len(self.kicks))):
             z = states[-1][0].detach() if after is None else after[0] - self.kicks[point, 4] * after[1]
@@ -207,6 +209,8 @@ class _Sweep:
                 for field, gradient in zip(self.run.fields, gradients, strict=True):
                     field.check(gradient, self.noise[0])
             d_z, d_rho = self._point(point, (z, rho), gradients, d_z, d_rho, d_total)
+        if after is not None:
+            self._check_start(after[1], end)
         if self.d_noise is not None:
             self.d_noise[0] += d_rho
         return [d_z, self.d_noise, self.d_kicks, self.d_mixing, self.d_betas, *self.d_params]
@@ -215,6 +219,18 @@ class _Sweep:
         kicks, (eta, sigma) = self.kicks[point], self.mixing[point].unbind()
         refreshed = rho + kicks[2] * base_grad + kicks[3] * grad
         return (refreshed - sigma * self._noise(point)) / eta + kicks[0] * base_grad + kicks[1] * grad
+
+    def _check_start(self, rho: Tensor, end: Tensor) -> None:
+        """Where the trajectory began is known of its momenta, whose errors grow the most."""
+        if not rho.numel() or not _checks.values_readable(rho):
+            return
+        first, tolerance = self.noise[0], max(field.tolerance for field in self.run.fields)
+        distance, size = (rho - first).abs().max().item(), first.abs().max().item()
+        if not distance <= tolerance * max(size, 1.0) and bool(end.isfinite().all()):
+            raise RuntimeError(
+                f"{FLOW}: rebuilding the trajectory missed its first momenta, of up to {size:.2g}, by {distance:.2g}, "
+                "as each bridge divides rounding errors by the refreshment: use memory='states'"
+            )
 
     def _noise(self, point: int) -> Tensor:
         return reference.noise_at(self.noise, point, self.run.leapfrog_steps, len(self.kicks))
