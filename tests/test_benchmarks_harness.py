@@ -98,7 +98,10 @@ def test_leapfrog_bytes_are_sixteen_and_twenty_four_an_element():
 
 
 def test_select_names_the_ops_there_are():
-    assert [row.name for row in registry.select("gaussian_leapfrog")] == ["gaussian_leapfrog", "dense_gaussian_leapfrog"]
+    assert [row.name for row in registry.select("gaussian_leapfrog")] == [
+        "gaussian_leapfrog",
+        "dense_gaussian_leapfrog",
+    ]
     assert [row.name for row in registry.select("dense")] == ["dense_gaussian_leapfrog"]
     assert registry.select(None) == list(registry.ROWS)
     with pytest.raises(ValueError, match="gaussian_leapfrog"):
