@@ -21,6 +21,7 @@ if str(ROOT) not in sys.path:
 
 from benchmarks import (  # noqa: E402
     accelerate,
+    annealed,
     autoregressive,
     breakdown,
     cpu,
@@ -409,6 +410,19 @@ def test_breakdown_adds_up_to_the_whole():
 
 def test_training_loops_find_the_same_bound():
     training_step.agree(dim=5, steps=3)
+
+
+def test_annealed_gradients_are_compared_block_by_block(monkeypatch):
+    """The last block is too small to show in a norm of all."""
+
+    def spoiled(problem, decoder):
+        *others, last = annealed.RIVALS["store"](problem, decoder)()
+        return lambda: (*others, (1 + 1e-6) * last)
+
+    monkeypatch.setitem(annealed.RIVALS, "spoiled", spoiled)
+    annealed.agree("mlp", ["store", "states", "reversible"])
+    with pytest.raises(AssertionError, match="spoiled: gradient 8 is off by 1e-06"):
+        annealed.agree("mlp", ["spoiled"])
 
 
 def test_gpu_check_is_valid_bash():
