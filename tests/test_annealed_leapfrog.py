@@ -13,6 +13,7 @@ import hvae_kernels as hk
 from hvae_kernels import functional, testing
 from hvae_kernels.nn import AnnealedHamiltonianFlow, GaussianPotential
 from hvae_kernels.ops.annealed_leapfrog import annealed_leapfrog_update, autograd, reference
+from hvae_kernels.ops.leapfrog import field
 
 B, D = 5, 3
 KINDS = [(1, 1, 0.9, None), (4, 1, 0.9, None), (3, 3, 0.5, None), (3, 2, 0.0, None), (4, 2, 0.7, 6)]
@@ -184,9 +185,12 @@ def test_without_gradients_and_in_inference_mode():
         torch.testing.assert_close(tuple(x.clone() for x in ours), tuple(x.detach() for x in expected))
 
 
-def test_autocast_leaves_the_state_alone():
+@memories
+@pytest.mark.parametrize("score_features", [None, 6])
+def test_autocast_leaves_the_state_alone(memory, score_features):
     problem = Problem(torch.float32)
-    flow, z, noise = flow_of(2, 1, 0.7, None, "states", torch.float32)
+    flow, z, noise = flow_of(2, 1, 0.7, score_features, memory, torch.float32)
+    z = z.detach().bfloat16().float().requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
         ours = flow(z.bfloat16(), noise, problem.potential, problem.base())
     assert [x.dtype for x in ours] == [torch.float32] * 2
@@ -461,12 +465,17 @@ def test_a_point_is_undone(implementation):
 
 @pytest.mark.parametrize("memory", RECOMPUTED)
 def test_compiled_gradient(memory):
+    """Of the potential, everywhere but at the first point going."""
     problem = Problem(torch.float32)
     flow, z, noise = flow_of(3, 1, 0.9, None, memory, torch.float32, compile=True)
     leaves = [z, *flow.parameters(), *problem.net.parameters()]
-    ours, theirs = (run(z, noise, problem.potential, problem.base()) for run in (flow, lambda *x: plain(flow, *x)))
+    with mock.patch.object(field, "_compiled_gradient", wraps=field._compiled_gradient) as compiled:
+        ours = flow(z, noise, problem.potential, problem.base())
+        gradients = gradients_of(ours, leaves)
+    assert compiled.call_count == 3 + 4
+    theirs = plain(flow, z, noise, problem.potential, problem.base())
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(gradients_of(ours, leaves), gradients_of(theirs, leaves), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(gradients, gradients_of(theirs, leaves), rtol=1e-3, atol=1e-4)
 
 
 def quadratic(locs, scale):
