@@ -538,10 +538,8 @@ def test_a_score_under_functional_call(shared, memory):
     for kept in ("store", memory):
         problem = Problem()
         flow, z, noise, scale, others = score_case(kept)
-        centre = scale if shared else 0.0
-        base = problem.base()
-        moved = lambda z, base=base, centre=centre: base(z - centre)  # noqa: E731
-        ours = torch.func.functional_call(flow, others, (z, noise, problem.potential, moved))
+        base = quadratic([scale], 0.5) if shared else problem.base()
+        ours = torch.func.functional_call(flow, others, (z, noise, problem.potential, base))
         leaves = [scale, z, *problem.leaves, *([] if shared else others.values())]
         results.append([*ours, *gradients_of(ours, leaves)])
     torch.testing.assert_close(*results, rtol=1e-8, atol=1e-10)

@@ -76,7 +76,6 @@ MUTATIONS = (
     Mutation(_REFERENCE, "((ended - eta * refreshed) * shift", "((ended - refreshed) * shift", f"{_FLOW} -k formulas"),
     Mutation(_TRAJECTORY, "beta = betas[point // self.leapfrog_steps]", "beta = betas[0]", f"{_FLOW} -k formulas"),
     Mutation(_TRAJECTORY, "self.score, beta, eta, sigma.square())", "self.score, beta, eta, sigma)", f"{_FLOW} -k formulas"),
-    Mutation(_TRAJECTORY, "self.score is None or point % self.leapfrog_steps or", "self.score is None or", f"{_FLOW} -k formulas"),
     Mutation(_TRAJECTORY, "self.fields[1].again(), score:", "self.fields[1].again():", f"{_FLOW} -k score"),
     Mutation(_TRAJECTORY, "for x in (z, rho, beta))).to(z.dtype)", "for x in (z, rho, beta)))", f"{_FLOW} -k squared"),
     Mutation(_TRAJECTORY, "self._check_start(after[1], end)", "pass", f"{_FLOW} -k come_back"),
