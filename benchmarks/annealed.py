@@ -220,10 +220,10 @@ def agree(decoder: str, rivals: list[str]) -> None:
     for name in rivals:
         dtype, budget = (torch.float32, 1e-3) if "JAX" in name else (torch.float64, 1e-8)
         problem = Problem(decoder, 8, 3, dtype)
-        exact = torch.cat([x.flatten() for x in problem.gradients(problem.formula)])
-        found = torch.cat([torch.tensor(x.tolist(), dtype=dtype).flatten() for x in RIVALS[name](problem, decoder)()])
-        error = testing.relative_error(found, exact)
-        assert error < budget, f"{name}: gradients are off by {error:.2g}"
+        exact, found = problem.gradients(problem.formula), RIVALS[name](problem, decoder)()
+        for block, (x, y) in enumerate(zip(found, exact, strict=True)):
+            error = testing.relative_error(torch.tensor(x.tolist(), dtype=dtype), y)
+            assert error < budget, f"{name}: gradient {block} is off by {error:.2g}"
 
 
 def in_a_fresh_process(decoder: str, batch: int, bridges: int, rival: str) -> dict[str, object]:
@@ -260,16 +260,23 @@ def drift() -> str:
             exact = Problem("mlp", 16, bridges, torch.float64, eta)
             problem = Problem("mlp", 16, bridges, torch.float32, eta)
             wide, narrow = exact.gradients(exact.formula), problem.gradients(problem.formula)
-            errors = [_error(narrow, wide)]
-            errors += [_error(problem.ours(memory)(), wide) for memory in ("states", "reversible")]
-            errors += [_error(exact.ours("reversible")(), wide)]
-            rows.append((bridges, eta, f"{eta**bridges:.1g}", *(f"{x:.2g}" for x in errors)))
+            errors = [_error(lambda narrow=narrow: narrow, wide)]
+            errors += [_error(problem.ours(memory), wide) for memory in ("states", "reversible")]
+            errors += [_error(exact.ours("reversible"), wide)]
+            rows.append((bridges, eta, f"{eta**bridges:.1g}", *errors))
     headers = ("M", "eta", "eta^M", "plain, float32", "states", "reversible", "reversible, float64")
     return results.table(headers, rows)
 
 
-def _error(found: tuple[Tensor, ...], exact: tuple[Tensor, ...]) -> float:
-    return testing.relative_error(*(torch.cat([x.double().flatten() for x in xs]) for xs in (found, exact)))
+def _error(call: Bound, exact: tuple[Tensor, ...]) -> str:
+    try:
+        found = call()
+    except RuntimeError as error:
+        if "rebuilding the trajectory missed" not in str(error):
+            raise
+        return "refused"
+    both = (torch.cat([x.double().flatten() for x in xs]) for xs in (found, exact))
+    return f"{testing.relative_error(*both):.2g}"
 
 
 def table(rows: list[dict[str, str]]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -102,6 +103,13 @@ def real(function: str, argument: str, value: float) -> None:
     """Require a number, not a tensor or a string."""
     if not isinstance(value, numbers.Real) or isinstance(value, bool):
         raise type_error(function, argument, "a number", value)
+
+
+def finite_real(function: str, argument: str, value: float) -> None:
+    """Require a number that is neither infinite nor NaN."""
+    real(function, argument, value)
+    if not math.isfinite(value):
+        raise value_error(function, argument, "finite", value)
 
 
 def one_of(function: str, argument: str, value: str, options: Sequence[str]) -> None:

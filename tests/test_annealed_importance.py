@@ -121,6 +121,22 @@ def test_gradients_are_counted_and_numbers_repeat():
     assert all(map(torch.equal, first, again))
 
 
+def test_inference_mode():
+    """A potential's own gradient is recorded all the same, and step sizes are tuned."""
+    model, z = LinearGaussian(), torch.randn(6, D, dtype=torch.float64)
+    found = []
+    for mode in (torch.enable_grad, torch.inference_mode):
+        chains = sampler(7)
+        with mode():
+            draws = torch.Generator().manual_seed(3)
+            acceptance = chains.tune(z * 1, model.potential, base, generator=draws)
+            forwards = chains(z * 1, model.potential, base, generator=draws)
+            backwards = chains.reverse(z * 1, model.potential, base, generator=draws)
+        found.append([x.clone() for x in (torch.tensor(acceptance), chains.step_size, *forwards, *backwards)])
+    assert all(map(torch.equal, *found))
+    assert found[0][1].unique().numel() > 1
+
+
 def test_an_energy_that_is_not_finite_is_refused_not_taken():
     def potential(z):
         return torch.where(z[..., 0] > 0.5, torch.nan, 0 * z[..., 0] + z.square().sum(-1) / 2)
@@ -137,6 +153,7 @@ def test_bad_input():
         ({"n_bridges": 0}, "n_bridges must be an integer of at least 1"),
         ({"init_step_size": 0.0}, "init_step_size must be positive"),
         ({"init_step_size": "small"}, "init_step_size must be a number"),
+        ({"init_step_size": math.inf}, "init_step_size must be finite"),
     ):
         with pytest.raises((TypeError, ValueError), match=f"AnnealedImportanceSampling: {message}"):
             AnnealedImportanceSampling(**{"features": D, "n_bridges": 2, **options})
@@ -145,6 +162,8 @@ def test_bad_input():
         ((z[:, :2], base, base), "z must be a tensor of shape"),
         ((z, None, base), "potential must be a function"),
         ((z, lambda z: z.square(), base), "potential must be a function with energies"),
+        ((z, lambda z: torch.ones(4), base), "potential must be a differentiable function of z"),
+        ((z, base, lambda z: torch.ones(4)), "base_potential must be a differentiable function of z"),
     ):
         with pytest.raises((TypeError, ValueError), match=f"AnnealedImportanceSampling: {message}"):
             chains(*arguments)

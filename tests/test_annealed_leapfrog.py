@@ -3,14 +3,17 @@
 import itertools
 import math
 import weakref
+from unittest import mock
 
 import pytest
 import torch
 from torch import nn
 
 import hvae_kernels as hk
+from hvae_kernels import functional, testing
 from hvae_kernels.nn import AnnealedHamiltonianFlow, GaussianPotential
 from hvae_kernels.ops.annealed_leapfrog import annealed_leapfrog_update, autograd, reference
+from hvae_kernels.ops.leapfrog import field
 
 B, D = 5, 3
 KINDS = [(1, 1, 0.9, None), (4, 1, 0.9, None), (3, 3, 0.5, None), (3, 2, 0.0, None), (4, 2, 0.7, 6)]
@@ -123,12 +126,34 @@ def test_gaussian_potentials_take_the_fused_path():
     precision, loc = torch.tensor([4.0, 1.0, 0.5]).double(), torch.tensor([1.0, 0.0, -2.0]).double()
     potential = GaussianPotential(nn.Parameter(precision), nn.Parameter(loc))
     base = GaussianPotential(torch.ones(D).double(), nn.Parameter(torch.zeros(D).double()))
-    for kind in KINDS[:4]:
-        flow, z, noise = flow_of(*kind, "states")
+    for kind, gradient in itertools.product(KINDS[:4], ("full", "detached")):
+        flow, z, noise = flow_of(*kind, "states", gradient=gradient)
         leaves = [z, noise, *flow.parameters(), *potential.parameters(), base.loc]
-        ours, theirs = flow(z, noise, potential, base), plain(flow, z, noise, potential, base)
+        with mock.patch.object(functional, "gaussian_leapfrog", wraps=functional.gaussian_leapfrog) as fused:
+            ours = flow(z, noise, potential, base)
+        assert fused.call_count == (kind[0] if gradient == "full" else 0)
+        theirs = plain(flow, z, noise, potential, base)
         torch.testing.assert_close(ours, theirs)
         torch.testing.assert_close(gradients_of(ours, leaves), gradients_of(theirs, leaves))
+
+
+def test_gaussian_potentials_that_do_not_fit():
+    flow, z, noise = AnnealedHamiltonianFlow(D, 2), torch.randn(B, D), torch.randn(3, B, D)
+    good = GaussianPotential(torch.ones(D), torch.zeros(D))
+    for features in (1, D + 2):
+        bad = GaussianPotential(torch.ones(features), torch.zeros(features))
+        with pytest.raises(
+            ValueError, match=r"Flow: base_potential must be a GaussianPotential with loc of shape .3,."
+        ):
+            flow(z, noise, good, bad)
+        with pytest.raises(ValueError, match="Flow: potential must be a GaussianPotential with loc of shape"):
+            flow(z, noise, bad, good)
+    with pytest.raises(TypeError, match="Flow: base_potential must have the dtype of z"):
+        flow(z, noise, good, GaussianPotential(torch.ones(D).double(), torch.zeros(D).double()))
+    with pytest.raises(ValueError, match="Flow: potential must be on the device of z, cpu"):
+        flow(z, noise, GaussianPotential(torch.ones(D, device="meta"), torch.zeros(D, device="meta")), good)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(flow(z.bfloat16(), noise, good, good), flow(z.bfloat16().float(), noise, good, good))
 
 
 @pytest.mark.parametrize("how", ["compiled", "vmap", "functional"])
@@ -160,13 +185,33 @@ def test_without_gradients_and_in_inference_mode():
         torch.testing.assert_close(tuple(x.clone() for x in ours), tuple(x.detach() for x in expected))
 
 
-def test_autocast_leaves_the_state_alone():
+@memories
+@pytest.mark.parametrize("score_features", [None, 6])
+def test_autocast_leaves_the_state_alone(memory, score_features):
     problem = Problem(torch.float32)
-    flow, z, noise = flow_of(2, 1, 0.7, None, "states", torch.float32)
+    flow, z, noise = flow_of(2, 1, 0.7, score_features, memory, torch.float32)
+    z = z.detach().bfloat16().float().requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
         ours = flow(z.bfloat16(), noise, problem.potential, problem.base())
     assert [x.dtype for x in ours] == [torch.float32] * 2
-    torch.testing.assert_close(ours, plain(flow, z, noise, problem.potential, problem.base()), rtol=0.1, atol=0.1)
+    theirs = plain(flow, z, noise, problem.potential, problem.base())
+    leaves = [z, noise, *problem.leaves, *flow.parameters(), *problem.net.parameters()]
+    found, expected = ((*x, *gradients_of(x, leaves)) for x in (ours, theirs))
+    assert {x.dtype for x in found} == {torch.float32}
+    assert max(testing.relative_error(a, b.double()) for a, b in zip(found, expected, strict=True)) < 0.1
+
+
+@memories
+def test_a_score_is_squared_in_the_precision_of_the_state(memory):
+    """Autocast hands it over in bfloat16, where the square of this one does not fit."""
+    flow = AnnealedHamiltonianFlow(D, 1, refreshment=0.6, score_features=2, memory=memory)
+    with torch.no_grad():
+        flow.score.network[-1].bias.fill_(1 + 2**-7)
+    z, noise = torch.zeros(B, D), torch.zeros(2, B, D)
+    plainly = flow(z, noise, lambda z: z.square().sum(-1), lambda z: z.square().sum(-1))
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = flow(z, noise, lambda z: z.square().sum(-1), lambda z: z.square().sum(-1))
+    torch.testing.assert_close(ours, plainly, rtol=1e-6, atol=0)
 
 
 # ---- What makes it a bound ----
@@ -359,6 +404,10 @@ def test_no_bridges_are_the_identity():
             {"betas": torch.tensor([0.5, 0.2])},
             "betas must be of shape .2,. with values in .*, the last one 1, got list",
         ),
+        ({"betas": torch.tensor([math.nan, 1.0])}, "betas must be of shape .2,. with values in .*, got list .nan, 1"),
+        ({"max_step_size": math.inf}, "max_step_size must be finite, got float inf"),
+        ({"init_step_size": math.nan}, "init_step_size must be finite"),
+        ({"refreshment": math.nan}, "refreshment must be finite"),
         ({"betas": torch.tensor([1.0])}, "betas must be of shape"),
     ],
 )
@@ -377,9 +426,12 @@ def test_bad_calls():
         ((z, noise, 3, good), "potential must be a function or a torch.nn.Module"),
         ((z, noise, good, lambda z: z.square()), "base_potential must be a function with energies"),
         ((z, noise, lambda z: torch.ones(B), good), "potential must be a differentiable function of z"),
+        ((z, noise, good, lambda z: torch.ones(B)), "base_potential must be a differentiable function of z"),
     ):
         with pytest.raises((TypeError, ValueError), match=f"AnnealedHamiltonianFlow: {message}"):
             flow(*arguments)
+    with pytest.raises(ValueError, match="AnnealedHamiltonianFlow: base_potential must be a function with energies"):
+        torch.func.grad(lambda z: flow(z, noise, good, lambda z: z.square())[1].sum())(z)
 
 
 def test_what_is_not_given_is_refused_and_what_is_random_too():
@@ -389,6 +441,8 @@ def test_what_is_not_given_is_refused_and_what_is_random_too():
         flow(z, noise, problem.potential, problem.base(), params=[problem.loc])
     with pytest.raises(ValueError, match="AnnealedHamiltonianFlow: potential draws random numbers"):
         flow(z, noise, lambda z: nn.functional.dropout(z).sum(-1), problem.base())
+    with pytest.raises(ValueError, match="AnnealedHamiltonianFlow: base_potential draws random numbers"):
+        flow(z, noise, problem.potential, lambda z: nn.functional.dropout(z).sum(-1))
 
 
 @pytest.mark.parametrize("implementation", ["cpp", "triton", "reference"])
@@ -411,25 +465,173 @@ def test_a_point_is_undone(implementation):
 
 @pytest.mark.parametrize("memory", RECOMPUTED)
 def test_compiled_gradient(memory):
+    """Of the potential, everywhere but at the first point going."""
     problem = Problem(torch.float32)
     flow, z, noise = flow_of(3, 1, 0.9, None, memory, torch.float32, compile=True)
     leaves = [z, *flow.parameters(), *problem.net.parameters()]
-    ours, theirs = (run(z, noise, problem.potential, problem.base()) for run in (flow, lambda *x: plain(flow, *x)))
+    with mock.patch.object(field, "_compiled_gradient", wraps=field._compiled_gradient) as compiled:
+        ours = flow(z, noise, problem.potential, problem.base())
+        gradients = gradients_of(ours, leaves)
+    assert compiled.call_count == 3 + 4
+    theirs = plain(flow, z, noise, problem.potential, problem.base())
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(gradients_of(ours, leaves), gradients_of(theirs, leaves), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(gradients, gradients_of(theirs, leaves), rtol=1e-3, atol=1e-4)
 
 
-def test_tensors_made_from_one_another_count_once():
-    """A leaf that the potential reads directly and through another tensor in its closure."""
-    leaf = torch.randn(D, dtype=torch.float64, requires_grad=True)
-    made = leaf * 3
-    results = {}
-    for memory in ("states", "store"):
+def quadratic(locs, scale):
+    """About each row of ``locs``."""
+    return lambda z: sum(((z - loc) * scale).square().sum(-1) for loc in locs)
+
+
+#: What two tensors are made from, and the second one of the first.
+MADE = {
+    "leaf": (lambda leaf: leaf, lambda near: near * 3),
+    "scaled": (lambda leaf: leaf.sin(), lambda near: near * 2),
+    "saved": (lambda leaf: leaf.sin(), lambda near: near * near.exp()),
+    "part": (lambda leaf: leaf, lambda near: (near + 1)[:1]),
+}
+
+
+@memories
+@pytest.mark.parametrize("where", ["potential", "base", "both", "both, the other way"])
+@pytest.mark.parametrize("made", MADE)
+def test_tensors_made_from_one_another_count_once(made, where, memory):
+    """Both in the closure of one potential, or one in each."""
+    first, second = MADE[made]
+    values, found = torch.randn(2, D, dtype=torch.float64, generator=torch.Generator().manual_seed(2)), {}
+    for kept in ("store", memory):
+        leaf = values.clone().requires_grad_()
+        whole = first(leaf)
+        made_of_it = second(whole)
+        near, far, other = quadratic(whole, 0.7), quadratic(made_of_it, 0.4), quadratic(torch.zeros(1), 0.5)
+        together = lambda z, near=near, far=far: near(z) + far(z)  # noqa: E731
+        potential, base = {
+            "potential": (together, other),
+            "base": (other, together),
+            "both": (near, far),
+            "both, the other way": (far, near),
+        }[where]
+        flow, z, noise = flow_of(3, 1, 0.7, None, kept)
+        found[kept] = gradients_of(flow(z, noise, potential, base), [leaf])[0]
+    assert found["store"].abs().max() > 1e-2
+    torch.testing.assert_close(found[memory], found["store"], rtol=1e-9, atol=1e-9)
+    if "both" in where and memory != "store":
+        with pytest.raises(ValueError, match="params must be tensors of which none is made from another"):
+            flow(z, noise, potential, base, params=[whole, made_of_it, leaf])
+
+
+# ---- The score in the backward pass ----
+
+
+def score_case(memory, dtype=torch.float64, n_bridges=3):
+    """A flow with a score, under parameters that stand in for its own, and what made them."""
+    flow, z, noise = flow_of(n_bridges, 1, 0.7, 6, memory, dtype)
+    scale = torch.full((), 0.9, dtype=dtype, requires_grad=True)
+    return flow, z, noise, scale, {name: x.detach() * scale for name, x in flow.named_parameters()}
+
+
+@pytest.mark.parametrize("memory", RECOMPUTED)
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_score_under_functional_call(shared, memory):
+    """Its tensors are gone when the backward pass needs them, and may be made from what a potential reads."""
+    results = []
+    for kept in ("store", memory):
+        problem = Problem()
+        flow, z, noise, scale, others = score_case(kept)
+        base = quadratic([scale], 0.5) if shared else problem.base()
+        ours = torch.func.functional_call(flow, others, (z, noise, problem.potential, base))
+        leaves = [scale, z, *problem.leaves, *([] if shared else others.values())]
+        results.append([*ours, *gradients_of(ours, leaves)])
+    torch.testing.assert_close(*results, rtol=1e-8, atol=1e-10)
+    assert results[0][2].abs() > 1e-3
+
+
+@pytest.mark.parametrize("memory", RECOMPUTED)
+def test_a_frozen_score_that_is_written_in_place_is_refused(memory):
+    problem = Problem()
+    flow, z, noise = flow_of(3, 1, 0.7, 6, memory)
+    flow.score.requires_grad_(False)
+    _, log_weight = flow(z, noise, problem.potential, problem.base())
+    with torch.no_grad():
+        flow.score.network[0].weight.mul_(2)
+    with pytest.raises(RuntimeError, match=r"AnnealedHamiltonianFlow: 'weight' .*, which score reads, was modified"):
+        log_weight.sum().backward()
+
+
+@memories
+def test_a_score_in_single_precision(memory):
+    problem, results = Problem(torch.float32), []
+    for kept in ("store", memory):
+        flow, z, noise = flow_of(4, 2, 0.7, 6, kept, torch.float32)
+        ours = flow(z, noise, problem.potential, problem.base())
+        results.append([*ours, *gradients_of(ours, [z, noise, *problem.leaves, *flow.parameters()])])
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
+
+
+# ---- What cannot be rebuilt ----
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("gradient", ["full", "detached"])
+def test_momenta_that_do_not_come_back_are_refused(gradient, dtype):
+    """Each bridge divides by eta; where that is near 1 the same number of bridges comes back."""
+    problem, results = Problem(dtype), []
+    for memory in ("states", "reversible"):
+        flow, z, noise = flow_of(40, 1, 0.3, None, memory, dtype, gradient=gradient, learn_refreshment=False)
+        _, log_weight = flow(z, noise, problem.potential, problem.base())
+        if memory == "reversible":
+            with pytest.raises(RuntimeError, match=r"AnnealedHamiltonianFlow: .* missed .*: use memory='states'"):
+                log_weight.sum().backward()
+        else:
+            log_weight.sum().backward()
+        flow, z, noise = flow_of(64, 1, 0.9, None, memory, dtype, gradient=gradient, learn_refreshment=False)
+        ours = flow(z, noise, problem.potential, problem.base())
+        results.append(gradients_of(ours, [z, noise, *problem.leaves, *flow.parameters()]))
+    exactness = {"rtol": 1e-9, "atol": 1e-9} if dtype == torch.float64 else {"rtol": 1e-3, "atol": 1e-4}
+    torch.testing.assert_close(*results, **exactness)
+
+
+def test_momenta_that_were_never_finite_are_not_blamed_on_the_way_back():
+    flow, z, noise = flow_of(2, 1, 0.7, None, "reversible")
+    _, log_weight = flow(z, noise, lambda z: z.square().sum(-1) * math.inf, lambda z: z.square().sum(-1))
+    log_weight.sum().backward()
+
+
+@pytest.mark.parametrize("memory", RECOMPUTED)
+@pytest.mark.parametrize("argument", ["potential", "base_potential"])
+def test_errors_of_the_backward_pass_name_the_potential(argument, memory):
+    def run(module):
         flow, z, noise = flow_of(2, 1, 0.7, None, memory)
-        potential = lambda z: ((z - leaf) * made).square().sum(-1)  # noqa: E731
-        _, log_weight = flow(z, noise, potential, Problem().base())
-        results[memory] = torch.autograd.grad(log_weight.sum(), leaf, retain_graph=True)[0]
-    torch.testing.assert_close(results["states"], results["store"])
+        potentials = {"potential": lambda z: z.square().sum(-1), "base_potential": lambda z: z.square().sum(-1)}
+        return flow(z, noise, **potentials | {argument: lambda z: module(z).sum(-1)})[1].sum()
+
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("count", torch.zeros(()))
+
+        def forward(self, z):
+            self.count += 1
+            return z.square()
+
+    def said(words):
+        return pytest.raises((ValueError, RuntimeError), match=f"^AnnealedHamiltonianFlow: {words}")
+
+    with said(f"{argument} changes 'count' .* at every evaluation"):
+        run(Counting())
+    net = nn.Sequential(nn.Linear(D, 4), nn.Tanh()).double().requires_grad_(False)
+    loss = run(net)
+    net[0].weight += 1
+    with said(f"'weight' .*, which {argument} reads, was modified"):
+        loss.backward()
+    loss = run(net.train())
+    net.eval()
+    with said(f"a module of {argument} changed its mode"):
+        loss.backward()
+    loss = run(net)
+    net[0].weight.data += 1
+    with said(f"{argument} has another gradient in the backward pass .* keeps what it was$"):
+        loss.backward()
 
 
 def test_the_choice_of_implementation_reaches_the_updates(monkeypatch):

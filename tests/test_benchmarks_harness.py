@@ -21,6 +21,7 @@ if str(ROOT) not in sys.path:
 
 from benchmarks import (  # noqa: E402
     accelerate,
+    annealed,
     autoregressive,
     breakdown,
     cpu,
@@ -98,7 +99,10 @@ def test_leapfrog_bytes_are_sixteen_and_twenty_four_an_element():
 
 
 def test_select_names_the_ops_there_are():
-    assert [row.name for row in registry.select("gaussian_leapfrog")] == ["gaussian_leapfrog", "dense_gaussian_leapfrog"]
+    assert [row.name for row in registry.select("gaussian_leapfrog")] == [
+        "gaussian_leapfrog",
+        "dense_gaussian_leapfrog",
+    ]
     assert [row.name for row in registry.select("dense")] == ["dense_gaussian_leapfrog"]
     assert registry.select(None) == list(registry.ROWS)
     with pytest.raises(ValueError, match="gaussian_leapfrog"):
@@ -406,6 +410,19 @@ def test_breakdown_adds_up_to_the_whole():
 
 def test_training_loops_find_the_same_bound():
     training_step.agree(dim=5, steps=3)
+
+
+def test_annealed_gradients_are_compared_block_by_block(monkeypatch):
+    """The last block is too small to show in a norm of all."""
+
+    def spoiled(problem, decoder):
+        *others, last = annealed.RIVALS["store"](problem, decoder)()
+        return lambda: (*others, (1 + 1e-6) * last)
+
+    monkeypatch.setitem(annealed.RIVALS, "spoiled", spoiled)
+    annealed.agree("mlp", ["store", "states", "reversible"])
+    with pytest.raises(AssertionError, match="spoiled: gradient 8 is off by 1e-06"):
+        annealed.agree("mlp", ["spoiled"])
 
 
 def test_gpu_check_is_valid_bash():

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import math
 import os
 import subprocess
 import sys
@@ -666,7 +667,16 @@ def test_flow_with_detached_gradients():
         assert flow.step_size_logit.grad is not None
 
 
-@pytest.mark.parametrize("options", [{"memory": "stored"}, {"gradient": "none"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"memory": "stored"},
+        {"gradient": "none"},
+        {"max_step_size": math.inf},
+        {"init_step_size": math.nan},
+        {"init_temperature": math.inf, "tempering": "free"},
+    ],
+)
 def test_bad_flow_options(options):
     with pytest.raises(ValueError, match=f"HamiltonianFlow: {next(iter(options))} must be"):
         hk.nn.HamiltonianFlow(3, 2, **options)

@@ -563,7 +563,7 @@ def test_what_cannot_be_watched_is_seen_by_its_gradient():
             end = leapfrog(leaf(ROWS, D), double(ROWS, D), potential, *STEPS, on_drift=on_drift)[0]
             x.data += 0.1
             if on_drift is None:
-                with pytest.raises(RuntimeError, match="leapfrog: potential has another gradient in the backward pass"):
+                with pytest.raises(RuntimeError, match=r"leapfrog: potential has another gradient .*, and on_drift"):
                     end.sum().backward()
             else:
                 end.sum().backward()

@@ -17,6 +17,7 @@ from torch.distributions import AffineTransform, ComposeTransform, Independent, 
 from torch.distributions.transforms import TanhTransform
 
 import hvae_kernels as hk
+from hvae_kernels import testing
 from hvae_kernels.compat import _network
 from hvae_kernels.functional import Spline
 from hvae_kernels.nn import coupling, path
@@ -302,6 +303,34 @@ def test_parameters_are_left_as_they_were():
     hk.path_log_prob(flow, z, context)
     assert {name: (id(value), value._version) for name, value in flow.named_parameters()} == before
     assert all(parameter.requires_grad for parameter in flow.parameters())
+
+
+# ---- Autocast ----
+
+
+@pytest.mark.parametrize("name", ["planar", "planar-shared", "radial"])
+def test_closed_forms_leave_autocast_out(name):
+    """In float32 as the flows themselves, and just so of bfloat16 points."""
+    flow, z, _ = case(name)
+    flow, results = flow.float(), []
+    for autocast, dtype in ((False, torch.float32), (True, torch.float32), (True, torch.bfloat16)):
+        points = z.detach().bfloat16().to(dtype).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            x, log_q = hk.path_log_prob(flow, points)
+        results.append((x, log_q, *gradients(log_q.sum(), list(flow.parameters()))))
+    for found in results[1:]:
+        torch.testing.assert_close(found, results[0], rtol=1e-6, atol=1e-6)
+
+
+def test_a_jacobian_in_half_precision_is_solved_for():
+    flow, z, _ = case("cubic")
+    flow, points = flow.float(), z.detach().bfloat16()
+    expected = gradients(hk.path_log_prob(flow, points.float())[1].sum(), list(flow.parameters()))
+    solve = mock.patch.object(torch.linalg, "solve", wraps=torch.linalg.solve)
+    with torch.autocast("cpu", torch.bfloat16), solve as solved:  # which GPUs have not in bfloat16
+        found = gradients(hk.path_log_prob(flow, points)[1].sum(), list(flow.parameters()))
+    assert solved.call_args.args[0].dtype == torch.float32
+    assert max(testing.relative_error(a, b.double()) for a, b in zip(found, expected, strict=True)) < 0.05
 
 
 # ---- Twice ----

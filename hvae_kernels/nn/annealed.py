@@ -9,7 +9,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, nn
 
-from hvae_kernels import _checks, functional
+from hvae_kernels import _checks, _library, functional
 from hvae_kernels.nn.hamiltonian import GaussianPotential, is_gaussian
 from hvae_kernels.ops.annealed_leapfrog import annealed_leapfrog, reference
 
@@ -143,7 +143,7 @@ class AnnealedHamiltonianFlow(nn.Module):
             ("max_step_size", max_step_size),
             ("init_step_size", init_step_size),
         ):
-            _checks.real(NAME, name, value)
+            _checks.finite_real(NAME, name, value)
         if not 0 <= refreshment < 1:
             raise _checks.value_error(NAME, "refreshment", "in [0, 1)", refreshment)
         if not 0 < init_step_size < max_step_size:
@@ -190,7 +190,7 @@ class AnnealedHamiltonianFlow(nn.Module):
         if betas.shape != (self.n_bridges,) or betas.is_meta:
             raise _checks.value_error(NAME, "betas", expected, betas)
         values = betas.tolist()
-        if values and (min(values) < 0 or sorted(values) != values or values[-1] != 1):
+        if values and not (all(0 <= x <= 1 for x in values) and sorted(values) == values and values[-1] == 1):
             raise _checks.value_error(NAME, "betas", expected, values)
         return values
 
@@ -237,7 +237,7 @@ class AnnealedHamiltonianFlow(nn.Module):
             z: positions ``(..., d)``, drawn from the base density.
             noise: standard normals ``(M + 1, ..., d)``: the first momentum, and the refreshments.
             potential: ``-log p(x, z)``, energies ``(...)`` of positions. Two :class:`GaussianPotential` of diagonal
-                precision take the fused path.
+                precision take the fused path, without a score and with the full gradient.
             base_potential: ``-log q0(z)``.
             params: the tensors that need gradients through a potential, where the memory is not ``"store"``; by default
                 they are looked for in modules and closures, and the leaves of the potentials' graphs.
@@ -248,7 +248,10 @@ class AnnealedHamiltonianFlow(nn.Module):
         Raises:
             TypeError: an argument is nothing of its kind.
             ValueError: shapes or devices do not fit; a potential does not depend on ``z``, its energies do not fit, or
-                its gradient cannot be evaluated again, as :func:`functional.leapfrog` says.
+                its gradient cannot be evaluated again, as :func:`functional.leapfrog` says; of ``params`` one is made
+                from another.
+            RuntimeError: in the backward pass, as :func:`functional.leapfrog` says, of the score's tensors too; or,
+                looked at on the CPU, ``memory="reversible"`` did not come back to the first momenta.
         """
         _checks.features(NAME, "z", z, self.features)
         _checks.features(NAME, "noise", noise, self.features)
@@ -262,7 +265,8 @@ class AnnealedHamiltonianFlow(nn.Module):
                 raise _checks.type_error(NAME, argument, "a function or a torch.nn.Module", function)
         if not self.n_bridges:
             return z.clone(), z.new_zeros(z.shape[:-1])
-        if self.score is None and _is_diagonal(potential) and _is_diagonal(base_potential):
+        plain = self.score is None and self.gradient == "full"
+        if plain and _is_diagonal(potential) and _is_diagonal(base_potential):
             return self._between_gaussians(z, noise, potential, base_potential)
         betas, rest = self.betas()
         kicks, mixing = reference.tables(self.step_size, betas, rest, *self.refreshment(), self.leapfrog_steps)
@@ -276,6 +280,7 @@ class AnnealedHamiltonianFlow(nn.Module):
         self, z: Tensor, noise: Tensor, potential: GaussianPotential, base_potential: GaussianPotential
     ) -> tuple[Tensor, Tensor]:
         """Bridges are Gaussian, too: all leapfrog steps of one are a single pass."""
+        self._check_gaussians(z, noise, potential=potential, base_potential=base_potential)
         betas, rest = self.betas()
         eta, sigma = self.refreshment()
         ours, base = (u.precision for u in (potential, base_potential))
@@ -288,6 +293,18 @@ class AnnealedHamiltonianFlow(nn.Module):
             z, rho = functional.gaussian_leapfrog(z, refreshed, precision, pull / precision, step, tempering)
             log_weight = log_weight + ((refreshed - rho) * (refreshed + rho)).sum(-1) / 2
         return z, log_weight
+
+    def _check_gaussians(self, z: Tensor, noise: Tensor, **potentials: GaussianPotential) -> None:
+        """Sizes would broadcast, and what is of another kind would be found in the products of both."""
+        tensors = {"z": z, "noise": noise, "step_size": self.step_size_logit}
+        tensors |= {argument: potential.loc for argument, potential in potentials.items()}
+        if _library.autocasts(z):
+            tensors = {name: x.float() if x.dtype in _checks.HALF_PRECISION else x for name, x in tensors.items()}
+        _checks.same_kind(NAME, **tensors)
+        for argument in potentials:
+            if tensors[argument].shape != (self.features,):
+                expected = f"a GaussianPotential with loc of shape ({self.features},)"
+                raise _checks.value_error(NAME, argument, expected, tensors[argument])
 
     def extra_repr(self) -> str:
         """Sizes and memory."""

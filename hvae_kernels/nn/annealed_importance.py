@@ -109,7 +109,7 @@ class AnnealedImportanceSampling(nn.Module):
         _checks.integer(NAME, "features", features, 1)
         _checks.integer(NAME, "n_bridges", n_bridges, 1)
         _checks.integer(NAME, "leapfrog_steps", leapfrog_steps, 1)
-        _checks.real(NAME, "init_step_size", init_step_size)
+        _checks.finite_real(NAME, "init_step_size", init_step_size)
         if not init_step_size > 0:
             raise _checks.value_error(NAME, "init_step_size", "positive", init_step_size)
         self.features, self.n_bridges, self.leapfrog_steps = features, n_bridges, leapfrog_steps
@@ -162,7 +162,9 @@ class AnnealedImportanceSampling(nn.Module):
         Each bridge's begins at the one before it, and changes by 5 % as fewer or more than 65 % of the proposals are
         accepted. Bounds hold for any step sizes that are fixed before: do not use these chains' weights.
         """
-        _, acceptance, _ = self._run(z, potential, base_potential, generator, tune=True)
+        tuned: list[Tensor] = []
+        _, acceptance, _ = self._run(z, potential, base_potential, generator, tuned=tuned)
+        self.step_size.copy_(torch.stack(tuned))
         return acceptance
 
     def _run(
@@ -173,9 +175,14 @@ class AnnealedImportanceSampling(nn.Module):
         generator: torch.Generator | None,
         *,
         backwards: bool = False,
-        tune: bool = False,
+        tuned: list[Tensor] | None = None,
     ) -> tuple[_Point, float, Tensor]:
+        """The end, the acceptance and the weight; ``tuned`` collects better step sizes, which are used."""
         self._check(z, potential, base_potential, generator)
+        if torch.is_inference_mode_enabled():  # where nothing is recorded, not even for a potential's own gradient
+            with torch.inference_mode(False), torch.no_grad():
+                arguments = z.clone(), potential, base_potential, generator
+                return self._run(*arguments, backwards=backwards, tuned=tuned)
         potentials = base_potential, potential
         bridges = range(self.n_bridges)[:: -1 if backwards else 1]
         point = _point(z.detach(), *potentials)
@@ -184,12 +191,12 @@ class AnnealedImportanceSampling(nn.Module):
         for bridge in bridges:
             if not backwards:
                 log_weight += increments[bridge] * (point.base_energy - point.energy)
-            if tune and bridge:
-                change = GROWTH if last > TARGET_ACCEPTANCE else 1 / GROWTH
-                self.step_size[bridge] = self.step_size[bridge - 1] * change
-            point, last = self._transition(
-                point, betas[bridge + 1], self.step_size[bridge].to(z), potentials, generator
-            )
+            step = self.step_size[bridge]
+            if tuned is not None:
+                if tuned:
+                    step = tuned[-1] * (GROWTH if last > TARGET_ACCEPTANCE else 1 / GROWTH)
+                tuned.append(step)
+            point, last = self._transition(point, betas[bridge + 1], step.to(z), potentials, generator)
             total += last
             if backwards:
                 log_weight += increments[bridge] * (point.base_energy - point.energy)
@@ -235,7 +242,8 @@ class AnnealedImportanceSampling(nn.Module):
 
 
 def _point(z: Tensor, base_potential: Potential, potential: Potential) -> _Point:
-    (base_grad, base_energy), (grad, energy) = (gradient_of(u, z, False) for u in (base_potential, potential))
+    base_grad, base_energy = gradient_of(base_potential, z, False, NAME, "base_potential")
+    grad, energy = gradient_of(potential, z, False, NAME, "potential")
     for argument, found in (("base_potential", base_energy), ("potential", energy)):
         if found.shape != z.shape[:-1]:
             expected = f"a function with energies {tuple(z.shape[:-1])} of positions {tuple(z.shape)}"

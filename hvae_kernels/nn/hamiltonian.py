@@ -169,9 +169,9 @@ class HamiltonianFlow(nn.Module):
             _checks.one_of(name, "memory", memory, ("reversible", "store"))
         _checks.one_of(name, "gradient", gradient, ("full", "detached"))
         _checks.flag(name, "compile", compile)
-        _checks.real(name, "max_step_size", max_step_size)
-        _checks.real(name, "init_step_size", init_step_size)
-        _checks.real(name, "init_temperature", init_temperature)
+        _checks.finite_real(name, "max_step_size", max_step_size)
+        _checks.finite_real(name, "init_step_size", init_step_size)
+        _checks.finite_real(name, "init_temperature", init_temperature)
         if not 0 < init_step_size < max_step_size:
             raise _checks.value_error(
                 name, "init_step_size", f"between 0 and max_step_size = {max_step_size}", init_step_size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from hvae_kernels import _checks, _live, _torch
+from hvae_kernels import _checks, _library, _live, _torch
 from hvae_kernels.nn.maps import Map, opened
 from hvae_kernels.nn.planar import PlanarFlow
 from hvae_kernels.nn.radial import RadialFlow
@@ -138,6 +139,8 @@ def _of_base(log_prob: Callable[[Tensor], Tensor] | None, z: Tensor, wanted: boo
     """``log b(z)`` and, where wanted, its gradient by z."""
     z = z.detach()
     if log_prob is None:
+        if _library.autocasts(z) and z.dtype in _checks.HALF_PRECISION:
+            z = z.float()
         log_b = -0.5 * (z.square().sum(-1) + z.shape[-1] * math.log(2 * math.pi))
         return log_b, -z if wanted else None
     with torch.set_grad_enabled(wanted):
@@ -156,9 +159,11 @@ def _carried(one: Map, start: Tensor, end: Tensor, score: Tensor) -> Tensor:
     flow = one.flow
     with torch.no_grad():
         if isinstance(flow, PlanarFlow) and _live.runs_only(flow, PlanarFlow.forward):
-            return _through_planar(flow, start, score)
+            return _exactly(functools.partial(_through_planar, flow), start, score, flow.u, flow.w, flow.b)
         if isinstance(flow, RadialFlow) and _live.runs_only(flow, RadialFlow.forward):
-            return _through_radial(flow, start, score)
+            return _exactly(
+                functools.partial(_through_radial, flow), start, score, flow.center, flow.raw_alpha, flow.raw_beta
+            )
     with torch.enable_grad():
         x = end.requires_grad_()
         try:
@@ -168,36 +173,47 @@ def _carried(one: Map, start: Tensor, end: Tensor, score: Tensor) -> Tensor:
         return _gradient([(z, score), (log_abs_det, torch.ones_like(log_abs_det))], x)
 
 
+def _exactly(formula: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+    """As the flows themselves compute: autocast would make products half-precision ones."""
+    return _library.in_float32(formula, *tensors) if _library.autocasts(tensors[0]) else formula(*tensors)
+
+
 def _solved(one: Map, start: Tensor, score: Tensor) -> Tensor:
     """By the whole Jacobian."""
     z = start.requires_grad_()
     x, log_abs_det = _held(one, one.forward, z)
     rows = [_gradient([(column, torch.ones_like(column))], z) for column in x.unbind(-1)]
     score = score - _gradient([(log_abs_det, torch.ones_like(log_abs_det))], z)
-    return torch.linalg.solve(torch.stack(rows, -1), score.unsqueeze(-1)).squeeze(-1)
+    return _exactly(_solution, torch.stack(rows, -1), score)
 
 
-def _through_planar(flow: PlanarFlow, z: Tensor, score: Tensor) -> Tensor:
+def _solution(jacobian: Tensor, score: Tensor) -> Tensor:
+    return torch.linalg.solve(jacobian, score.unsqueeze(-1)).squeeze(-1)
+
+
+def _through_planar(flow: PlanarFlow, z: Tensor, score: Tensor, u: Tensor, w: Tensor, b: Tensor) -> Tensor:
     """``J = I + (1 - t^2) u w^T``, its determinant ``D = t^2 + (1 - t^2)(1 + u.w)`` without cancellation."""
-    u, one_plus = constrained(flow.u, flow.w)
+    u, one_plus = constrained(u, w)
     for layer in range(flow.n_layers):
         k = 0 if flow.shared else layer
-        t = torch.tanh(z @ flow.w[k] + flow.b[k])
+        t = torch.tanh(z @ w[k] + b[k])
         slope = 1 - t * t
         det = t * t + slope * one_plus[k]
         own = -2 * t * slope * (one_plus[k] - 1) / det  # the gradient of log D, times w
         along = (score @ u[k] - own * (one_plus[k] - 1)) / det
-        score = score - (own + slope * along).unsqueeze(-1) * flow.w[k]
+        score = score - (own + slope * along).unsqueeze(-1) * w[k]
         z = z + t.unsqueeze(-1) * u[k]
     return score
 
 
-def _through_radial(flow: RadialFlow, z: Tensor, score: Tensor) -> Tensor:
+def _through_radial(
+    flow: RadialFlow, z: Tensor, score: Tensor, center: Tensor, raw_alpha: Tensor, raw_beta: Tensor
+) -> Tensor:
     """``J`` stretches by ``a = 1 + beta h`` across and by ``b = 1 + alpha beta h^2`` along the radius."""
-    alpha, total = softplus(flow.raw_alpha), softplus(flow.raw_beta)
+    alpha, total = softplus(raw_alpha), softplus(raw_beta)
     beta = total - alpha
     for k in range(flow.n_layers):
-        y = z - flow.center[k]
+        y = z - center[k]
         r = y.norm(dim=-1)
         h = 1 / (alpha[k] + r)
         across = (r + total[k]) * h

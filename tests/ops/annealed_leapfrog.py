@@ -54,6 +54,7 @@ _TRITON = "hvae_kernels/ops/annealed_leapfrog/triton.py"
 _TRITON_TESTS = "tests/test_contract.py -k annealed_leapfrog_update/triton"
 _REFERENCE = "hvae_kernels/ops/annealed_leapfrog/reference.py"
 _TRAJECTORY = "hvae_kernels/ops/annealed_leapfrog/trajectory.py"
+_API = "hvae_kernels/ops/annealed_leapfrog/api.py"
 _FLOW = "tests/test_annealed_leapfrog.py"
 
 MUTATIONS = (
@@ -71,5 +72,14 @@ MUTATIONS = (
     Mutation(_REFERENCE, "kicks = torch.cat([torch.cat([none, half]), torch.cat([half, none])", "kicks = torch.cat([torch.cat([half, none]), torch.cat([half, none])", _FLOW),
     Mutation(_TRAJECTORY, "return (refreshed - sigma * self._noise(point)) / eta +", "return refreshed - sigma * self._noise(point) / eta +", _FLOW),
     Mutation(_TRAJECTORY, "self.d_noise[0] += d_rho", "self.d_noise[0] = d_rho * 0", _FLOW),
-    Mutation("hvae_kernels/ops/annealed_leapfrog/api.py", "return z, total + ((noise[0] - rho) * (noise[0] + rho)).sum(-1) / 2", "return z, total", _FLOW),
+    Mutation(_REFERENCE, "(ended - eta * refreshed) * shift - rest / 2 * shift", "(ended - eta * refreshed) * shift - rest * shift", f"{_FLOW} -k formulas"),
+    Mutation(_REFERENCE, "((ended - eta * refreshed) * shift", "((ended - refreshed) * shift", f"{_FLOW} -k formulas"),
+    Mutation(_TRAJECTORY, "beta = betas[point // self.leapfrog_steps]", "beta = betas[0]", f"{_FLOW} -k formulas"),
+    Mutation(_TRAJECTORY, "self.score, beta, eta, sigma.square())", "self.score, beta, eta, sigma)", f"{_FLOW} -k formulas"),
+    Mutation(_TRAJECTORY, "self.fields[1].again(), score:", "self.fields[1].again():", f"{_FLOW} -k score"),
+    Mutation(_TRAJECTORY, "for x in (z, rho, beta))).to(z.dtype)", "for x in (z, rho, beta)))", f"{_FLOW} -k squared"),
+    Mutation(_TRAJECTORY, "self._check_start(after[1], end)", "pass", f"{_FLOW} -k come_back"),
+    Mutation(_TRAJECTORY, "self.shared = any(x.grad_fn for x in watched)", "pass", f"{_FLOW} -k functional_call"),
+    Mutation(_API, "elif dependent(watched) is not None:", "elif False:", f"{_FLOW} -k one_another"),
+    Mutation(_API, "return z, total + ((noise[0] - rho) * (noise[0] + rho)).sum(-1) / 2", "return z, total", _FLOW),
 )  # fmt: skip

@@ -27,7 +27,7 @@ MUTATIONS = (
     Mutation(_STATISTICS, "if module not in _HELD:", "if True:", f"{_LEAP_TESTS} several_threads"),
     Mutation(_FIELD, "with self.context.again(), self.snapshot", "with self.snapshot", f"{_LEAP_TESTS} autocast"),
     Mutation(_FIELD, "return all(map(torch.equal, before, after))", "return True", f"{_LEAP_TESTS} random"),
-    Mutation(_FIELD, "self.shared = _refuse_missing(", "_refuse_missing(", f"{_STATE_TESTS} hypernetwork"),
+    Mutation(_FIELD, "self.shared = self.shared or node", "_ = self.shared or node", f"{_STATE_TESTS} hypernetwork"),
     Mutation(_STATE, "_write(entry, entry[2])", "pass", f"{_STATE_TESTS} those_of_the_forward"),
     Mutation(_STATE, "if (version is not None and value._version != version) if same else registered:", "if False:", f"{_STATE_TESTS} moves"),
     Mutation(_STATE, "put(then)", "pass", f"{_STATE_TESTS} those_of_the_forward"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,13 +12,12 @@ from torch import Tensor, nn
 from hvae_kernels import _checks, _dispatch, _library, _torch
 from hvae_kernels.ops.annealed_leapfrog import autograd, reference
 from hvae_kernels.ops.annealed_leapfrog.reference import Potential, Score
-from hvae_kernels.ops.annealed_leapfrog.trajectory import RecomputedTrajectory, Run, trajectory
+from hvae_kernels.ops.annealed_leapfrog.trajectory import FLOW, RecomputedTrajectory, Run, Shift, trajectory
 from hvae_kernels.ops.leapfrog import statistics
-from hvae_kernels.ops.leapfrog.field import Field, functional_gradient, modules_called
+from hvae_kernels.ops.leapfrog.field import Field, dependent, functional_gradient, modules_called, refuse_dependent
 
 NAME = "annealed_leapfrog_update"
 _dispatch.register(_dispatch.Op(NAME, ("cpp", "triton", "reference")))
-FLOW = "AnnealedHamiltonianFlow"
 #: ``z, noise, kicks, mixing, betas``.
 Tensors = tuple[Tensor, ...]
 #: In the order of a run's fields.
@@ -129,32 +128,47 @@ def annealed_leapfrog(
     _checks.same_kind(FLOW, z=z, noise=noise, step_size=kicks)
     given = None if params is None else _checks.tensors_among(FLOW, "params", params)
     full = gradient == "full"
-    make = functools.partial(Run, leapfrog_steps=leapfrog_steps, score=score, full=full)
+    shift = None if score is None else Shift(score, z.dtype)
+    make = functools.partial(Run, leapfrog_steps=leapfrog_steps, score=shift, full=full)
     tensors: Tensors = (z, noise, kicks, mixing, betas)
     if torch.compiler.is_compiling() or _torch.functorch_is_active():
         return _unrolled(make, (base_potential, potential), tensors, implementation)
-    fields = Field(base_potential), Field(potential, compile)
+    fields = Field(base_potential, False, FLOW, ARGUMENTS[0]), Field(potential, compile, FLOW, ARGUMENTS[1])
     if torch.is_inference_mode_enabled():  # where nothing is recorded, not even for a potential's own gradient
         with torch.inference_mode(False), torch.no_grad():
             return _stored(make, fields, tuple(x.clone() for x in tensors), implementation)
     if memory == "store" or not torch.is_grad_enabled():
         return _stored(make, fields, tensors, implementation)
-    gradients, watched = [], dict[int, Tensor]()
-    for argument, field in zip(ARGUMENTS, fields, strict=True):
-        with _about(argument):
-            first, batch, found = field.first_of_rebuilt(z, None if given is None else lambda: given, full)
-            _check_energies(batch, z)
+    gradients, found = [], []
+    for field in fields:
+        first, batch, read = field.first_of_rebuilt(z, None if given is None else lambda: given, full)
+        _check_energies(field.argument, batch, z)
         gradients.append(first)
-        watched |= {id(x): x for x in found}
-    if isinstance(score, nn.Module):
-        watched |= {id(x): x for x in score.parameters() if x.requires_grad}
+        found.append(read)
+    watched = _watched(fields, shift, found, given is not None)
     dtype, reversible = z.dtype, memory == "reversible"
     if reversible:
         tensors, gradients = tuple(x.double() for x in tensors), [x.double() for x in gradients]
     run = make(fields, _dispatch.resolve(NAME, tensors[0], implementation), reversible=reversible)
-    end = RecomputedTrajectory.apply(run, tuple(gradients), *tensors, *watched.values())
+    end = RecomputedTrajectory.apply(run, tuple(gradients), *tensors, *watched)
     z, log_weight = _ended(tensors[1], *end)
     return z.to(dtype), log_weight.to(dtype)
+
+
+def _watched(
+    fields: tuple[Field, Field], shift: Shift | None, found: list[tuple[Tensor, ...]], given: bool
+) -> list[Tensor]:
+    """What all need gradients of, each once: where one is made from another, of another potential too, the leaves."""
+    watched = _each_once([*found, *([shift.watch()] if shift else ())])
+    if given:
+        refuse_dependent(FLOW, watched)
+    elif dependent(watched) is not None:
+        watched = _each_once([*(field.leaves() for field in fields), *([shift.leaves()] if shift else ())])
+    return watched
+
+
+def _each_once(groups: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    return list({id(x): x for group in groups for x in group}.values())
 
 
 def _stored(
@@ -163,10 +177,9 @@ def _stored(
     """Autograd keeps what there is to keep."""
     z, noise, kicks, mixing, betas = tensors
     run, gradients = make(fields, _dispatch.resolve(NAME, z, implementation)), []
-    for argument, field in zip(ARGUMENTS, fields, strict=True):
-        with _about(argument):
-            first, batch = field.first(z, run.full and torch.is_grad_enabled())
-            _check_energies(batch, z)
+    for field in fields:
+        first, batch = field.first(z, run.full and torch.is_grad_enabled())
+        _check_energies(field.argument, batch, z)
         gradients.append(first)
     with run.held():
         return _ended(noise, *trajectory(run, (gradients[0], gradients[1]), z, noise, kicks, mixing, betas))
@@ -175,12 +188,12 @@ def _stored(
 class _Unrolled:
     """A potential's gradient as ``torch.func`` and ``torch.compile`` take it, in the place of a field."""
 
-    def __init__(self, potential: Potential, full: bool) -> None:
-        self.potential, self.full = potential, full
+    def __init__(self, potential: Potential, full: bool, argument: str) -> None:
+        self.potential, self.full, self.argument = potential, full, argument
 
     def __call__(self, z: Tensor, record: bool = False) -> Tensor:
         grad, energy = functional_gradient(self.potential, z)
-        _check_energies(energy.shape, z)
+        _check_energies(self.argument, energy.shape, z)
         return grad if self.full else grad.detach()
 
     def held(self) -> contextlib.AbstractContextManager:
@@ -198,7 +211,8 @@ def _unrolled(
     modules = [m for u in potentials if isinstance(u, nn.Module) for m in u.modules()]
     z, noise, kicks, mixing, betas = tensors
     chosen = _dispatch.resolve(NAME, z, implementation)
-    run = make(tuple(_Unrolled(u, make.keywords["full"]) for u in potentials), chosen)
+    full = make.keywords["full"]
+    run = make(tuple(_Unrolled(u, full, name) for u, name in zip(potentials, ARGUMENTS, strict=True)), chosen)
     with statistics.held(modules) as tracking:
         end = trajectory(run, run.gradients(z), z, noise, kicks, mixing, betas)
     if tracking:
@@ -214,24 +228,10 @@ def _ended(noise: Tensor, z: Tensor, rho: Tensor, total: Tensor) -> tuple[Tensor
     return z, total + ((noise[0] - rho) * (noise[0] + rho)).sum(-1) / 2
 
 
-@contextlib.contextmanager
-def _about(argument: str) -> Iterator[None]:
-    """Errors of a field, in the words of the flow."""
-    try:
-        yield
-    except (TypeError, ValueError, RuntimeError) as error:
-        text = str(error)
-        if not text.startswith("leapfrog: "):
-            raise
-        raise type(error)(
-            text.replace("leapfrog: potential", f"{FLOW}: {argument}").replace("leapfrog", FLOW)
-        ) from error
-
-
-def _check_energies(batch: torch.Size, z: Tensor) -> None:
+def _check_energies(argument: str, batch: torch.Size, z: Tensor) -> None:
     if batch != z.shape[:-1]:
         expected = f"a function with energies {tuple(z.shape[:-1])} of positions {tuple(z.shape)}"
-        raise _checks.value_error("leapfrog", "potential", expected, f"energies of shape {tuple(batch)}")
+        raise _checks.value_error(FLOW, argument, expected, f"energies of shape {tuple(batch)}")
 
 
 def _validate_update(

@@ -12,14 +12,44 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from hvae_kernels import _checks
 from hvae_kernels.ops.annealed_leapfrog import autograd, reference
 from hvae_kernels.ops.annealed_leapfrog.reference import Score
 from hvae_kernels.ops.leapfrog.autograd import OnceDifferentiable, products, requiring
+from hvae_kernels.ops.leapfrog.field import leaves_above
+from hvae_kernels.ops.leapfrog.state import Snapshot, tensors_held
 
+FLOW = "AnnealedHamiltonianFlow"
 #: The base potential's and the model's gradient at a position.
 Gradients = tuple[Tensor, Tensor]
+
+
+class Shift:
+    """A score that computes in its own dtype, whatever the states are in, and backwards as it did forwards."""
+
+    def __init__(self, score: Score | nn.Module, dtype: torch.dtype) -> None:
+        self.score, self.dtype = score, dtype
+        #: whether evaluations share the graph of a tensor made before them
+        self.shared = False
+        self.snapshot: Snapshot
+
+    def watch(self) -> list[Tensor]:
+        """The tensors that it needs gradients of; from here on what it reads is remembered."""
+        modules = list(self.score.modules()) if isinstance(self.score, nn.Module) else []
+        self.snapshot = Snapshot(self.score, modules)
+        return [x for x in tensors_held(self.score, modules) if x.requires_grad]
+
+    def leaves(self) -> list[Tensor]:
+        """What these are made from."""
+        watched = self.watch()
+        self.shared = any(x.grad_fn for x in watched)
+        return leaves_above(watched)
+
+    def __call__(self, z: Tensor, rho: Tensor, beta: Tensor) -> Tensor:
+        """In the dtype of ``z``, also where autocast makes it half-precision: it is going to be squared."""
+        return self.score(*(x.to(self.dtype) for x in (z, rho, beta))).to(z.dtype)
 
 
 @dataclass(frozen=True)
@@ -38,7 +68,7 @@ class Run:
     fields: tuple[Any, Any]
     implementation: str
     leapfrog_steps: int
-    score: Score | None
+    score: Shift | None
     full: bool
     reversible: bool = False
 
@@ -56,7 +86,8 @@ class Run:
     @contextlib.contextmanager
     def again(self) -> Iterator[None]:
         """What the forward pass ran under."""
-        with self.fields[0].again(), self.fields[1].again():
+        score = self.score.snapshot.restored(FLOW, "score") if self.score else contextlib.nullcontext()
+        with self.fields[0].again(), self.fields[1].again(), score:
             yield
 
     def step(
@@ -96,17 +127,17 @@ def trajectory(
     seen: list | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``(z_M, rho_M, sum of the parts)`` from the gradients at ``z``; ``seen`` collects what is kept."""
-    state, total, n = (z, noise[0]), z.new_zeros(z.shape[:-1]), len(kicks)
-    for point in range(n):
+    state, total = (z, noise[0]), z.new_zeros(z.shape[:-1])
+    for point in range(len(kicks)):
         if point:
             gradients = run.gradients(state[0], run.full and torch.is_grad_enabled())
         if seen is not None:
             seen[0].append(state)
             seen[1] = gradients
-        xi = reference.noise_at(noise, point, run.leapfrog_steps, n)
+        xi = reference.noise_at(noise, point, run.leapfrog_steps, len(kicks))
         *pair, part = run.step(point, state, gradients, xi, kicks[point], mixing[point], betas)
         state, total = (pair[0], pair[1]), total + part
-    return state[0] if n > 1 else z.clone(), state[1], total
+    return *state, total
 
 
 class RecomputedTrajectory(torch.autograd.Function):
@@ -119,7 +150,9 @@ class RecomputedTrajectory(torch.autograd.Function):
             z_end, rho_end, total = trajectory(run, gradients, z, noise, kicks, mixing, betas, seen)
         states, last = seen
         for field, gradient in zip(run.fields, last, strict=True):
-            field.settle(gradient, states[-1][1])
+            field.settle(gradient, noise[0])
+        if run.score:
+            run.score.snapshot.settle(FLOW, "score")
         kept = [(z_end, rho_end)] if run.reversible else states
         ctx.run, ctx.params, ctx.n_kept = run, params, len(kept)
         ctx.save_for_backward(noise, kicks, mixing, betas, *(x for state in kept for x in state), *params)
@@ -134,7 +167,7 @@ class RecomputedTrajectory(torch.autograd.Function):
             sweep = _Sweep(ctx.run, *inputs, ctx.params, ctx.needs_input_grad[3])
             gradients = sweep.back(list(zip(kept[::2], kept[1::2], strict=True)), *(x.detach() for x in cotangents))
         if torch.is_grad_enabled():
-            name = "AnnealedHamiltonianFlow: memory='states' or 'reversible'"
+            name = f"{FLOW}: memory='states' or 'reversible'"
             gradients = OnceDifferentiable.apply(name, len(gradients), *gradients, *ctx.saved_tensors, *cotangents)
         return (None, None, *gradients)
 
@@ -161,6 +194,7 @@ class _Sweep:
         self, states: list[tuple[Tensor, Tensor]], d_z: Tensor, d_rho: Tensor, d_total: Tensor
     ) -> list[Tensor | None]:
         """Gradients of ``z, noise, kicks, mixing, betas, *params``; ``states`` of all points, or the end alone."""
+        end = states[-1][1]
         after = states.pop() if self.run.reversible else None
         for point in reversed(range(len(self.kicks))):
             z = states[-1][0].detach() if after is None else after[0] - self.kicks[point, 4] * after[1]
@@ -173,8 +207,10 @@ class _Sweep:
                 after = z.detach(), rho
             if point == len(self.kicks) - 1:
                 for field, gradient in zip(self.run.fields, gradients, strict=True):
-                    field.check(gradient, rho)
+                    field.check(gradient, self.noise[0])
             d_z, d_rho = self._point(point, (z, rho), gradients, d_z, d_rho, d_total)
+        if after is not None:
+            self._check_start(after[1], end)
         if self.d_noise is not None:
             self.d_noise[0] += d_rho
         return [d_z, self.d_noise, self.d_kicks, self.d_mixing, self.d_betas, *self.d_params]
@@ -183,6 +219,18 @@ class _Sweep:
         kicks, (eta, sigma) = self.kicks[point], self.mixing[point].unbind()
         refreshed = rho + kicks[2] * base_grad + kicks[3] * grad
         return (refreshed - sigma * self._noise(point)) / eta + kicks[0] * base_grad + kicks[1] * grad
+
+    def _check_start(self, rho: Tensor, end: Tensor) -> None:
+        """Where the trajectory began is known of its momenta, whose errors grow the most."""
+        if not rho.numel() or not _checks.values_readable(rho):
+            return
+        first, tolerance = self.noise[0], max(field.tolerance for field in self.run.fields)
+        distance, size = (rho - first).abs().max().item(), first.abs().max().item()
+        if not distance <= tolerance * max(size, 1.0) and bool(end.isfinite().all()):
+            raise RuntimeError(
+                f"{FLOW}: rebuilding the trajectory missed its first momenta, of up to {size:.2g}, by {distance:.2g}, "
+                "as each bridge divides rounding errors by the refreshment: use memory='states'"
+            )
 
     def _noise(self, point: int) -> Tensor:
         return reference.noise_at(self.noise, point, self.run.leapfrog_steps, len(self.kicks))
@@ -204,8 +252,9 @@ class _Sweep:
             z_next, rho_next, part = self.run.step(point, (state[0], rho), gradients, noise, *own)
             pairing = (z_next * d_z).sum() + (rho_next * d_rho).sum() + (part * d_total).sum()
         wanted = (state[0], rho, *own, *self.params, *([noise] if self.d_noise is not None else ()))
-        shared = any(field.shared for field in self.run.fields)
-        results = products(pairing, wanted, shared)
+        sharing = (*self.run.fields, *([self.run.score] if self.run.score else ()))
+        shared = any(x.shared for x in sharing)
+        results = products(pairing, wanted, shared, f"{FLOW}: potential or base_potential")
         self.d_kicks[point], self.d_mixing[point] = results[2], results[3]
         self.d_betas += results[4]
         for total, product in zip(self.d_params, results[5:], strict=False):

@@ -84,7 +84,7 @@ def _backward(
         z.requires_grad_(ctx.full)
         grad = ctx.field(z, record=ctx.full)
         if k == len(decay) - 1 and not ctx.on_drift:
-            ctx.field.check(grad, rho)
+            ctx.field.check(grad, rho, ", and on_drift takes the distance in place of this error")
         before = update(z, rho, grad, 1 / decay[k], -kick[k] / decay[k], -arrivals[k])
         step = decay[k], kick[k], drift[k]
         grad_rho, grad_grad, *of_step = leapfrog_update_vjp(
@@ -94,7 +94,7 @@ def _backward(
         if ctx.full and grad.requires_grad:  # not that of a linear potential
             with torch.enable_grad():  # as a scalar: for grad_outputs torch imports sympy, a second and 36 MB
                 pairing = (grad * grad_grad).sum()
-            results = products(pairing, (z, *ctx.params), ctx.field.shared)
+            results = products(pairing, (z, *ctx.params), ctx.field.shared, "leapfrog: potential")
             grad_z = grad_z + results[0]
             for total, product in zip(totals, results[1:], strict=True):
                 total += product
@@ -103,7 +103,7 @@ def _backward(
     return [grad_z, grad_rho, *stacked, *totals], z
 
 
-def products(pairing: Tensor, wanted: tuple[Tensor, ...], shared: bool) -> tuple[Tensor, ...]:
+def products(pairing: Tensor, wanted: tuple[Tensor, ...], shared: bool, whose: str) -> tuple[Tensor, ...]:
     """Derivatives of ``pairing`` by ``wanted``; ``shared``: the graph goes on to what others need too."""
     try:
         return torch.autograd.grad(pairing, wanted, materialize_grads=True, retain_graph=shared)
@@ -111,7 +111,7 @@ def products(pairing: Tensor, wanted: tuple[Tensor, ...], shared: bool) -> tuple
         if "is not implemented" not in str(error):
             raise
         raise RuntimeError(
-            f"leapfrog: potential cannot be differentiated twice, {error}: use gradient='detached', or other kernels "
+            f"{whose} cannot be differentiated twice, {error}: use gradient='detached', or other kernels "
             "(for attention those of torch.nn.attention.sdpa_kernel(SDPBackend.MATH))"
         ) from error
 

@@ -30,13 +30,19 @@ class Field:
     trajectory inside :meth:`again`.
     """
 
-    def __init__(self, potential: Potential, compile: bool = False) -> None:
+    def __init__(
+        self, potential: Potential, compile: bool = False, function: str = NAME, argument: str = "potential"
+    ) -> None:
         self.potential, self.compile = potential, compile
+        #: whose argument the potential is, for errors
+        self.function, self.argument = function, argument
         self.modes: dict[nn.Module, bool] = {}
         self.shape: torch.Size
         self.dtype: torch.dtype
         #: whether evaluations share the graph of a tensor made before them
         self.shared = False
+        #: of the first evaluation, until the forward pass is over: its energy, its position, the number of a node
+        self.graph: tuple[Tensor, Tensor, int] | None = None
         self.context: Context
         self.snapshot: Snapshot
         self.power: Tensor
@@ -62,24 +68,33 @@ class Field:
         if not _same(before, _random_state(device)):  # a lazy layer draws its parameters once, dropout a mask each time
             before, mark = _random_state(device), _sequence_number()
             with self.held():
-                grad, energy = gradient_of(self.potential, position, False)
-            _refuse_randomness(before, _random_state(device))
+                grad, energy = self._gradient(position, False)
+            self._refuse_randomness(before, _random_state(device))
         watched: tuple[Tensor, ...] = ()
         if full:
+            self.graph = energy, position, mark
             found = _read_by(self.potential, self.modes, energy, position) if params is None else params()
-            watched = tuple(x for x in found if x.requires_grad)
-        if full:
-            self.shared = _refuse_missing(energy, position, watched, mark)
-            _refuse_dependent(watched)
+            watched = self._watch(found, *self.graph)
+            refuse_dependent(self.function, watched)
         self.snapshot = Snapshot(self.potential, self.modes)
         return grad, energy.shape, watched
+
+    def leaves(self) -> tuple[Tensor, ...]:
+        """Those of the first evaluation, in place of ``params`` of which one is made from another potential's."""
+        if self.graph is None:
+            return ()
+        energy, position, _ = self.graph
+        return self._watch(_met(energy, position, {}), *self.graph)
 
     def _first(self, z: Tensor, position: Tensor, record: bool) -> tuple[Tensor, Tensor]:
         self.shape, self.dtype = z.shape, z.dtype
         with modules_called() as called:
-            grad, energy = gradient_of(self.potential, position, record)
+            grad, energy = self._gradient(position, record)
         self.modes = {module: module.training for module in called}
         return grad, energy
+
+    def _gradient(self, position: Tensor, record: bool) -> tuple[Tensor, Tensor]:
+        return gradient_of(self.potential, position, record, self.function, self.argument)
 
     def __call__(self, z: Tensor, record: bool = False) -> Tensor:
         """The gradient at ``z``, event dimensions flattened, in ``z``'s dtype; the potential computes in its own."""
@@ -88,15 +103,21 @@ class Field:
             if self.compile:
                 grad = _compiled_gradient(z.device.type)(self.potential, position)
             else:
-                grad, _ = gradient_of(self.potential, position, record)
+                grad, _ = self._gradient(position, record)
             return grad.reshape(z.shape).to(z.dtype)
 
     def settle(self, grad: Tensor, rho: Tensor) -> None:
-        """The forward pass is over, with this last gradient and the momentum after it."""
-        self.snapshot.settle(NAME)
+        """The forward pass is over, with this last gradient, and ``rho``, a momentum to compare it along."""
+        self.graph = None
+        self.snapshot.settle(self.function, self.argument)
         self.power = (grad.detach() * rho).sum()
 
-    def check(self, grad: Tensor, rho: Tensor) -> None:
+    @property
+    def tolerance(self) -> float:
+        """How far, relatively, what is computed again may be off: rounding is far below, anything else above."""
+        return torch.finfo(self.context.half or self.dtype).eps ** 0.5
+
+    def check(self, grad: Tensor, rho: Tensor, advice: str = "") -> None:
         """Compare the first gradient of the backward pass with the last one of the forward pass, at the same position.
 
         Raises:
@@ -108,12 +129,12 @@ class Field:
         distance = abs((power.sum() - self.power).item())
         if not distance:  # as it is wherever the same kernels run
             return
-        dtype = torch.bfloat16 if self.compile else self.context.half or self.dtype
-        if distance > torch.finfo(dtype).eps ** 0.5 * power.abs().sum().item():
+        tolerance = torch.finfo(torch.bfloat16).eps ** 0.5 if self.compile else self.tolerance
+        if distance > tolerance * power.abs().sum().item():
             raise RuntimeError(
-                f"{NAME}: potential has another gradient in the backward pass than in the forward pass, at the same "
-                "position, as something that it reads has changed: memory='store' keeps what it was, and on_drift "
-                "takes the distance in place of this error"
+                f"{self.function}: {self.argument} has another gradient in the backward pass than in the forward pass, "
+                "at the same position, as something that it reads has changed: memory='store' keeps what it was"
+                f"{advice}"
             )
 
     @contextlib.contextmanager
@@ -130,9 +151,38 @@ class Field:
             RuntimeError: a module has changed between training and evaluation since, or a tensor was written in place.
         """
         if any(module.training != training for module, training in self.modes.items()):
-            raise RuntimeError(f"{NAME}: a module of potential changed its mode before the trajectory was rebuilt")
-        with self.context.again(), self.snapshot.restored(NAME), self.held():
+            words = f"a module of {self.argument} changed its mode before the trajectory was rebuilt"
+            raise RuntimeError(f"{self.function}: {words}")
+        with self.context.again(), self.snapshot.restored(self.function, self.argument), self.held():
             yield
+
+    def _refuse_randomness(self, before: tuple[Tensor, ...], after: tuple[Tensor, ...]) -> None:
+        if not _same(before, after):
+            raise ValueError(
+                f"{self.function}: {self.argument} draws random numbers (dropout in training mode?), so its trajectory "
+                "cannot be rebuilt: make it deterministic, or use memory='store', where each evaluation draws anew"
+            )
+
+    def _watch(self, params: Iterable[Tensor], energy: Tensor, position: Tensor, mark: int) -> tuple[Tensor, ...]:
+        """Those that need gradients, which must be all that the first evaluation met: others would silently get none.
+
+        What is differentiable once may not lead to the position: torch notices only where its cotangent needs
+        gradients, and takes it for linear elsewhere.
+        """
+        watched = tuple(x for x in params if x.requires_grad)
+        start, self.shared = _edge(position), False
+        for node in _nodes_above([(energy.grad_fn, 0)], {start, *map(_edge, watched)}):
+            if hasattr(node, "variable"):
+                expected = f"all tensors that need gradients through {self.argument} (by default those of a module)"
+                got = f"all but {_checks.describe(node.variable)}"
+                raise _checks.value_error(self.function, "params", expected, got)
+            self.shared = self.shared or node._sequence_nr() < mark
+            once = getattr(node, "_forward_cls", None)
+            if once and getattr(once.backward, "__code__", None) is _ONCE and _leads_to(node, start):
+                expected = "twice differentiable, or gradient 'detached'"
+                got = f"{once.__name__}, which is once_differentiable"
+                raise _checks.value_error(self.function, self.argument, expected, got)
+        return watched
 
 
 def functional_gradient(potential: Potential, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -191,14 +241,6 @@ def _same(before: tuple[Tensor, ...], after: tuple[Tensor, ...]) -> bool:
     return all(map(torch.equal, before, after))
 
 
-def _refuse_randomness(before: tuple[Tensor, ...], after: tuple[Tensor, ...]) -> None:
-    if not _same(before, after):
-        raise ValueError(
-            f"{NAME}: potential draws random numbers (dropout in training mode?), so its trajectory cannot be rebuilt: "
-            "make it deterministic, or use memory='store', where each evaluation draws anew"
-        )
-
-
 def _sequence_number() -> int:
     """Of the next node that this thread makes, or a little less: nodes made before have smaller ones."""
     with torch.enable_grad():
@@ -209,40 +251,29 @@ def _sequence_number() -> int:
 _ONCE = once_differentiable(lambda ctx: None).__code__
 
 
-def _refuse_missing(energy: Tensor, position: Tensor, params: Sequence[Tensor], mark: int) -> bool:
-    """Follow the graph of ``energy`` to its leaves: each must be known, or it would silently get no gradient.
-
-    What is differentiable once may not lead to ``position``: torch notices only where its cotangent needs gradients,
-    and takes it for linear elsewhere. Says whether there are nodes that are older than ``mark``.
-    """
-    start, shared = _edge(position), False
-    for node in _nodes_above([(energy.grad_fn, 0)], {start, *map(_edge, params)}):
-        if hasattr(node, "variable"):
-            expected = "all tensors that need gradients through potential (by default those of a module)"
-            raise _checks.value_error(NAME, "params", expected, f"all but {_checks.describe(node.variable)}")
-        shared = shared or node._sequence_nr() < mark
-        function = getattr(node, "_forward_cls", None)
-        if function and getattr(function.backward, "__code__", None) is _ONCE and _leads_to(node, start):
-            expected = "twice differentiable, or gradient 'detached'"
-            raise _checks.value_error(NAME, "potential", expected, f"{function.__name__}, which is once_differentiable")
-    return shared
-
-
 def _read_by(potential: Potential, modules: Iterable[nn.Module], energy: Tensor, position: Tensor) -> Sequence[Tensor]:
     """The tensors that ``energy`` needs gradients of: those within reach of ``potential``, of the others the leaves.
 
     The leaves alone, where one within reach is made from another.
     """
-    start = _edge(position)
     near = {_edge(x): x for x in tensors_held(potential, modules) if x.requires_grad}
-    for stops in (near, {}):
-        met: set[tuple] = set()
-        above = _nodes_above([(energy.grad_fn, 0)], {start, *stops}, met)
-        leaves = [node.variable for node in above if hasattr(node, "variable")]
-        found = [*leaves, *(stops[edge] for edge in met if edge != start)]
-        if _dependent(found) is None:
-            break
+    found = _met(energy, position, near)
+    return found if dependent(found) is None else _met(energy, position, {})
+
+
+def _met(energy: Tensor, position: Tensor, stops: dict[tuple, Tensor]) -> list[Tensor]:
+    """The ``stops`` that ``energy`` leads to, but for ``position``, and the leaves on other ways."""
+    start, met = _edge(position), set[tuple]()
+    above = _nodes_above([(energy.grad_fn, 0)], {start, *stops}, met)
+    found = [node.variable for node in above if hasattr(node, "variable")]
+    found += [stops[edge] for edge in met if edge != start]
     return list({id(x): x for x in found}.values())
+
+
+def leaves_above(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """The leaves that tensors are made from, or are."""
+    above = _nodes_above([_edge(x) for x in tensors], set())
+    return [node.variable for node in above if hasattr(node, "variable")]
 
 
 def _leads_to(node: torch.autograd.graph.Node, edge: tuple) -> bool:
@@ -252,7 +283,7 @@ def _leads_to(node: torch.autograd.graph.Node, edge: tuple) -> bool:
     return bool(met)
 
 
-def _dependent(params: Sequence[Tensor]) -> Tensor | None:
+def dependent(params: Sequence[Tensor]) -> Tensor | None:
     """One that is made from another one in the list: its way to that one would be gone twice."""
     edges = {_edge(x): x for x in params if x.requires_grad}
     for x in edges.values():
@@ -264,11 +295,16 @@ def _dependent(params: Sequence[Tensor]) -> Tensor | None:
     return None
 
 
-def _refuse_dependent(params: Sequence[Tensor]) -> None:
-    x = _dependent(params)
+def refuse_dependent(function: str, params: Sequence[Tensor]) -> None:
+    """Require that none is made from another.
+
+    Raises:
+        ValueError: one is.
+    """
+    x = dependent(params)
     if x is not None:
         expected = "tensors of which none is made from another"
-        raise _checks.value_error(NAME, "params", expected, f"{_checks.describe(x)} that is")
+        raise _checks.value_error(function, "params", expected, f"{_checks.describe(x)} that is")
 
 
 def _edge(x: Tensor) -> tuple:

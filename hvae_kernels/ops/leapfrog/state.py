@@ -42,7 +42,7 @@ class Snapshot:
     def __init__(self, potential: Callable, called: Iterable[nn.Module]) -> None:
         self.entries = _entries(potential, set(called))
 
-    def settle(self, name: str) -> None:
+    def settle(self, function: str, argument: str) -> None:
         """Once the forward pass is over: keep what all its evaluations found the same.
 
         An attribute that each evaluation sets anew is its own business: what it computed, or counts.
@@ -56,15 +56,16 @@ class Snapshot:
             same = _read(entry) is value
             if (version is not None and value._version != version) if same else registered:
                 raise ValueError(
-                    f"{name}: potential changes {_words(entry)} at every evaluation (spectral norm in training mode?), "
-                    "so its trajectory cannot be rebuilt: put that module into evaluation mode, or use memory='store'"
+                    f"{function}: {argument} changes {_words(entry)} at every evaluation (spectral norm in training "
+                    "mode?), so its trajectory cannot be rebuilt: put that module into evaluation mode, or use "
+                    "memory='store'"
                 )
             if same:
                 kept.append(entry)
         self.entries = kept
 
     @contextlib.contextmanager
-    def restored(self, name: str) -> Iterator[None]:
+    def restored(self, function: str, argument: str) -> Iterator[None]:
         """Everything in its place, as it was in the forward pass.
 
         Raises:
@@ -75,8 +76,8 @@ class Snapshot:
             place, _, value, version, _ = entry
             if version is not None and value._version != version:
                 raise RuntimeError(
-                    f"{name}: {_words(entry)}, which potential reads, was modified by an inplace operation before the "
-                    "trajectory was rebuilt: put a new tensor in its place instead, or copy before the forward pass"
+                    f"{function}: {_words(entry)}, which {argument} reads, was modified by an inplace operation before "
+                    "the trajectory was rebuilt: put a new tensor in its place instead, or copy before the forward pass"
                 )
             now = _read(entry)
             if now is not value and not (now is _ABSENT and isinstance(place, list)):
