@@ -191,13 +191,11 @@ FAMILY = {
 COMPOSED = {"leapfrog"}
 #: Kernels without a row in the benchmarks, and why.
 UNTIMED = {
-    "annealed_leapfrog_update": "a part of the trajectories in benchmarks/hamiltonian.py",
     "autoregressive_forward": "timed in whole flows, benchmarks/autoregressive.py",
     "autoregressive_inverse": "timed in whole flows, benchmarks/autoregressive.py",
     "autoregressive_spline_inverse": "timed in whole flows, benchmarks/accelerate.py",
     "dreg_surrogate": "the kernels of iwae_bound, with another power",
     "gaussian_mixture_responsibilities": "the kernels of gaussian_mixture_log_prob, with another output",
-    "leapfrog_update": "a part of dense_gaussian_leapfrog, and of the trajectories in benchmarks/hamiltonian.py",
     "stl_surrogate": "the kernels of iwae_bound, with another power",
 }
 
