@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hvae.data.mnist import SIDE
-from hvae.draw.models import READ, WRITE, window
+from hvae.draw.models import WRITE, window
 from hvae.draw.study import Job
 from hvae.draw.train import State
 from hvae.runs import writing
@@ -67,7 +67,7 @@ def _steps(path: Path, job: Job, state: State, name: str) -> None:
             _show(panels[row][0], state.pictures["images"][row])
         for axes, step in zip(panels[row][own:], steps, strict=True):
             _show(axes, canvases[step, row])
-            for part, size, colour in (("reads", READ, "tab:green"), ("writes", WRITE, "tab:red")):
+            for part, size, colour in (("reads", job.read, "tab:green"), ("writes", WRITE, "tab:red")):
                 if (windows := state.pictures.get(f"{name}-{part}")) is not None:
                     left, top, side = window(windows[step, row], size).tolist()
                     axes.add_patch(Rectangle((left, top), side, side, fill=False, edgecolor=colour, linewidth=0.8))
