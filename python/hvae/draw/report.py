@@ -18,9 +18,9 @@ Figures are means over images, in nats an image, with every constant: the diverg
 
 - *train*: the bound averaged over the last epoch's steps; *validation*: that of the validation images after it.
 - *log-likelihood*: of the first validation images, by importance sampling from q. No public program prints it.
+- *seconds an epoch*: wall time, validation included, beside whatever else the machine did, its pauses too.
 - *printed*: the paper's bounds, from memory, of another setting: T = 64, all of MNIST, some 50,000 updates, and there
-  attention is ahead. Shown, not chased: at T = 10 or 25 and a few thousand updates a patch a step covers little of a
-  digit, and where to look is still to be learned.
+  attention of {models.READ} x {models.READ} reads is ahead. Shown, not chased: steps and updates are fewer here.
 - LSTMs of {models.HIDDEN} units, patches of {models.WRITE} x {models.WRITE} written; Adam at 1e-3, batches of
   {BATCH_SIZE}, gradients clipped to a norm of 10. The first canvas is learned, from the logits of how often a pixel is
   on. All jobs take the same batches.
