@@ -12,6 +12,7 @@ from hvae.draw.models import Draw
 from hvae.draw.study import Job
 from torch import nn
 
+from hvae_kernels import functional as F
 from hvae_kernels.ops.draw import reference
 
 
@@ -26,6 +27,8 @@ def network(steps, attention, latent=1, loud=3.0):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(loud)
+        if attention:  # the write's first gain makes up for the spread of filters; it is not to be louder thrice
+            model.write_at.bias[4] = 0.0
     return model
 
 
@@ -101,6 +104,27 @@ def test_log_likelihood_of_samples_a_few_at_a_time(monkeypatch):
     torch.testing.assert_close(estimate, torch.cat(weights).logsumexp(0) - math.log(7))
 
 
+@pytest.mark.parametrize("read", [1, 2, 5])
+def test_windows_begin_on_the_digit_and_writes_as_strong_as_their_patch(read):
+    model = Draw(1, True, read=read)
+    state = torch.zeros(1, model.hidden)
+    left, top, side = models.window(model.read_at(state), read)[0].tolist()
+    assert min(left, top) > 5
+    assert max(left, top) + side < 22
+    at = model.write_at(state)
+    written = F.draw_write(torch.ones(1, 1, 5, 5), at, (28, 28))
+    assert 0.8 < written[0, 0, 10:18, 10:18].mean() < 1.25
+
+
+def test_keys_of_jobs():
+    for key in ("whole-T3", "attention-T3", "attention-T3-R5"):
+        assert Job.from_key(key, 1).key == key
+    assert Job.from_key("attention-T3", 1).read == models.READ
+    for key in ("whole-T3-R5", "attention-T3-R2", "attention-T0", "attention-T3-R0"):
+        with pytest.raises(ValueError, match=f"no job is named {key}"):
+            Job.from_key(key, 1)
+
+
 def test_windows_lie_where_the_grid_does():
     middle = torch.zeros(5)
     torch.testing.assert_close(models.window(middle, 5), torch.tensor([0.0, 0.0, 27.0]))
@@ -117,7 +141,7 @@ def test_what_is_drawn_is_learned(tmp_path):
     by_pixel = torch.distributions.Bernoulli(rate).log_prob(images[1].double()).sum(-1).mean()
     state = train.State()
     with experiment.threads(1):
-        train.train(Job(False, 3, 1), setting, images, state, tmp_path / "state.pt", lambda state: None)
+        train.train(Job(0, 3, 1), setting, images, state, tmp_path / "state.pt", lambda state: None)
     bounds = [record["validation"] for record in state.history]
     assert bounds[-1] > by_pixel + 5
 
@@ -127,9 +151,7 @@ def test_a_bound_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
     monkeypatch.setattr(nn.utils, "clip_grad_norm_", lambda *arguments: None)
     setting = study.Setting(1, "sample", 200, 10, 3, 0, 1)
     with pytest.raises(runs.StudyError, match=r"attention-T2: the bound of epoch \d is not finite"):
-        train.train(
-            Job(True, 2, 1), setting, setting.pixels(), train.State(), tmp_path / "state.pt", lambda state: None
-        )
+        train.train(Job(2, 2, 1), setting, setting.pixels(), train.State(), tmp_path / "state.pt", lambda state: None)
 
 
 SIZES = ("--train-size=120", "--validation-size=30", "--epochs=2", "--likelihood-images=25", "--likelihood-samples=60")
@@ -168,7 +190,7 @@ def test_results_and_report(finished, capsys):
         for name in ("samples", "reconstructions"):
             assert f"({name}-{key}.png)" in text
             assert (finished / f"{name}-{key}.png").read_bytes().startswith(b"\x89PNG")
-    assert "| T = 2, with attention " in text
+    assert "| T = 2, attention, reads 2 x 2 " in text
     assert "-80.97" in text
 
 
@@ -205,7 +227,7 @@ def test_resume_adds_to_a_finished_run_of_the_same_kind(finished, capsys):
     assert "was made with epochs" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("change", [lambda row: row.pop("train_bound"), lambda row: row.update(method=1)])
+@pytest.mark.parametrize("change", [lambda row: row.pop("train_bound"), lambda row: row.update(read="x")])
 def test_rows_of_another_form_are_one_sentence(change, finished, tmp_path, capsys):
     content = results(finished)
     change(content["rows"][0])
@@ -225,9 +247,10 @@ def test_wrong_arguments(wrong, tmp_path):
     [
         ("--likelihood-images=31", "--likelihood-images 31 is more than --validation-size"),
         ("--train-size=20000", "sample has 10000 digits, not 20000"),
+        ("--no-attention --read 5", "--read: --no-attention has none"),
         ("--data=/nowhere", "/nowhere has no train-images-idx3-ubyte"),
     ],
 )
 def test_mistakes_are_one_sentence(wrong, message, tmp_path, capsys):
-    assert hvae(tmp_path, wrong) == 1
+    assert hvae(tmp_path, *wrong.split()) == 1
     assert message in capsys.readouterr().err

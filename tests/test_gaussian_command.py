@@ -371,6 +371,15 @@ def test_a_missing_extra_is_one_sentence(monkeypatch, capsys, tmp_path):
     assert "pip install 'hvae-kernels[study]'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("study", cli.STUDIES)
+def test_help_names_defaults_where_there_are_any(study, capsys):
+    with pytest.raises(SystemExit):
+        cli.main([study, "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "(default: 12345)" in text
+    assert not re.search(r"default: (None|False|\[)", text)
+
+
 def test_help_and_import_need_no_extra():
     code = "import sys; sys.modules.update(dict.fromkeys(('matplotlib', 'numpy', 'tabulate', 'tqdm'))); import hvae.cli"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

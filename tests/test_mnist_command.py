@@ -49,6 +49,16 @@ def finished(tmp_path_factory):
     return out
 
 
+def test_help_has_groups_and_lists_models_once(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["mnist", "--help"])
+    text = capsys.readouterr().out
+    places = [text.index(f"\n{group}:\n") for group in ("models", "data", "training", "evaluation", "running")]
+    assert places == sorted(places)
+    assert text.count("dlgm-planar") == 1
+    assert "grows to 1 (default: 0)" in " ".join(text.split())
+
+
 def test_results(finished):
     results = strict_json(finished / "results.json")
     config, rows = results["config"], results["rows"]

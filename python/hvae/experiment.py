@@ -156,6 +156,17 @@ class Checkpoints:
             self(force=self.state.epoch == count)
 
 
+class Help(argparse.HelpFormatter):
+    """Help that names defaults, where an option has any to name."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if not action.help or action.default in (None, argparse.SUPPRESS) or action.default is False:
+            return action.help
+        default = action.default if isinstance(action.default, list) else [action.default]
+        text = " ".join(map(str, default)).replace("%", "%%")
+        return f"{action.help} (default: {text})"
+
+
 @dataclass(frozen=True)
 class Study(Generic[J, S]):
     """A subcommand of ``hvae``.
@@ -163,7 +174,8 @@ class Study(Generic[J, S]):
     Args:
         name: of the subcommand, and of the experiment in ``results.json``.
         help: a line on it.
-        arguments: adds its arguments, :func:`add_common` among them, through ``add_argument``.
+        arguments: adds its arguments, :func:`add_common` among them, through ``add_argument``, which takes the title of
+            a ``group`` of the help, too.
         run: runs the command, in the end by :meth:`keep_results`.
         state: the kind of its jobs' states; those of :meth:`train_jobs` begin without arguments.
         job: the job of a key in a run of this config; ValueError or IndexError where there is none.
@@ -188,9 +200,15 @@ class Study(Generic[J, S]):
 
     def register(self, commands: Any) -> None:
         """Add the study to the command line's subcommands."""
-        kind = argparse.ArgumentDefaultsHelpFormatter
-        command = commands.add_parser(self.name, help=self.help, formatter_class=kind, epilog=self.epilog)
-        self.arguments(command.add_argument)
+        command = commands.add_parser(self.name, help=self.help, formatter_class=Help, epilog=self.epilog)
+        groups: dict[str, Any] = {}
+
+        def add(*flags: str, group: str | None = None, **options: Any) -> None:
+            if group is not None and group not in groups:
+                groups[group] = command.add_argument_group(group)
+            (command if group is None else groups[group]).add_argument(*flags, **options)
+
+        self.arguments(add)
         command.set_defaults(run=self.run)
 
     def train_jobs(self, directory: Path, jobs: list[J], train: Callable[[J, S, Path], None]) -> Iterator[J]:

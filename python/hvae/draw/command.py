@@ -14,6 +14,7 @@ from torch import Tensor
 from hvae import experiment, runs
 from hvae.data import mnist
 from hvae.draw import classify, figures, glimpses, report, study, train
+from hvae.draw.models import READ
 from hvae.draw.study import Job, Setting
 from hvae.draw.train import State
 from hvae.experiment import Config, Study, integer
@@ -22,7 +23,7 @@ from hvae.runs import Row, StudyError
 TASKS = ("generate", "classify")
 #: Options that a task alone has; they are None where they are not given.
 OWN = {
-    "generate": ("attention", "draw_steps", "likelihood_samples", "likelihood_images"),
+    "generate": ("attention", "read", "draw_steps", "likelihood_samples", "likelihood_images"),
     "classify": ("glimpses", "convolutional", "side", "pieces"),
 }
 
@@ -31,6 +32,7 @@ def arguments(add: Callable[..., Any]) -> None:
     """The command's own."""
     add("--task", choices=TASKS, default="generate", help="draw digits, or classify them among clutter")
     add("--attention", action=argparse.BooleanOptionalAction, help="with attention alone, or without; by default both")
+    add("--read", nargs="+", type=integer(), metavar="N", help="filters a side of what attention reads, by default 2")
     add("--draw-steps", nargs="+", type=integer(), metavar="T", help="steps of a drawing, by default 10 and 25")
     add("--glimpses", nargs="+", type=integer(), metavar="T", help="of classification, by default 4 and 8")
     add("--convolutional", action=argparse.BooleanOptionalAction, help="train classification's baseline, too, or not")
@@ -96,11 +98,14 @@ def _generate(args: argparse.Namespace) -> None:
     if setting.likelihood_images > setting.n_validation:
         raise StudyError(f"--likelihood-images {setting.likelihood_images} is more than --validation-size")
     pixels = setting.pixels()
-    kinds = (True, False) if args.attention is None else (args.attention,)
+    if args.read and args.attention is False:
+        raise StudyError("--read: --no-attention has none")
+    reads = [] if args.attention is False else args.read or [READ]
+    whole = [] if args.attention else [0]
     jobs = [
-        Job(attention, steps, args.seed)
+        Job(read, steps, args.seed)
         for steps in dict.fromkeys(args.draw_steps or study.STEPS)
-        for attention in kinds
+        for read in (*dict.fromkeys(reads), *whole)
     ]
     trained = STUDY.train_jobs(args.out, jobs, functools.partial(_train, setting=setting, pixels=pixels))
     with experiment.threads(args.threads), runs.open_directory(args, **asdict(setting)) as config:

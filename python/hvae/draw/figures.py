@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hvae.data.mnist import SIDE
-from hvae.draw.models import READ, WRITE, window
+from hvae.draw.models import WRITE, window
 from hvae.draw.study import Job
 from hvae.draw.train import State
 from hvae.runs import writing
@@ -47,7 +47,7 @@ def _curves(path: Path, jobs: Sequence[tuple[Job, State]]) -> Path:
     axes.set(xlabel="epochs", ylabel="negative bound, nats an image", title="Validation, and training dashed")
     axes.legend()
     with writing(path) as partial:
-        figure.savefig(partial, dpi=100)
+        figure.savefig(partial, dpi=72)
     return path
 
 
@@ -55,6 +55,7 @@ def _steps(path: Path, job: Job, state: State, name: str) -> None:
     """A row a digit, a column a step; of reconstructions the digit itself comes first."""
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
+    from PIL import Image
 
     canvases = state.pictures[name]
     steps = torch.linspace(0, job.steps - 1, min(job.steps, N_SHOWN)).round().long().tolist()
@@ -67,15 +68,17 @@ def _steps(path: Path, job: Job, state: State, name: str) -> None:
             _show(panels[row][0], state.pictures["images"][row])
         for axes, step in zip(panels[row][own:], steps, strict=True):
             _show(axes, canvases[step, row])
-            for part, size, colour in (("reads", READ, "tab:green"), ("writes", WRITE, "tab:red")):
+            for part, size, colour in (("reads", job.read, "tab:green"), ("writes", WRITE, "tab:red")):
                 if (windows := state.pictures.get(f"{name}-{part}")) is not None:
                     left, top, side = window(windows[step, row], size).tolist()
                     axes.add_patch(Rectangle((left, top), side, side, fill=False, edgecolor=colour, linewidth=0.8))
     figure.suptitle(f"{job.label}, {state.epoch} epochs", fontsize="small")
     with writing(path) as partial:
         figure.savefig(partial, dpi=100)
+        with Image.open(partial) as image:  # a third of the bytes: greys, and two colours
+            image.convert("RGB").quantize(64).save(partial, optimize=True)
 
 
 def _show(axes, pixels: Tensor) -> None:
-    axes.imshow(pixels.view(SIDE, SIDE).tolist(), cmap="gray_r", vmin=0, vmax=255)
+    axes.imshow(pixels.view(SIDE, SIDE).tolist(), cmap="gray_r", vmin=0, vmax=255, interpolation="nearest")
     axes.set(xticks=[], yticks=[], xlim=(-0.5, SIDE - 0.5), ylim=(SIDE - 0.5, -0.5))

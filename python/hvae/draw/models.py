@@ -13,8 +13,11 @@ from hvae.densities import standard_normal_log_prob
 from hvae_kernels.functional import bernoulli_log_prob, draw_read, draw_write
 
 HIDDEN, LATENT = 256, 100
-#: Filters along a side.
+#: Filters along a side; the paper's.
 READ, WRITE = 2, 5
+#: How they begin, in shares of the image's side: from the first to the last, of a read at most a quarter from one to
+#: the next; and the gain of a read.
+READ_SPAN, WRITE_SPAN, READ_STRIDE, READ_GAIN = 0.4, 0.6, 1 / 4, 4.0
 
 
 class Drawn(NamedTuple):
@@ -62,22 +65,32 @@ class Draw(nn.Module):
         attention: whether there is any.
         hidden, latent: units of the LSTMs, and dimensions of z in a step.
         canvas: where the first canvas' bias begins, ``(784,)`` logits; None is zeros.
+        read: filters along a side of what attention reads.
 
     Source: Gregor et al., DRAW: a recurrent neural network for image generation, arXiv 1502.04623.
     """
 
     def __init__(
-        self, steps: int, attention: bool, hidden: int = HIDDEN, latent: int = LATENT, canvas: Tensor | None = None
+        self,
+        steps: int,
+        attention: bool,
+        hidden: int = HIDDEN,
+        latent: int = LATENT,
+        canvas: Tensor | None = None,
+        read: int = READ,
     ):
         super().__init__()
-        self.steps, self.attention, self.hidden, self.latent = steps, attention, hidden, latent
-        read = 2 * READ**2 if attention else 2 * N_PIXELS
-        self.encoder = nn.LSTMCell(read + hidden, hidden)
+        self.steps, self.attention, self.hidden, self.latent, self.read = steps, attention, hidden, latent, read
+        self.encoder = nn.LSTMCell((2 * read**2 if attention else 2 * N_PIXELS) + hidden, hidden)
         self.posterior = nn.Linear(hidden, 2 * latent)
         self.decoder = nn.LSTMCell(latent, hidden)
         self.write = nn.Linear(hidden, WRITE**2 if attention else N_PIXELS)
         if attention:
-            self.read_at, self.write_at = attention_of(hidden, READ), attention_of(hidden, WRITE)
+            span = min(READ_SPAN, READ_STRIDE * max(read - 1, 1))
+            self.read_at = attention_of(hidden, read, span=span, log_gamma=math.log(READ_GAIN))
+            # filters sum to 1: a patch spreads over stride^2 pixels a number, and gamma makes that up
+            stride = WRITE_SPAN * (SIDE - 1) / max(WRITE - 1, 1)
+            self.write_at = attention_of(hidden, WRITE, span=WRITE_SPAN, log_gamma=-2 * math.log(stride))
         self.canvas = nn.Parameter(torch.zeros(N_PIXELS) if canvas is None else canvas.clone())
         self.states = nn.Parameter(torch.zeros(4, hidden))
 
@@ -130,7 +143,7 @@ class Draw(nn.Module):
             return torch.cat([x, error], -1), None
         at = self.read_at(state)
         images = torch.stack([x, error], 1).unflatten(-1, (SIDE, SIDE))
-        return draw_read(images, at, READ).flatten(1), at
+        return draw_read(images, at, self.read).flatten(1), at
 
     def _write(self, canvas: Tensor, state: Tensor) -> tuple[Tensor, Tensor | None]:
         patch = self.write(state)
@@ -144,14 +157,23 @@ class Draw(nn.Module):
         return Picture(torch.stack(canvases), read, written)
 
 
-def attention_of(hidden: int, size: int, side: int = SIDE) -> nn.Linear:
+def attention_of(hidden: int, size: int, side: int = SIDE, span: float = 1.0, log_gamma: float = 0.0) -> nn.Linear:
     """A layer for the five numbers, whose filters begin as wide as half of the distance between them.
 
     With a variance of 1 they begin beside the strokes, the first of them in blank corners, and learn nothing for long.
+
+    Args:
+        hidden: features.
+        size: filters along a side.
+        side: of images.
+        span: of the side, from the first filter to the last.
+        log_gamma: added to what it begins at, as is the logarithm of ``span``.
     """
     layer = nn.Linear(hidden, 5)
     with torch.no_grad():
-        layer.bias[2] = 2 * math.log((side - 1) / max(size - 1, 1) / 2)
+        layer.bias[2] = 2 * math.log(span * (side - 1) / max(size - 1, 1) / 2)
+        layer.bias[3] += math.log(span)
+        layer.bias[4] += log_gamma
     return layer
 
 

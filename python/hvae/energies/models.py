@@ -6,29 +6,21 @@ import torch
 from torch import Tensor, nn
 
 import hvae_kernels as hk
+from hvae.couplings import Shift
 from hvae.densities import standard_normal_log_prob
 
 #: Of the networks that shift one coordinate by the other, in NICE.
 HIDDEN = 32
 
 
-class Shift(nn.Module):
-    """A conditioner of an additive coupling: a shift, and a log-scale that is 0."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.network = nn.Sequential(nn.Linear(1, HIDDEN), nn.Tanh(), nn.Linear(HIDDEN, 1))
-
-    def forward(self, z: Tensor) -> Tensor:
-        """``(..., 1)`` to ``(..., 2, 1)``."""
-        shift = self.network(z)
-        return torch.stack([shift, torch.zeros_like(shift)], -2)
-
-
 def nice(layers: int) -> hk.nn.FlowStack:
     """Additive couplings, which keep volumes; every other one shifts the other coordinate."""
     masks = ([k % 2 == 0, k % 2 == 1] for k in range(layers))
-    return hk.nn.FlowStack([hk.nn.CouplingFlow(2, [], mask=mask, conditioner=Shift()) for mask in masks])
+    return hk.nn.FlowStack([hk.nn.CouplingFlow(2, [], mask=mask, conditioner=_shift()) for mask in masks])
+
+
+def _shift() -> Shift:
+    return Shift(nn.Sequential(nn.Linear(1, HIDDEN), nn.Tanh(), nn.Linear(HIDDEN, 1)))
 
 
 #: By name: a flow of K layers.

@@ -29,21 +29,23 @@ SANDWICH = ("sandwich_images", "sandwich_bridges")
 
 def arguments(add: Callable[..., Any]) -> None:
     """The command's own."""
-    add("--model", nargs="+", choices=study.ALL_MODELS, default=list(study.MODELS), help="models")
-    add("--prior", choices=study.PRIORS, default="normal", help="a standard normal, or a VampPrior")
-    add("--components", type=integer(), help=f"of a VampPrior, by default {study.COMPONENTS}")
-    add("--gate-epochs", type=integer(), help="in which structured models learn their gates, by default a quarter")
-    add("--data", default="sample", help="'sample' in the package, 'torchvision', or a folder of IDX files")
-    add("--train-size", type=integer(), default=mnist.N_TRAIN, help="how many of the training digits")
-    add("--validation-size", type=integer(), default=mnist.N_VALIDATION, help="how many of the test digits")
-    add("--binarisation", choices=mnist.BINARISATIONS, default="round", help="drawn never, once, or every epoch")
+    _model_arguments(functools.partial(add, group="models"))
+    _data_arguments(functools.partial(add, group="data"))
+    _training_arguments(functools.partial(add, group="training"))
+    _evaluation_arguments(functools.partial(add, group="evaluation"))
+    _running_arguments(functools.partial(add, group="running"))
+
+
+def _model_arguments(add: Callable[..., Any]) -> None:
+    models = {"nargs": "+", "choices": study.ALL_MODELS, "metavar": "MODEL"}
+    add("--model", **models, default=list(study.MODELS), help=", ".join(study.ALL_MODELS))
     add(
         "--network",
         choices=networks.NETWORKS,
         help="the report's, without batch norm, perceptrons, maxout ones; by default conv, maxout with a dlgm or hvi",
     )
-    add("--epochs", type=integer(), default=study.EPOCHS, help="of training")
-    add("--batch-size", type=integer(), default=study.BATCH_SIZE, help="images a step")
+    add("--prior", choices=study.PRIORS, default="normal", help="a standard normal, or a VampPrior")
+    add("--components", type=integer(), metavar="C", help=f"of a VampPrior, by default {study.COMPONENTS}")
     add(
         "--leapfrog-steps",
         nargs="+",
@@ -53,24 +55,57 @@ def arguments(add: Callable[..., Any]) -> None:
     )
     add("--flow-layers", type=integer(0), metavar="K", help=f"of planar and NICE, by default {study.FLOW_LAYERS}")
     add("--momenta", type=integer(), metavar="T", help="how often hvi draws one, each with K steps; by default 1")
-    add("--annealing", type=integer(0), default=0, metavar="STEPS", help="in which the log joint's weight grows to 1")
-    add("--units", nargs="+", type=integer(), help="of helmholtz' layers, from below; by default 200 10")
+    add("--units", nargs="+", type=integer(), metavar="N", help="of helmholtz' layers, from below; by default 200 10")
+
+
+def _data_arguments(add: Callable[..., Any]) -> None:
+    add("--data", default="sample", help="'sample' in the package, 'torchvision', or a folder of IDX files")
+    add("--train-size", type=integer(), default=mnist.N_TRAIN, metavar="N", help="how many of the training digits")
+    add(
+        "--validation-size", type=integer(), default=mnist.N_VALIDATION, metavar="N", help="how many of the test digits"
+    )
+    add("--binarisation", choices=mnist.BINARISATIONS, default="round", help="drawn never, once, or every epoch")
+
+
+def _training_arguments(add: Callable[..., Any]) -> None:
+    add("--epochs", type=integer(), default=study.EPOCHS, metavar="N", help="of training")
+    add("--batch-size", type=integer(), default=study.BATCH_SIZE, metavar="N", help="images a step")
     add(
         "--importance-samples",
         type=integer(),
         default=study.IMPORTANCE_SAMPLES,
+        metavar="S",
         help="of the bounds of iwae and its kin",
     )
-    add("--likelihood-samples", type=integer(), default=5000, help="for the log-likelihood of an image")
-    add("--likelihood-images", type=integer(0), help="how many have theirs estimated; by default all of validation")
-    add("--sandwich-images", type=integer(0), default=0, help="drawn from each model, whose likelihood is bounded")
-    add("--sandwich-bridges", type=integer(), default=200, help="of annealed importance sampling, for that")
+    add(
+        "--gate-epochs",
+        type=integer(),
+        metavar="N",
+        help="in which structured models learn their gates, by default a quarter",
+    )
+    add("--annealing", type=integer(0), default=0, metavar="STEPS", help="in which the log joint's weight grows to 1")
+
+
+def _evaluation_arguments(add: Callable[..., Any]) -> None:
+    add("--likelihood-samples", type=integer(), default=5000, metavar="S", help="for the log-likelihood of an image")
+    add(
+        "--likelihood-images",
+        type=integer(0),
+        metavar="N",
+        help="how many have theirs estimated; by default all of validation",
+    )
+    sandwich = functools.partial(add, metavar="N")
+    sandwich("--sandwich-images", type=integer(0), default=0, help="drawn from each model, whose likelihood is bounded")
+    sandwich("--sandwich-bridges", type=integer(), default=200, help="of annealed importance sampling, for that")
+
+
+def _running_arguments(add: Callable[..., Any]) -> None:
     experiment.add_common(add, "mnist", "parameters, order of data and noise")
     add("--tensorboard", action="store_true", help="write the curves for TensorBoard, too")
     add("--device", type=_device, default="cpu", help="to compute on")
     add("--memory", choices=MEMORY, default="reversible", help="of leapfrog steps and bridges; stored ones are faster")
     add("--compile", action="store_true", help="compile the gradient of leapfrog steps")
-    add("--threads", type=integer(), help="torch's; by default its own choice")
+    add("--threads", type=integer(), metavar="N", help="torch's; by default its own choice")
 
 
 def _device(text: str) -> torch.device:

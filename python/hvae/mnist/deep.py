@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hvae.autoencoder import Code
+from hvae.couplings import Shift
 from hvae.densities import normal_log_prob
 from hvae.mnist import networks
 from hvae.mnist.models import Decoder, Model
@@ -52,19 +53,6 @@ class PlanarModel(Model):
         return z, None, log_abs_det + planar_log_abs_det, decode
 
 
-class Shift(nn.Module):
-    """The conditioner of an additive coupling: ``(z_A, context)`` to shifts ``(..., 2, n)`` with log scales of 0."""
-
-    def __init__(self, features: int, context: int, outputs: int):
-        super().__init__()
-        self.layers = _perceptron(features + context, NICE_WIDTH, outputs)
-
-    def forward(self, z: Tensor, context: Tensor) -> Tensor:
-        """``z (..., features)``, ``context (..., context)``."""
-        shift = self.layers(torch.cat([z, context], -1))
-        return torch.stack([shift, torch.zeros_like(shift)], -2)
-
-
 class NiceModel(Model):
     """A sample of ``q(z_0 | x)`` goes through K additive couplings, which are told of the image.
 
@@ -89,7 +77,7 @@ class NiceModel(Model):
 
     def _coupling(self, layer: int) -> CouplingFlow:
         mask = [(place + layer) % 2 == 0 for place in range(self.latent)]
-        shift = Shift(self.latent - sum(mask), CONTEXT, sum(mask))
+        shift = Shift(_perceptron(self.latent - sum(mask) + CONTEXT, NICE_WIDTH, sum(mask)))
         return CouplingFlow(self.latent, [], CONTEXT, "affine", mask, conditioner=shift)
 
     def transport(self, pixels: Tensor, code: Code, noise: Tensor) -> tuple[Tensor, Tensor | None, Tensor, Decoder]:

@@ -36,8 +36,8 @@ MORE_NOTES = {
   begin as the identity, leapfrog steps short.
 - Printed figures are of other settings, and stand beside runs of any network. Those of dlgm, dlgm-planar and dlgm-nice,
   from memory: 500,000 updates of RMSprop at 1e-5 with 100 images each, the log joint annealed in the first 10,000.
-  Those of hvi are another paper's, of another network, and may be estimates of the log-likelihood. The *train* bound of
-  a model is the annealed objective as long as that lasts.
+  Those of hvi are another paper's, of another network: log-likelihoods by importance sampling, no bounds. The *train*
+  bound of a model is the annealed objective as long as that lasts.
 """,
     BRIDGED: """\
 - uha carries a sample of the encoder's Gaussian along K bridges to the model's posterior, one leapfrog step each, with
