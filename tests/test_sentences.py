@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import os
 import random
 
 import pytest
@@ -549,6 +550,21 @@ def test_texts_that_do_not_do_are_one_sentence(content, message, tmp_path, capsy
     assert str(path) in said
     assert said.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_mark_of_byte_order_is_no_word(tmp_path):
+    texts = [tmp_path / name for name in ("plain", "marked")]
+    for path, mark in zip(texts, (b"", b"\xef\xbb\xbf"), strict=True):
+        path.write_bytes(mark + b"some words\n" * 25)
+    plain, marked = (data.of_file(path, 1, 40) for path in texts)
+    assert marked.vocabulary == plain.vocabulary
+
+
+def test_a_pipe_is_no_text(tmp_path, capsys):
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    assert hvae(tmp_path / "out", f"--data={path}") == 1
+    assert "not a file, and it is read three times" in capsys.readouterr().err
 
 
 def test_a_folder_is_no_text(tmp_path, capsys):

@@ -21,8 +21,9 @@ minus the divergence of the chair's z from N(0, I), which all pictures of the ch
 without prior or divergence. Adam from 2e-3 to 0 along half a cosine, batches of {study.BATCH_SIZE}."""
 
 ERRORS = """\
-*error*: root of the mean square error of colours between 0 and 1, on white; *overlap*: intersection over union of the
-masks; both from the mean of q."""
+*bound*: a training picture's, on the average over the last epoch's updates, each before its step. *error*: root of the
+mean square error of colours between 0 and 1, on white; *overlap*: intersection over union of the masks; both from the
+mean of q."""
 VIEWS = """\
 *off* is the angle to the nearest azimuth at which the chair was seen. *nearest* shows that view in its place; it is
 drawn again in the colour, brightness and zoom of the picture that is asked for, which flatters it. *mirrored* may also

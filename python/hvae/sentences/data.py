@@ -157,6 +157,8 @@ def of_file(path: Path, min_count: int, max_words: int) -> Corpus:
 
 def _lines(path: Path, digest=None) -> Iterator[list[str]]:
     """The words of each line; of a line longer than ``LONGEST_LINE`` bytes as many as show that it is too long."""
+    if path.is_fifo() or path.is_char_device():
+        raise StudyError(f"--data {path}: not a file, and it is read three times")
     try:
         with path.open("rb") as stream:
             number = 0
@@ -170,7 +172,7 @@ def _lines(path: Path, digest=None) -> Iterator[list[str]]:
                 if digest:
                     digest.update(whole)
                 if whole is line:
-                    yield line.decode("utf-8").split()
+                    yield line.decode("utf-8-sig" if number == 1 else "utf-8").split()
                 else:
                     yield [SPECIAL[UNKNOWN]] * LONGEST_LINE
     except UnicodeDecodeError as error:
