@@ -33,6 +33,14 @@ def test_code_runs(page, tmp_path, monkeypatch):
         exec(compile(block, f"{page}, block {number}", "exec"), names)
 
 
+def test_conda_recipe_asks_for_what_the_project_asks_for():
+    recipe, project = (ROOT / path for path in (".github/conda/recipe.yaml", "pyproject.toml"))
+    context = dict(re.findall(r'^  (\w+): "(.+)"$', recipe.read_text(), re.MULTILINE))
+    assert context["version"] == hk.__version__
+    assert f'requires-python = ">={context["python_min"]}"' in project.read_text()
+    assert f'dependencies = ["torch>={context["torch_min"]}"]' in project.read_text()
+
+
 def test_tutorials_show_examples():
     shown = re.findall(r'--8<-- "([^"]+)"', "".join(p.read_text() for p in (ROOT / "docs" / "tutorials").glob("*.md")))
     assert len(shown) == 4
