@@ -31,15 +31,55 @@ HK_INLINE void for_pieces(int64_t d, const F& f) {
   for (int64_t begin = 0; begin < d; begin += kShort) f(begin, std::min(d, begin + kShort));
 }
 
-// The n numbers at p, less than a vector, and zeros behind them.
+// The n numbers at p, less than a vector, and zeros behind them. By mask where the set has such loads: lanes that are put
+// together one by one are waited for.
 template <class Set, class T>
 HK_INLINE Vector<T, Set> part(const T* p, int64_t n) {
+#if HK_X86_SETS
+  struct Numbers {
+    T at[kLanes<T, Set>];
+  };
+  if constexpr (Set::kVectorBytes == 64) {
+    Vector<T, Set> value;
+    const auto mask = static_cast<unsigned short>((1u << n) - 1);
+    if constexpr (sizeof(T) == 4)
+      asm("vmovups %2, %0%{%1%}%{z%}" : "=v"(value) : "Yk"(mask), "m"(*reinterpret_cast<const Numbers*>(p)));
+    else
+      asm("vmovupd %2, %0%{%1%}%{z%}" : "=v"(value) : "Yk"(mask), "m"(*reinterpret_cast<const Numbers*>(p)));
+    return value;
+  }
+  if constexpr (Set::kVectorBytes == 32) {
+    using Index = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
+    Vector<Index, Set> lanes;
+    for (int64_t l = 0; l < kLanes<T, Set>; ++l) lanes[l] = l;
+    const auto mask = lanes < static_cast<Index>(n);
+    Vector<T, Set> value;
+    if constexpr (sizeof(T) == 4)
+      asm("vmaskmovps %2, %1, %0" : "=x"(value) : "x"(mask), "m"(*reinterpret_cast<const Numbers*>(p)));
+    else
+      asm("vmaskmovpd %2, %1, %0" : "=x"(value) : "x"(mask), "m"(*reinterpret_cast<const Numbers*>(p)));
+    return value;
+  }
+#endif
   alignas(Set::kVectorBytes) T to[kLanes<T, Set>];
   for (int64_t l = 0; l < kLanes<T, Set>; ++l) to[l] = l < n ? p[l] : T(0);
   return *vectors<Set>(to);
 }
 template <class Set, class T>
 HK_INLINE void store_part(Vector<T, Set> value, T* p, int64_t n) {
+#if HK_X86_SETS
+  struct Numbers {
+    T at[kLanes<T, Set>];
+  };
+  if constexpr (Set::kVectorBytes == 64) {
+    const auto mask = static_cast<unsigned short>((1u << n) - 1);
+    if constexpr (sizeof(T) == 4)
+      asm("vmovups %1, %0%{%2%}" : "+m"(*reinterpret_cast<Numbers*>(p)) : "v"(value), "Yk"(mask));
+    else
+      asm("vmovupd %1, %0%{%2%}" : "+m"(*reinterpret_cast<Numbers*>(p)) : "v"(value), "Yk"(mask));
+    return;
+  }
+#endif
   for (int64_t l = 0; l < kLanes<T, Set>; ++l)
     if (l < n) p[l] = value[l];
 }
