@@ -7,7 +7,7 @@ TRITON ?= triton==3.7.1
 BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h)
 
-.PHONY: demo test quick op arm peer-suites bench lint wheel test-wheel docs docs-browser clean
+.PHONY: demo test quick op arm peer-suites bench lint wheel test-wheel docs notebooks docs-browser clean
 .DELETE_ON_ERROR:
 
 $(VENV)/torch:
@@ -108,6 +108,11 @@ test-wheel:
 docs: $(VENV)/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	$(BIN)/python docs/_hooks/check.py build/site
+
+# The tutorials' notebooks anew: text of docs/tutorials, code of examples, outputs where the code has changed.
+notebooks: $(VENV)/test
+	$(BIN)/python -m pip install --quiet ipykernel==7.4.0 nbclient==0.11.0 nbformat==5.11.1
+	OMP_NUM_THREADS=1 $(BIN)/python docs/_hooks/notebooks.py
 
 # The built pages in Debian's chromium: errors, widths, and whether the benchmarks page answers.
 docs-browser: docs

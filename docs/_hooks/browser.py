@@ -20,6 +20,7 @@ PICTURES = (
     "benchmarks",
     "gaussian/report",
     "tutorials/hamiltonian_vae",
+    "tutorials/zuko",
     "guarantees",
 )
 OPTIONS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking", "--disable-sync")

@@ -7,13 +7,17 @@ import csv
 import re
 from collections import Counter
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[2]
 OPS = ROOT / "hvae_kernels" / "ops"
 CONTRACT = ROOT / "docs" / "contract.csv"
+MEASURED = ROOT / "docs" / "measured.md"
+RESULTS = re.compile(r"(?<=\]\()\.\./(benchmarks/results/[^)]+)")
 
 #: The checks of tests/test_contract.py by what they are about; one that is missing here fails the build.
 CHECKS = {
@@ -47,7 +51,14 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     }
     for uri, content in pages.items():
         files.append(File.generated(config, uri, content=content))
+    for path in RESULTS.findall(MEASURED.read_text()):
+        files.append(File.generated(config, path, abs_src_path=str(ROOT / path)))
     return files
+
+
+def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
+    """The charts and CSV files of the page of all figures stand in the site as in the repository."""
+    return RESULTS.sub(r"\1", markdown) if page.file.src_uri == MEASURED.name else markdown
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
