@@ -110,6 +110,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation("python/hvae/terminal.py", "zip(heads, map(max, longest, _widths(*body)), strict=True)", "()", _TERMINAL_TESTS + " -k broken"),
     Mutation("python/hvae/terminal.py", "stream.isatty() and not", "not", _TERMINAL_TESTS + " -k colours"),
     Mutation("python/hvae/terminal.py", "self._bar(1 + place, what", "self._bar(1, what", _TERMINAL_TESTS + " -k above"),
+    Mutation("python/hvae/terminal.py", "0.3 if position else 0", "0.3", _TERMINAL_TESTS + " -k above"),
     Mutation("python/hvae/terminal.py", "tqdm.write(text, file=sys.stderr)", "print(text, file=sys.stderr)", _TERMINAL_TESTS + " -k above"),
     Mutation("python/hvae/terminal.py", "update(key not in self._finished)", "update(1)", _TERMINAL_TESTS + " -k above"),
     Mutation("python/hvae/runs.py", 'UNTOLD = ("run", "command", "quiet")', 'UNTOLD = ("run", "command")', _TERMINAL_TESTS + " -k quiet"),

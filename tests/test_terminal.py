@@ -148,6 +148,7 @@ def test_bars_keep_their_places(workers, tmp_path):
 
 def test_what_is_said_stands_above_the_bars():
     code = """\
+import time
 from hvae.terminal import Screen
 screen = Screen()
 with screen.jobs("three jobs", 3, {"first"}):
@@ -156,6 +157,10 @@ with screen.jobs("three jobs", 3, {"first"}):
     screen.say("something failed")
     for thing in screen.each("drawing", "chair", range(3)):
         pass
+    for done in (3, 4):
+        time.sleep(0.7)
+        screen.step("third", done, 4, place=1)
+    time.sleep(0.7)
     screen.ended("second", 1.0)
     screen.ended("first", None)
 """
@@ -167,4 +172,5 @@ with screen.jobs("three jobs", 3, {"first"}):
     assert any("something failed" in lines[1] and "jobs:" in lines[2] for lines in shown if len(lines) > 2)
     assert [line[:16] for line in last[:2]] == ["three jobs", "something failed"]
     assert re.match(r"jobs: +67%.* 2/3 ", last[2])
+    assert not any("job/s" in line for lines in shown for line in lines if "2/3" in line)  # one in two seconds
     assert not any(last[3:])

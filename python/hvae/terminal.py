@@ -89,8 +89,9 @@ class Screen:
     def _bar(self, position: int, what: str, total: int, done: int, unit: str) -> Any:
         from tqdm import tqdm
 
-        # miniters: else the jobs' would wait for a job to end
-        style = {"leave": position == 0, "dynamic_ncols": True, "mininterval": 0.5, "miniters": 0}
+        # without miniters that of the jobs is drawn where one ends alone; smoothed, its rate is since the last drawing
+        pace = {"mininterval": 0.5, "miniters": 0, "smoothing": 0.3 if position else 0}
+        style = {"leave": position == 0, "dynamic_ncols": True, **pace}
         return tqdm(desc=what, total=total, initial=done, unit=unit, position=position, **style)
 
     def _clear(self, place: int) -> None:
