@@ -60,7 +60,7 @@ def pytest_addoption(parser):
 #: machines, benchmarks, other libraries, examples.
 SLOW_FILES = re.compile(
     r"test_(gaussian_(annealed|command|train|models)|mnist|priors|structured|arm|absent|exports|benchmarks|machine|accelerate|peer"
-    r"|regression|examples|draw_(study|classify)|densities_study|sentences|chairs|deep_models|helmholtz)"
+    r"|regression|terminal|examples|draw_(study|classify)|densities_study|sentences|chairs|deep_models|helmholtz)"
 )
 
 

@@ -47,6 +47,7 @@ _REPARAM_TESTS = "tests/test_local_reparam_linear.py"
 _BLOCK_TESTS = "tests/test_package.py -k overlapping"
 _ARGUMENT_TESTS = "tests/test_arguments.py"
 _DEFERRED_TESTS = "tests/test_deferred.py"
+_TERMINAL_TESTS = "tests/test_terminal.py"
 _MIXTURE_CPP = "tests/test_contract.py -k gaussian_mixture and cpp and (budget or extremes)"
 _ELEMENTARY = "csrc/kernels/elementary.h"
 _ELEMENTARY_TESTS = "tests/test_elementary.py"
@@ -105,6 +106,14 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation("python/hvae/runs.py", "if before != value:", "if False:", "tests/test_runs.py -k another"),
     Mutation("python/hvae/experiment.py", "setattr(self.state, name, part.state_dict())", "pass", "tests/test_priors.py -k killed"),
     Mutation("python/hvae/experiment.py", "self.job_of_row(row).key not in keys", "False", "tests/test_gaussian_command.py -k without_states"),
+    Mutation("python/hvae/terminal.py", "room = max(1, max(len(line[0]) for line in body) - excess)", "room = WIDTH", _TERMINAL_TESTS + " -k fit"),
+    Mutation("python/hvae/terminal.py", "zip(heads, map(max, longest, _widths(*body)), strict=True)", "()", _TERMINAL_TESTS + " -k broken"),
+    Mutation("python/hvae/terminal.py", "stream.isatty() and not", "not", _TERMINAL_TESTS + " -k colours"),
+    Mutation("python/hvae/terminal.py", "self._bar(1 + place, what", "self._bar(1, what", _TERMINAL_TESTS + " -k above"),
+    Mutation("python/hvae/terminal.py", "0.3 if position else 0", "0.3", _TERMINAL_TESTS + " -k above"),
+    Mutation("python/hvae/terminal.py", "tqdm.write(text, file=sys.stderr)", "print(text, file=sys.stderr)", _TERMINAL_TESTS + " -k above"),
+    Mutation("python/hvae/terminal.py", "update(key not in self._finished)", "update(1)", _TERMINAL_TESTS + " -k above"),
+    Mutation("python/hvae/runs.py", 'UNTOLD = ("run", "command", "quiet")', 'UNTOLD = ("run", "command")', _TERMINAL_TESTS + " -k quiet"),
     Mutation("python/hvae/data/mnist.py", "stream.read(size + 1)", "stream.read()", "tests/test_runs.py -k unzipped"),
     Mutation("hvae_kernels/_library.py", "not torch.is_grad_enabled()", "not torch.is_inference_mode_enabled()", _CPP),
     Mutation("hvae_kernels/nn/hamiltonian.py", "temperature[..., 1:] / temperature[..., :-1]", "temperature[..., :-1] / temperature[..., 1:]", "tests/test_gaussian_leapfrog.py"),

@@ -10,6 +10,7 @@ from hvae.autoencoder import Code
 from hvae.mnist import deep, likelihood, networks, study, train
 from hvae.mnist.deep import HviModel, NiceModel, PlanarModel
 from hvae.mnist.study import Job, Setting
+from seen import check_what_is_seen
 from test_mnist_models import LATENT, PIXELS, SCALE, LinearGaussian, expected_bound
 from torch import nn
 from torch.distributions import Normal
@@ -352,8 +353,9 @@ def test_results_and_report(finished, capsys):
     for row in rows:
         assert -784 < row["elbo"] < row["log_likelihood"] < 0
         assert row["annealing"] == 4
-    assert cli.main(["report", str(finished)]) == 0
-    text = capsys.readouterr().out
+    table = check_what_is_seen(lambda out, *more: hvae(out, *MODELS, *more), finished, capsys)
+    assert [line.split(",")[0] for line in table[-4:]] == [key.split("-K")[0] for key in KEYS]
+    text = (finished / "report.md").read_text()
     for name in (*(f"samples-{key}" for key in KEYS), "trajectories-hvi-K2-S1-M2-A4"):
         assert f"({name}.png)" in text
     assert "| hvi, K = 2, 2 momenta, annealed for 4 updates " in text

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from hvae import regression
+from seen import check_table
 
 
 @pytest.fixture
@@ -47,7 +48,13 @@ def test_report(data, monkeypatch, tmp_path, capsys):
         monkeypatch.setattr(regression, name, value)
     regression.main(["--out", str(tmp_path), "--seed", "1"])
     report = (tmp_path / "report.md").read_text()
-    assert report in capsys.readouterr().out
+    captured = capsys.readouterr()
+    assert captured.err == f"hvae.regression: results go to {tmp_path}\n"
+    assert captured.out.endswith(f"\nReport: {tmp_path / 'report.md'}; 1 figure lies beside it.\n")
+    table = captured.out.split("\nReport: ")[0]
+    check_table(table)
+    regression.main(["--out", str(tmp_path), "--seed", "1", "--quiet"])
+    assert capsys.readouterr() == (table, "")
     assert (tmp_path / "variance.png").stat().st_size > 1000
     rows = [[cell.strip() for cell in line.split("|")] for line in report.splitlines()]
     ratios = {row[1]: float(row[4]) for row in rows if len(row) == 6 and row[1].isdigit()}

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from hvae import chairs, draw, energies, gaussian, mnist, priors, runs, sentences
+from hvae import chairs, draw, energies, experiment, gaussian, mnist, priors, runs, sentences
 
 EXTRA = ("matplotlib", "numpy", "tabulate", "tqdm")
 #: In the order of the help.
@@ -32,16 +32,17 @@ def parser() -> argparse.ArgumentParser:
         study.register(commands)
     report = commands.add_parser("report", help="tables and figures from what earlier runs wrote")
     report.add_argument("directory", type=Path, metavar="DIR", help="the --out of an earlier run")
-    report.set_defaults(run=lambda args: print(write_report(args.directory)))
+    experiment.add_quiet(report.add_argument)
+    report.set_defaults(run=lambda args: write_report(args.directory, args.quiet))
     return root
 
 
-def write_report(directory: Path) -> str:
-    """Write the report of whichever experiment the directory holds; returns its text."""
+def write_report(directory: Path, quiet: bool = False) -> None:
+    """Write and show the report of whichever experiment the directory holds."""
     config, _ = runs.read_results(directory)
     if config["experiment"] not in STUDIES:
         raise runs.StudyError(f"{directory} holds no experiment that is known here: {config['experiment']}")
-    return STUDIES[config["experiment"]].write_report(directory)
+    STUDIES[config["experiment"]].report(directory, quiet)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,7 +1,7 @@
 """What a study is, and what all do alike: jobs, states that go on after a kill, results, report, the command's frame.
 
 A study gives its models, what an epoch does and its report; a :class:`Study` lists what that comes to. ``runs`` keeps
-the files.
+the files, ``terminal`` shows what people see.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import hashlib
 import math
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
@@ -20,8 +19,9 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from hvae import runs
+from hvae import runs, terminal
 from hvae.runs import Row
+from hvae.terminal import Screen
 
 SECONDS_BETWEEN_CHECKPOINTS = 20.0
 
@@ -181,6 +181,7 @@ class Study(Generic[J, S]):
         job: the job of a key in a run of this config; ValueError or IndexError where there is none.
         rows: of a finished job, for ``results.json``.
         tables: the report's parts, from the config and the rows.
+        summary: headers and lines of the table that the command prints, from the same.
         figures: draws in a directory, from its finished jobs and all rows; returns the report's last parts.
         job_of_row: for rows that are to outlive their job's state file; LookupError for a row of no job.
         epilog: below the help.
@@ -194,6 +195,7 @@ class Study(Generic[J, S]):
     job: Callable[[str, Config], J]
     rows: Callable[[J, S, Config], list[Row]]
     tables: Callable[[Config, list[Row]], list[str]]
+    summary: Callable[[Config, list[Row]], tuple[list[str], list[list[Any]]]]
     figures: Callable[[Path, list[tuple[J, S]], list[Row]], list[str]]
     job_of_row: Callable[[Row], J] | None = None
     epilog: str | None = None
@@ -211,45 +213,65 @@ class Study(Generic[J, S]):
         self.arguments(add)
         command.set_defaults(run=self.run)
 
-    def train_jobs(self, directory: Path, jobs: list[J], train: Callable[[J, S, Path], None]) -> Iterator[J]:
+    def run_jobs(
+        self, args: argparse.Namespace, config: Config, jobs: list[J], train: Callable[[J, S, Path, Screen], None]
+    ) -> None:
+        """Bring all jobs to their end, and show how they come along and what came of them."""
+        self.keep_results(args, config, jobs, lambda screen: self.train_jobs(args.out, jobs, train, screen))
+
+    def train_jobs(
+        self, directory: Path, jobs: list[J], train: Callable[[J, S, Path, Screen], None], screen: Screen
+    ) -> Iterator[J]:
         """Bring one job after another to its end from wherever it stands; ``train`` is told its state's file, too."""
         for job in jobs:
             path = state_path(directory, job)
             state = self.state.load(path) if path.exists() else self.state()
-            if state.finished:
-                print(f"{job.key}: finished before", file=sys.stderr)
-            else:
-                train(job, state, path)
+            if not state.finished:
+                train(job, state, path, screen)
+                screen.ended(job.key, state.seconds)
             yield job
 
-    def keep_results(self, directory: Path, config: Config, progress: Iterable[Any]) -> None:
-        """Write ``results.json`` first and at every item of ``progress``; print the report in the end."""
-        self.write_results(directory, config)
-        for _ in progress:
-            self.write_results(directory, config)
-        print(self.write_report(directory))
+    def keep_results(
+        self, args: argparse.Namespace, config: Config, jobs: list[J], work: Callable[[Screen], Iterable[Any]]
+    ) -> None:
+        """Write ``results.json`` first and at every item of ``work``; the report and the table in the end."""
+        finished = self.write_results(args.out, config) & {job.key for job in jobs}
+        count = f"{len(jobs)} job{'s' * (len(jobs) > 1)}, {len(finished)} finished before"
+        screen = Screen(args.quiet)
+        with screen.jobs(f"hvae {self.name}: {count}; results go to {args.out}", len(jobs), finished):
+            for _ in work(screen):
+                self.write_results(args.out, config)
+        self.report(args.out, args.quiet)
 
-    def write_results(self, directory: Path, config: Config) -> None:
-        """Collect every finished job in the directory, of this and of earlier commands."""
+    def write_results(self, directory: Path, config: Config) -> set[str]:
+        """Collect every finished job in the directory, of this and of earlier commands; returns the keys of those."""
         finished = self.finished_jobs(directory, config)
+        keys = {job.key for job, _ in finished}
         rows = [row for job, state in finished for row in self.rows(job, state, config)]
         path = directory / "results.json"
         if self.job_of_row and path.exists():
-            keys = {job.key for job, _ in finished}
             with runs.understood(path):
                 kept = [row for row in runs.read_results(directory)[1] if self.job_of_row(row).key not in keys]
                 rows = sorted([*rows, *kept], key=lambda row: self.job_of_row(row).order)
         runs.write_results(directory, config, rows)
+        return keys
 
-    def write_report(self, directory: Path) -> str:
-        """Write ``report.md`` and the figures of a run's directory; returns the report's text."""
+    def report(self, directory: Path, quiet: bool = False) -> None:
+        """Write the report and the figures of a run's directory; print the table and, unless ``quiet``, where it is."""
+        config, rows = runs.read_results(directory)
+        with runs.understood(directory / "results.json"):
+            headers, lines = self.summary(config, rows)
+        self.write_report(directory)
+        terminal.show(headers, lines, None if quiet else directory / "report.md")
+
+    def write_report(self, directory: Path) -> None:
+        """Write ``report.md`` and the figures of a run's directory."""
         config, rows = runs.read_results(directory)
         with runs.understood(directory / "results.json"):
             parts = self.tables(config, rows)
         parts += self.figures(directory, self.finished_jobs(directory, config), rows)
         text = "\n\n".join(part.strip() for part in parts) + "\n"
         runs.write(directory / "report.md", text.encode())
-        return text
 
     def finished_jobs(self, directory: Path, config: Config) -> list[tuple[J, S]]:
         """The finished jobs whose state the directory keeps, in the tables' order."""
@@ -291,10 +313,16 @@ seed = integer(0, 2**63 - 1)
 
 
 def add_common(add: Callable[..., Any], name: str, seeded: str, seed: Callable[[str], int] = seed) -> None:
-    """``--seed``, of what is ``seeded``, ``--out`` and ``--resume``, through ``add_argument``."""
+    """``--seed``, of what is ``seeded``, ``--out``, ``--resume`` and ``--quiet``, through ``add_argument``."""
     add("--seed", type=seed, default=12345, help=f"of {seeded}")
     add("--out", type=Path, default=Path("runs", name), help="directory for results, report and figures")
     add("--resume", action="store_true", help="go on with what --out holds, and add to it")
+    add_quiet(add)
+
+
+def add_quiet(add: Callable[..., Any]) -> None:
+    """``--quiet``, through ``add_argument``."""
+    add("--quiet", action="store_true", help="print nothing but the table in the end, and errors")
 
 
 def generator(*purpose: object) -> torch.Generator:
@@ -322,21 +350,17 @@ def threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-@contextlib.contextmanager
-def epoch_bar(
-    job: Job, state: State, epochs: int, bound: Callable[[dict[str, Any]], str], **options: Any
-) -> Iterator[Callable[[State], None]]:
-    """A progress bar, as a watcher of :class:`Checkpoints`; ``bound`` is shown of the last record."""
-    from tqdm import tqdm
+def epochs(
+    screen: Screen, job: Job, state: State, count: int, **figures: Callable[[dict[str, Any]], str]
+) -> Callable[[State], None]:
+    """A watcher of :class:`Checkpoints` that shows a job's epochs, and ``figures`` of the last record."""
 
-    style = {"unit": "epoch", "mininterval": 0.5, **options}
-    with tqdm(desc=job.key, total=epochs, initial=state.epoch, **style) as bar:
+    def watch(state: State) -> None:
+        said = {name: figure(record) for name, figure in figures.items() for record in state.history[-1:]}
+        screen.step(job.key, state.epoch, count, **said)
 
-        def watch(state: State) -> None:
-            bar.set_postfix(bound=bound(state.history[-1]), refresh=False)
-            bar.update(state.epoch - bar.n)
-
-        yield watch
+    watch(state)
+    return watch
 
 
 # ---- Reports ----
@@ -352,14 +376,6 @@ def table(headers: list[str], lines: list[list[Any]]) -> str:
     from tabulate import tabulate
 
     keep = [i for i in range(len(headers)) if any(line[i] is not None for line in lines)]
-    body = [[_text(line[i]) for i in keep] for line in lines]
+    body = [[terminal.text(line[i]) for i in keep] for line in lines]
     align = ["left" if isinstance(lines[0][i], str) else "right" for i in keep] if lines else None
     return tabulate(body, [headers[i] for i in keep], tablefmt="github", disable_numparse=True, colalign=align)
-
-
-def _text(value: float | str | None) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, float):
-        return f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
-    return f"{value:,}" if isinstance(value, int) else value

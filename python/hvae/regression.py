@@ -8,14 +8,16 @@ posterior, which has a closed form, and measures the variance of both gradients 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from hvae import experiment, runs
+from hvae import experiment, runs, terminal
 from hvae_kernels.nn import LocalReparamLinear
 
 ROWS, FEATURES, NOISE_SCALE = 10_000, 20, 1.0
@@ -125,8 +127,8 @@ def draw(path: Path, variances: dict[str, list[float]]) -> None:
         figure.savefig(partial, dpi=120)
 
 
-def run(out: Path, seed: int) -> str:
-    """The whole example; writes ``report.md`` and ``variance.png`` and returns the report."""
+def run(out: Path, seed: int) -> tuple[list[str], list[list[Any]]]:
+    """The whole example; writes ``report.md`` and ``variance.png`` and returns the table to print."""
     torch.manual_seed(seed)
     data = make_data()
     best = exact_layer(data)
@@ -135,6 +137,7 @@ def run(out: Path, seed: int) -> str:
         name: [gradient_variance(best, predict, batch) for batch in batches] for name, predict in ESTIMATORS.items()
     }
     measured = [[m, a, b, b / a] for m, a, b in zip(BATCH_SIZES, *variances.values(), strict=True)]
+    headers = ["batch", *variances, "ratio"]
     trained = [[name, *distances(data, train(data, predict))] for name, predict in ESTIMATORS.items()]
     report = f"""# The gradient's variance in Bayesian linear regression
 
@@ -144,7 +147,7 @@ def run(out: Path, seed: int) -> str:
 The variance over the noise of the gradient of the bound, per row of the data, for one batch at the best factorised
 posterior, summed over the parameters ({DRAWS} draws):
 
-{experiment.table(["batch", *variances, "ratio"], measured)}
+{experiment.table(headers, measured)}
 
 ![variance](variance.png)
 
@@ -159,16 +162,20 @@ posterior standard deviations, and of the logarithm of the ratio of the standard
     out.mkdir(parents=True, exist_ok=True)
     runs.write(out / "report.md", report.encode())
     draw(out / "variance.png", variances)
-    return report
+    return headers, measured
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the example and print its report."""
+    """Run the example and print its table."""
     parser = argparse.ArgumentParser(prog="hvae.regression", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/regression"), metavar="DIR")
     parser.add_argument("--seed", type=experiment.seed, default=12345)
+    experiment.add_quiet(parser.add_argument)
     options = parser.parse_args(arguments)
-    print(run(options.out, options.seed))
+    if not options.quiet:
+        print(f"hvae.regression: results go to {options.out}", file=sys.stderr, flush=True)
+    headers, lines = run(options.out, options.seed)
+    terminal.show(headers, lines, None if options.quiet else options.out / "report.md")
 
 
 if __name__ == "__main__":

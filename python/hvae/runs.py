@@ -21,6 +21,8 @@ import hvae_kernels
 
 Row = dict[str, Any]
 
+#: Of a command's arguments, those that no result depends on.
+UNTOLD = ("run", "command", "quiet")
 #: In a directory of state files: what they were all made with.
 RUN = "run.json"
 
@@ -54,7 +56,7 @@ def open_directory(args: argparse.Namespace, **fixed: Any) -> Iterator[dict[str,
         "experiment": args.command,
         **fixed,
         "versions": {"hvae_kernels": hvae_kernels.__version__, "torch": torch.__version__},
-        "arguments": {name: value for name, value in plain.items() if name not in ("run", "command")},
+        "arguments": {name: value for name, value in plain.items() if name not in UNTOLD},
     }
     if args.out.exists() and not args.out.is_dir():
         raise StudyError(f"{args.out} is a file, not a directory: choose another --out")

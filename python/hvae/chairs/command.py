@@ -15,6 +15,7 @@ from hvae.chairs.data import Gallery
 from hvae.chairs.study import METHODS, Job, Setting
 from hvae.chairs.train import State
 from hvae.experiment import Study, integer
+from hvae.terminal import Screen
 
 
 def side(text: str) -> int:
@@ -46,24 +47,18 @@ def run(args: argparse.Namespace) -> None:
         epochs=args.epochs,
         latent=args.latent,
     )
-    gallery = functools.cache(functools.partial(setting.gallery, _bar))  # drawn when a job needs it
+    gallery = functools.cache(lambda screen: setting.gallery(functools.partial(screen.each, "drawing", "chair")))
     jobs = [Job(name, args.seed) for name in dict.fromkeys(args.models)]
-    trained = STUDY.train_jobs(args.out, jobs, functools.partial(_train, setting=setting, gallery=gallery))
     with experiment.threads(args.threads), runs.open_directory(args, **asdict(setting)) as config:
-        STUDY.keep_results(args.out, config, trained)
+        STUDY.run_jobs(args, config, jobs, functools.partial(_train, setting=setting, gallery=gallery))
 
 
-def _bar(chairs: range):
-    from tqdm import tqdm
-
-    return tqdm(chairs, desc="drawing", unit="chair", mininterval=0.5)
-
-
-def _train(job: Job, state: State, path: Path, *, setting: Setting, gallery: Callable[[], Gallery]) -> None:
-    pictures = gallery()
-    bar = experiment.epoch_bar(job, state, setting.epochs, lambda record: f"{record['bound']:.0f}")
-    with bar as progress:
-        train.train(job, setting, pictures, state, path, progress)
+def _train(
+    job: Job, state: State, path: Path, screen: Screen, *, setting: Setting, gallery: Callable[[Screen], Gallery]
+) -> None:
+    pictures = gallery(screen)  # drawn when a job needs it
+    watch = experiment.epochs(screen, job, state, setting.epochs, bound=lambda record: f"{record['bound']:.0f}")
+    train.train(job, setting, pictures, state, path, watch)
 
 
 STUDY = Study(
@@ -75,5 +70,6 @@ STUDY = Study(
     job=lambda key, config: Job(key, config["seed"]),
     rows=lambda job, state, config: [report.row_of(job, state, Setting.of(config))],
     tables=report.tables,
+    summary=report.summary,
     figures=lambda directory, jobs, rows: figures.draw(directory, jobs),
 )

@@ -54,15 +54,24 @@ def tables(config: Config, rows: list[Row]) -> list[str]:
     return [*parts, "## Feature arithmetic", ARITHMETIC, arithmetic_table(rows)]
 
 
+def summary(config: Config, rows: list[Row]) -> tuple[list[str], list[list[Any]]]:
+    """Of the table that the command prints."""
+    headers, lines = _pictures(rows)
+    return [*headers, "seconds"], [[*line, row["seconds"]] for line, row in zip(lines, rows, strict=True)]
+
+
 def picture_table(rows: list[Row]) -> str:
     """One line a model."""
+    headers, lines = _pictures(rows)
+    return table([*headers, "epochs"], [[*line, row["epochs"]] for line, row in zip(lines, rows, strict=True)])
+
+
+def _pictures(rows: list[Row]) -> tuple[list[str], list[list[Any]]]:
     lines = []
     for row in rows:
         unseen = row["views"][0]["model"]
-        line = [METHODS[row["method"]], row["bound"], row.get("divergence"), *row["seen"], *unseen]
-        lines.append([*line, row["epochs"]])
-    headers = ["model", "bound", "KL a chair", "seen: error", "overlap", "never seen: error", "overlap"]
-    return table([*headers, "epochs"], lines)
+        lines.append([METHODS[row["method"]], row["bound"], row.get("divergence"), *row["seen"], *unseen])
+    return ["model", "bound", "KL a chair", "seen: error", "overlap", "never seen: error", "overlap"], lines
 
 
 def view_table(rows: list[Row]) -> str:

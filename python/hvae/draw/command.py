@@ -19,6 +19,7 @@ from hvae.draw.study import Job, Setting
 from hvae.draw.train import State
 from hvae.experiment import Config, Study, integer
 from hvae.runs import Row, StudyError
+from hvae.terminal import Screen
 
 TASKS = ("generate", "classify")
 #: Options that a task alone has; they are None where they are not given.
@@ -75,14 +76,13 @@ def _classify(args: argparse.Namespace) -> None:
     numbers = [0] * (args.convolutional is not False) + (args.glimpses or list(classify.GLIMPSES))
     jobs = [classify.Job(number) for number in dict.fromkeys(numbers)]
 
-    def train_job(job: classify.Job, state: State, path: Path) -> None:
-        bar = experiment.epoch_bar(job, state, setting.epochs, lambda record: f"{100 * record['validation']:.2f} %")
-        with bar as progress:
-            classify.train(job, setting, digits, state, path, progress)
+    def train_job(job: classify.Job, state: State, path: Path, screen: Screen) -> None:
+        error = {"error": lambda record: f"{100 * record['validation']:.2f} %"}
+        watch = experiment.epochs(screen, job, state, setting.epochs, **error)
+        classify.train(job, setting, digits, state, path, watch)
 
-    trained = STUDY.train_jobs(args.out, jobs, train_job)
     with experiment.threads(args.threads), runs.open_directory(args, **asdict(setting)) as config:
-        STUDY.keep_results(args.out, config, trained)
+        STUDY.run_jobs(args, config, jobs, train_job)
 
 
 def _generate(args: argparse.Namespace) -> None:
@@ -107,15 +107,15 @@ def _generate(args: argparse.Namespace) -> None:
         for steps in dict.fromkeys(args.draw_steps or study.STEPS)
         for read in (*dict.fromkeys(reads), *whole)
     ]
-    trained = STUDY.train_jobs(args.out, jobs, functools.partial(_train, setting=setting, pixels=pixels))
     with experiment.threads(args.threads), runs.open_directory(args, **asdict(setting)) as config:
-        STUDY.keep_results(args.out, config, trained)
+        STUDY.run_jobs(args, config, jobs, functools.partial(_train, setting=setting, pixels=pixels))
 
 
-def _train(job: Job, state: State, path: Path, *, setting: Setting, pixels: tuple[Tensor, Tensor]) -> None:
-    bar = experiment.epoch_bar(job, state, setting.epochs, lambda record: f"{record['validation']:.2f}")
-    with bar as progress:
-        train.train(job, setting, pixels, state, path, progress)
+def _train(
+    job: Job, state: State, path: Path, screen: Screen, *, setting: Setting, pixels: tuple[Tensor, Tensor]
+) -> None:
+    watch = experiment.epochs(screen, job, state, setting.epochs, bound=lambda record: f"{record['validation']:.2f}")
+    train.train(job, setting, pixels, state, path, watch)
 
 
 def _is_classified(config: Config) -> bool:
@@ -148,5 +148,6 @@ STUDY = Study(
     job=_job,
     rows=_rows,
     tables=lambda config, rows: (glimpses if _is_classified(config) else report).tables(config, rows),
+    summary=lambda config, rows: (glimpses if _is_classified(config) else report).summary(config, rows),
     figures=_figures,
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from hvae import runs
 from hvae.data.clutter import PIECE
@@ -47,6 +48,16 @@ def tables(config: Config, rows: list[Row]) -> list[str]:
         f"{config['pieces']} pieces; {versions(config)}."
     )
     return ["# Cluttered digits", about, NOTES, error_table(rows)]
+
+
+def summary(config: Config, rows: list[Row]) -> tuple[list[str], list[list[Any]]]:
+    """Of the table that the command prints."""
+    lines = []
+    for row in rows:
+        job = Job(row["glimpses"])
+        errors = [100 * row[name] for name in ("train_error", "validation_error")]
+        lines.append([job.label, *errors, *job.published, row["seconds"]])
+    return ["model", "train error, %", "validation error, %", "printed", "printed, RAM", "seconds"], lines
 
 
 def error_table(rows: list[Row]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from hvae import runs
 from hvae.draw import models
 from hvae.draw.study import BATCH_SIZE, PUBLISHED, Job, Setting
@@ -59,6 +61,16 @@ def tables(config: Config, rows: list[Row]) -> list[str]:
         f"{config['n_validation']:,} for validation, rounded to bits; {versions(config)}."
     )
     return ["# DRAW", about, NOTES, bound_table(config, rows)]
+
+
+def summary(config: Config, rows: list[Row]) -> tuple[list[str], list[list[Any]]]:
+    """Of the table that the command prints."""
+    lines = []
+    for row in rows:
+        job = Job(row["read"], row["draw_steps"], config["seed"])
+        figures = [row[name] for name in ("train_bound", "validation_bound", "log_likelihood")]
+        lines.append([job.label, *figures, PUBLISHED.get(job.read), row["seconds"]])
+    return ["model", "train", "validation", "log-likelihood", "printed, T = 64", "seconds"], lines
 
 
 def bound_table(config: Config, rows: list[Row]) -> str:

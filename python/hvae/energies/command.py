@@ -16,6 +16,7 @@ from hvae.energies.study import Job, Setting
 from hvae.energies.targets import ENERGIES
 from hvae.energies.train import State
 from hvae.experiment import Study, integer
+from hvae.terminal import Screen
 
 
 def arguments(add: Callable[..., Any]) -> None:
@@ -34,15 +35,13 @@ def run(args: argparse.Namespace) -> None:
     setting = Setting(seed=args.seed, epochs=args.epochs, samples=args.samples)
     flows, layers, energies = (dict.fromkeys(x) for x in (args.flows, args.layers, args.energies))
     jobs = [Job(flow, k, energy, args.seed) for flow in flows for k in layers for energy in energies]
-    trained = STUDY.train_jobs(args.out, jobs, functools.partial(_train, setting=setting))
     with experiment.threads(args.threads), runs.open_directory(args, **asdict(setting)) as config:
-        STUDY.keep_results(args.out, config, trained)
+        STUDY.run_jobs(args, config, jobs, functools.partial(_train, setting=setting))
 
 
-def _train(job: Job, state: State, path: Path, *, setting: Setting) -> None:
-    bar = experiment.epoch_bar(job, state, setting.epochs, lambda record: f"{-record['loss']:.3f}")
-    with bar as progress:
-        train.train(job, setting, state, path, progress)
+def _train(job: Job, state: State, path: Path, screen: Screen, *, setting: Setting) -> None:
+    watch = experiment.epochs(screen, job, state, setting.epochs, bound=lambda record: f"{-record['loss']:.3f}")
+    train.train(job, setting, state, path, watch)
 
 
 STUDY = Study(
@@ -54,5 +53,6 @@ STUDY = Study(
     job=lambda key, config: Job.from_key(key, config["seed"]),
     rows=lambda job, state, config: [report.row_of(job, state)],
     tables=report.tables,
+    summary=report.summary,
     figures=lambda directory, jobs, rows: figures.draw(directory, jobs),
 )

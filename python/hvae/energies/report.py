@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from hvae import runs
 from hvae.energies import models
 from hvae.energies.study import BATCH_SIZE, UPDATES, Job
@@ -40,17 +42,29 @@ def tables(config: Config, rows: list[Row]) -> list[str]:
     return ["# Densities", f"{about}; {versions(config)}.", NOTES, "## Divergences", divergences(rows)]
 
 
+def summary(config: Config, rows: list[Row]) -> tuple[list[str], list[list[Any]]]:
+    """Of the table that the command prints: divergences ± two standard errors."""
+    headers, lines = _divergences(rows, "{:.3g} ± {:.1g}")
+    return [*headers, "seconds"], lines
+
+
 def divergences(rows: list[Row]) -> str:
     """One line a flow and K, one column an energy."""
+    headers, lines = _divergences(rows, "{:.4f} ± {:.4f}")
+    return table(headers, [line[:-1] for line in lines])
+
+
+def _divergences(rows: list[Row], form: str) -> tuple[list[str], list[list[Any]]]:
+    """With the seconds of all energies in the last column, which has no header."""
     found = {(row["method"], row["layers"], row["energy"]): row for row in rows}
-    lines = []
+    lines: list[list[Any]] = []
     for method, layers in dict.fromkeys((row["method"], row["layers"]) for row in rows):
         cells = [found.get((method, layers, energy)) for energy in ENERGIES]
         texts = [
-            f"{row['divergence']:.4f} ± {2 * row['divergence_error']:.4f}"
+            form.format(row["divergence"], 2 * row["divergence_error"])
             if row and None not in (row["divergence"], row["divergence_error"])
             else None
             for row in cells
         ]
-        lines.append([f"{NAMES[method]}, K = {layers}", *texts])
-    return table(["flow", *(f"U{energy}" for energy in ENERGIES)], lines)
+        lines.append([f"{NAMES[method]}, K = {layers}", *texts, sum(row["seconds"] for row in cells if row)])
+    return ["flow", *(f"U{energy}" for energy in ENERGIES)], lines

@@ -9,11 +9,12 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import signal
-import sys
 import threading
+import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,23 @@ from hvae.gaussian import report, study, train
 from hvae.gaussian.study import Job
 from hvae.gaussian.train import State
 from hvae.runs import StudyError
+from hvae.terminal import Screen
 
-#: For each of some jobs a line to print, or its error.
-Outcome = list[str | StudyError]
+SECONDS_BETWEEN_STEPS = 0.3
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Of a job: the seconds of its training, None where it was finished before, or its error."""
+
+    key: str = ""
+    seconds: float | None = None
+    error: StudyError | None = None
+    traceback: str | None = None
+
+
+#: Brings a job to its end, and shows it on the screen.
+One = Callable[[Job, Screen], Outcome]
 
 
 def arguments(add: Callable[..., Any]) -> None:
@@ -69,19 +84,20 @@ def _run(args: argparse.Namespace, config: dict[str, Any]) -> None:
     jobs = sorted(set(jobs), key=lambda job: (-job.dim, job.method != "planar", -job.n_steps, job.key))
     one = functools.partial(_run_job, out=args.out, datasets=args.datasets, epochs=args.epochs, seed=args.seed)
     errors: list[StudyError] = []
-    STUDY.keep_results(args.out, config, _told(_outcomes(one, _tasks(jobs), args.workers), errors))
+    work = functools.partial(_outcomes, one, _tasks(jobs), args.workers)
+    STUDY.keep_results(args, config, jobs, lambda screen: _told(work(screen), screen, errors))
     if errors:
         raise StudyError("; ".join(map(str, errors)))
 
 
-def _told(outcomes: Iterator[Outcome], errors: list[StudyError]) -> Iterator[Outcome]:
-    """The outcomes, with lines printed and errors collected."""
-    for outcome in outcomes:
-        for line in outcome:
-            if isinstance(line, StudyError):
-                errors.append(line)
-            else:
-                print(line, file=sys.stderr)
+def _told(outcomes: Iterator[tuple[int, Outcome]], screen: Screen, errors: list[StudyError]) -> Iterator[Outcome]:
+    """The outcomes, from workers at places of the screen, shown there and their errors collected."""
+    for place, outcome in outcomes:
+        screen.ended(outcome.key, outcome.seconds, place)
+        if outcome.traceback:
+            screen.say(outcome.traceback)
+        if outcome.error:
+            errors.append(outcome.error)
         yield outcome
 
 
@@ -95,58 +111,80 @@ def _tasks(jobs: list[Job]) -> list[tuple[Job, ...]]:
     return [heavy, *others] if heavy else others
 
 
-def _outcomes(one: Callable[[Job], str], tasks: list[tuple[Job, ...]], workers: int) -> Iterator[Outcome]:
+def _outcomes(one: One, tasks: list[tuple[Job, ...]], workers: int, screen: Screen) -> Iterator[tuple[int, Outcome]]:
     """What comes of the tasks, as they end; in processes of their own if there are to be several."""
     if min(workers, len(tasks)) > 1:
-        yield from _outcomes_of_processes(one, tasks, min(workers, len(tasks)))
+        yield from _outcomes_of_processes(one, tasks, min(workers, len(tasks)), screen)
         return
     with experiment.threads(1):  # the tensors are too small to share
-        yield from (_attempt(one, (job,)) for task in tasks for job in task)
+        yield from ((0, _attempt(one, job, screen)) for task in tasks for job in task)
 
 
-def _outcomes_of_processes(one: Callable[[Job], str], tasks: list[tuple[Job, ...]], workers: int) -> Iterator[Outcome]:
+def _outcomes_of_processes(
+    one: One, tasks: list[tuple[Job, ...]], workers: int, screen: Screen
+) -> Iterator[tuple[int, Outcome]]:
     """Processes that take one task after another; they end with the command, however it ends."""
     context, waiting = multiprocessing.get_context("spawn"), deque(tasks)
-    lock, processes = context.RLock(), {}
+    processes: dict[Connection, Any] = {}
     try:
-        for place in range(workers):
+        for _ in range(workers):
             pipe, theirs = context.Pipe()
-            processes[pipe] = context.Process(target=_work, args=(theirs, one, lock, place), daemon=True)
+            processes[pipe] = context.Process(target=_work, args=(theirs, one), daemon=True)
             processes[pipe].start()
             theirs.close()
             pipe.send(waiting.popleft())
-        working = set(processes)
-        while working:
-            for pipe in multiprocessing.connection.wait(working):
+        places = {pipe: place for place, pipe in enumerate(processes)}
+        while places:
+            for pipe in multiprocessing.connection.wait(list(places)):
+                place = places[pipe]
                 try:
-                    yield pipe.recv()
+                    message = pipe.recv()
                 except EOFError:
-                    yield [StudyError("a training process died; the same command with --resume goes on")]
-                    working.remove(pipe)
+                    del places[pipe]
+                    error = StudyError("a training process died; the same command with --resume goes on")
+                    yield place, Outcome(error=error)
                     continue
-                if waiting:
+                if isinstance(message, Outcome):
+                    yield place, message
+                elif message is not None:
+                    screen.step(*message[0], place=place, **message[1])
+                elif waiting:
                     pipe.send(waiting.popleft())
                 else:
-                    working.remove(pipe)
+                    del places[pipe]
     finally:
         for process in processes.values():
             process.terminate()
             process.join()
 
 
-def _work(pipe: Connection, one: Callable[[Job], str], lock: Any, place: int) -> None:
-    """The life of a process: tasks in, outcomes out."""
-    global _PLACE
-    from tqdm import tqdm
+class _FarScreen(Screen):
+    """A process's, which tells the command what to show."""
 
+    def __init__(self, pipe: Connection):
+        super().__init__(quiet=True)
+        self._pipe = pipe
+        self._last = "", 0.0
+
+    def step(self, what: str, *so_far: Any, **figures: str) -> None:
+        """Tell it, from time to time."""
+        now, (before, then) = time.monotonic(), self._last
+        if what != before or now - then > SECONDS_BETWEEN_STEPS:
+            self._pipe.send(((what, *so_far), figures))
+            self._last = what, now
+
+
+def _work(pipe: Connection, one: One) -> None:
+    """The life of a process: tasks in; out come steps, outcomes, and None after a task."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command's to handle
     threading.Thread(target=_end_with_the_command, daemon=True).start()
     torch.set_num_threads(1)
-    tqdm.set_lock(lock)
-    _PLACE = place
+    screen = _FarScreen(pipe)
     gc.freeze()  # what is imported stays: no collection need look at it again
     while True:
-        pipe.send(_attempt(one, pipe.recv()))
+        for job in pipe.recv():
+            pipe.send(_attempt(one, job, screen))
+        pipe.send(None)
 
 
 def _end_with_the_command() -> None:
@@ -154,35 +192,29 @@ def _end_with_the_command() -> None:
     os._exit(1)
 
 
-_PLACE = 0  # of this process's progress bar on the screen
+def _attempt(one: One, job: Job, screen: Screen) -> Outcome:
+    try:
+        return one(job, screen)
+    except StudyError as error:
+        return Outcome(job.key, error=error)
+    except Exception as error:
+        said = StudyError(f"{job.key}: {type(error).__name__}: {error}")
+        return Outcome(job.key, error=said, traceback=traceback.format_exc())
 
 
-def _attempt(one: Callable[[Job], str], task: tuple[Job, ...]) -> Outcome:
-    outcome: Outcome = []
-    for job in task:
-        try:
-            outcome.append(one(job))
-        except StudyError as error:
-            outcome.append(error)
-        except Exception as error:
-            traceback.print_exc()
-            outcome.append(StudyError(f"{job.key}: {type(error).__name__}: {error}"))
-    return outcome
-
-
-def _run_job(job: Job, *, out: Path, datasets: int, epochs: int | None, seed: int) -> str:
-    """Bring a job to its end, from its checkpoint if there is one; returns a line to print."""
+def _run_job(job: Job, screen: Screen, *, out: Path, datasets: int, epochs: int | None, seed: int) -> Outcome:
+    """Bring a job to its end, from its checkpoint if there is one."""
     path, epochs = experiment.state_path(out, job), epochs or job.default_epochs
     state = State.load(path) if path.exists() else None
     if state is not None and state.epochs != epochs:
         raise StudyError(f"{job.key} in {out} is a run of {state.epochs} epochs, not {epochs}")
     if state is not None and state.finished:
-        return f"{job.key}: finished before"
+        return Outcome(job.key)
     data_sets = job.data_sets(datasets, seed)
     state = state or train.initial_state(job, data_sets, epochs, seed)
-    with experiment.epoch_bar(job, state, epochs, _mean_bound, position=_PLACE, leave=False) as progress:
-        train.train(job, data_sets, state, seed, path, progress)
-    return f"{job.key}: {state.seconds:.1f} s"
+    watch = experiment.epochs(screen, job, state, epochs, bound=_mean_bound)
+    train.train(job, data_sets, state, seed, path, watch)
+    return Outcome(job.key, state.seconds)
 
 
 def _mean_bound(record: dict[str, Any]) -> str:
@@ -199,6 +231,7 @@ STUDY = Study(
     job=lambda key, config: Job.from_key(key),
     rows=lambda job, state, config: report.rows_of(job, state),
     tables=report.tables,
+    summary=report.summary,
     figures=report.drawn,
     job_of_row=report.job_of,
 )

@@ -6,6 +6,7 @@ import functools
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from hvae.experiment import Config, table, versions
 from hvae.gaussian import figures, published, texts
@@ -40,6 +41,22 @@ def tables(config: Config, rows: list[Row]) -> list[str]:
             parts += [f"## {heading}", text, error_table(name, some)]
     parts += ["## Bounds", texts.BOUNDS, bound_table(rows), "## Time", texts.TIME, time_table(rows)]
     return parts
+
+
+def summary(config: Config, rows: list[Row]) -> tuple[list[str], list[list[Any]]]:
+    """Of the table that the command prints: each error beside the exact floor of it."""
+    dims, settings = ({row[name] for row in rows} for name in ("dim", "setting"))
+    names = [name for error in ("delta_error", "sigma_error") for name in (error, *FLOORS[error])]
+    lines = []
+    for (dim, method, n_steps), group in _groups(rows):
+        for setting in SETTINGS:
+            if some := _of(group, setting):
+                case = [dim if len(dims) > 1 else None, setting if len(settings) > 1 else None]
+                figures = [_mean(name, some) for name in (*names, "elbo")]
+                seconds = sum(row["seconds"] for row in some)
+                lines.append([method_label(method, n_steps), *case, *figures, seconds])
+    errors = ["Delta error", "exact floor", "Sigma error", "exact floor"]
+    return ["method", "d", "setting", *errors, "bound", "seconds"], lines
 
 
 def drawn(directory: Path, jobs: figures.Jobs, rows: list[Row]) -> list[str]:

@@ -20,6 +20,7 @@ from hvae.mnist.state import State
 from hvae.mnist.study import Job, Setting
 from hvae.mnist.train import Trainer
 from hvae.runs import StudyError
+from hvae.terminal import Screen
 
 Watcher = Callable[[Trainer], None]
 MEMORY = ("reversible", "store")
@@ -144,15 +145,14 @@ def run(args: argparse.Namespace) -> None:
         raise StudyError(f"--likelihood-images {setting.likelihood_images} is more than --validation-size")
     digits, jobs = setting.digits(), _plan(args)
     train = functools.partial(_train, setting=setting, digits=digits, args=args)
-    trained = STUDY.train_jobs(args.out, jobs, train)
     with experiment.threads(args.threads), distributed.processes():
         if distributed.rank() != 0:
-            for _ in trained:
+            for _ in STUDY.train_jobs(args.out, jobs, train, Screen(quiet=True)):
                 pass
             return
         sandwich = {name: getattr(args, name) for name in SANDWICH if args.sandwich_images}
         with runs.open_directory(args, **asdict(setting), **sandwich) as config:
-            STUDY.keep_results(args.out, config, trained)
+            STUDY.run_jobs(args, config, jobs, train)
 
 
 def _plan(args: argparse.Namespace) -> list[Job]:
@@ -195,33 +195,38 @@ def _plan(args: argparse.Namespace) -> list[Job]:
 
 
 def _train(
-    job: Job, state: State, path: Path, *, setting: Setting, digits: mnist.Digits, args: argparse.Namespace
+    job: Job,
+    state: State,
+    path: Path,
+    screen: Screen,
+    *,
+    setting: Setting,
+    digits: mnist.Digits,
+    args: argparse.Namespace,
 ) -> None:
     sandwich = args.sandwich_images, args.sandwich_bridges
     leapfrog = {"memory": args.memory, "compile": args.compile}
     trainer = Trainer(job, setting, state, path, args.device, leapfrog, sandwich)
     with ExitStack() as stack:
         if distributed.rank() == 0:
-            trainer.watchers.append(_bars(stack, trainer))
+            trainer.watchers.append(_shown(screen, trainer))
             if args.tensorboard:
                 trainer.watchers.append(_scalars(stack, args.out / "tensorboard" / job.key, state))
         trainer.run(digits)
 
 
-def _bars(stack: ExitStack, trainer: Trainer) -> Watcher:
-    """Progress bars of the training and of the log-likelihoods."""
-    from tqdm import tqdm
-
-    state, setting = trainer.state, trainer.setting
+def _shown(screen: Screen, trainer: Trainer) -> Watcher:
+    """Shows the training, then the log-likelihoods."""
+    state, setting, key = trainer.state, trainer.setting, trainer.job.key
     n_steps = setting.epochs * setting.steps_per_epoch
-    training = stack.enter_context(tqdm(desc=trainer.job.key, total=n_steps, unit="step"))
-    likelihood = stack.enter_context(tqdm(desc="log-likelihood", total=setting.likelihood_images, unit="image"))
 
     def show(trainer: Trainer) -> None:
-        if state.history:
-            training.set_postfix(validation=f"{state.history[-1]['validation']:.2f}", refresh=False)
-        training.update(trainer.step - training.n)
-        likelihood.update(len(state.log_likelihoods) - likelihood.n)
+        if state.epoch < setting.epochs:
+            said = {"validation": f"{state.history[-1]['validation']:.2f}"} if state.history else {}
+            screen.step(key, trainer.step, n_steps, "step", **said)
+        elif setting.likelihood_images:
+            done = len(state.log_likelihoods)
+            screen.step(f"{key}: log-likelihood", done, setting.likelihood_images, "image")
 
     return show
 
@@ -255,5 +260,6 @@ STUDY = Study(
     job=lambda key, config: Job.from_key(key),
     rows=lambda job, state, config: [report.row_of(job, state, Setting.of(config))],
     tables=report.tables,
+    summary=report.summary,
     figures=lambda directory, jobs, rows: report.drawn(directory, jobs),
 )

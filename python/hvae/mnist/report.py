@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from hvae import runs
 from hvae.experiment import Config, table, versions
@@ -88,6 +89,13 @@ def tables(config: Config, rows: list[Row]) -> list[str]:
     methods = {row["method"] for row in rows}
     more = [note for models, note in MORE_NOTES.items() if methods.intersection(models)]
     return ["# MNIST", about, "".join([NOTES, *more]), bound_table(rows), *sandwich_table(config, rows)]
+
+
+def summary(config: Config, rows: list[Row]) -> tuple[list[str], list[list[Any]]]:
+    """Of the table that the command prints."""
+    names = ["train_bound", "validation_bound", "elbo", "log_likelihood", "seconds"]
+    lines = [[Job.of_row(row).label, *(row[name] for name in names)] for row in rows]
+    return ["model", "train", "validation", "one sample", "log-likelihood", "seconds"], lines
 
 
 def drawn(directory: Path, jobs: list[tuple[Job, State]]) -> list[str]:

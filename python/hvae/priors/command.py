@@ -13,6 +13,7 @@ from hvae.experiment import Study, integer
 from hvae.priors import figures, report, study, train
 from hvae.priors.study import Job
 from hvae.priors.train import State
+from hvae.terminal import Screen
 
 
 def arguments(add: Callable[..., Any]) -> None:
@@ -28,15 +29,14 @@ def run(args: argparse.Namespace) -> None:
     """Run the command."""
     kinds = [(prior, dataset) for dataset in range(args.datasets) for prior in dict.fromkeys(args.priors)]
     jobs = [Job(*kind, args.components, args.seed) for kind in kinds]
-    trained = STUDY.train_jobs(args.out, jobs, functools.partial(_train, epochs=args.epochs))
     with runs.open_directory(args, seed=args.seed, components=args.components, epochs=args.epochs) as config:
-        STUDY.keep_results(args.out, config, trained)
+        STUDY.run_jobs(args, config, jobs, functools.partial(_train, epochs=args.epochs))
 
 
-def _train(job: Job, state: State, path: Path, *, epochs: int) -> None:
-    bar = experiment.epoch_bar(job, state, epochs, lambda record: f"{record['bound']:.3f}")
-    with experiment.threads(1), bar as progress:  # the tensors are too small to share
-        train.train(job, job.points(), state, epochs, path, progress)
+def _train(job: Job, state: State, path: Path, screen: Screen, *, epochs: int) -> None:
+    watch = experiment.epochs(screen, job, state, epochs, bound=lambda record: f"{record['bound']:.3f}")
+    with experiment.threads(1):  # the tensors are too small to share
+        train.train(job, job.points(), state, epochs, path, watch)
 
 
 STUDY = Study(
@@ -48,5 +48,6 @@ STUDY = Study(
     job=lambda key, config: Job.from_key(key, config["components"], config["seed"]),
     rows=lambda job, state, config: [report.row_of(job, state)],
     tables=report.tables,
+    summary=report.summary,
     figures=lambda directory, jobs, rows: figures.draw(directory, jobs),
 )

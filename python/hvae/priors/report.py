@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from hvae import runs
 from hvae.experiment import Config, table, versions
 from hvae.priors import models, study
@@ -53,14 +55,28 @@ def tables(config: Config, rows: list[Row]) -> list[str]:
     return [*parts, "## The weight", WEIGHT, weight_table(rows)]
 
 
+def summary(config: Config, rows: list[Row]) -> tuple[list[str], list[list[Any]]]:
+    """Of the table that the command prints."""
+    several = len({row["dataset"] for row in rows}) > 1
+    lines = []
+    for row in rows:
+        estimates = [row[name] for name in ("elbo", "log_likelihood", "true_log_likelihood")]
+        line = [PRIORS[row["method"]], row["dataset"] if several else None, *estimates, _below(row)]
+        lines.append([*line, row["weight"], row["seconds"]])
+    return ["prior", "data set", "bound", "log p(x)", "truth", "below", "learned weight", "seconds"], lines
+
+
+def _below(row: Row) -> str:
+    return f"{row['gap']:.4f} ± {2 * row['gap_error']:.4f}"
+
+
 def likelihood_table(rows: list[Row]) -> str:
     """One line a prior and data set, beside the truth and the printed figure."""
     lines = []
     for row in rows:
         printed = PUBLISHED.get(row["method"])
         estimates = [row[name] for name in ("elbo", "log_likelihood_by_prior_samples", "log_likelihood")]
-        below = f"{row['gap']:.4f} ± {2 * row['gap_error']:.4f}"
-        line = [PRIORS[row["method"]], row["dataset"], *estimates, row["true_log_likelihood"], below]
+        line = [PRIORS[row["method"]], row["dataset"], *estimates, row["true_log_likelihood"], _below(row)]
         lines.append([*line, printed and "{} ± {}".format(*printed)])
     headers = ["prior", "data set", "bound", "from the prior", "log p(x)", "truth", "below", "printed"]
     return table(headers, lines)

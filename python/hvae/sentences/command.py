@@ -16,6 +16,7 @@ from hvae.sentences import figures, report, study, train
 from hvae.sentences.data import Corpus
 from hvae.sentences.study import METHODS, Job, Setting
 from hvae.sentences.train import State
+from hvae.terminal import Screen
 
 
 def probability(text: str) -> float:
@@ -70,15 +71,13 @@ def run(args: argparse.Namespace) -> None:
         **{"min_count": args.min_count, "max_words": args.max_words},
     }
     jobs = [Job(name, args.seed) for name in dict.fromkeys(args.models)]
-    trained = STUDY.train_jobs(args.out, jobs, functools.partial(_train, setting=setting, corpus=corpus))
     with experiment.threads(args.threads), runs.open_directory(args, **asdict(setting), corpus=said) as config:
-        STUDY.keep_results(args.out, config, trained)
+        STUDY.run_jobs(args, config, jobs, functools.partial(_train, setting=setting, corpus=corpus))
 
 
-def _train(job: Job, state: State, path: Path, *, setting: Setting, corpus: Corpus) -> None:
-    bar = experiment.epoch_bar(job, state, setting.epochs, lambda record: f"{record['held_out']:.2f}")
-    with bar as progress:
-        train.train(job, setting, corpus, state, path, progress)
+def _train(job: Job, state: State, path: Path, screen: Screen, *, setting: Setting, corpus: Corpus) -> None:
+    watch = experiment.epochs(screen, job, state, setting.epochs, bound=lambda record: f"{record['held_out']:.2f}")
+    train.train(job, setting, corpus, state, path, watch)
 
 
 STUDY = Study(
@@ -90,5 +89,6 @@ STUDY = Study(
     job=lambda key, config: Job(key, config["seed"]),
     rows=lambda job, state, config: [report.row_of(job, state, Setting.of(config))],
     tables=report.tables,
+    summary=report.summary,
     figures=lambda directory, jobs, rows: figures.draw(directory, jobs),
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from hvae import runs
 from hvae.experiment import Config, table, versions
 from hvae.runs import Row
@@ -84,16 +86,29 @@ def _about(config: Config) -> str:
     return f"{about}; {annealing}, word dropout {config['word_dropout']}; {versions(config)}."
 
 
+def summary(config: Config, rows: list[Row]) -> tuple[list[str], list[list[Any]]]:
+    """Of the table that the command prints."""
+    lines = []
+    for row in rows:
+        divergence, active = (row["divergence"], row["active_units"]) if row["dim"] else (None, None)
+        scores = [-row["bound"], divergence, -row["log_likelihood"], row["perplexity"], _above(row)]
+        lines.append([METHODS[row["method"]].label, *scores, active, row["seconds"]])
+    return ["model", "bound", "KL", "NLL", "perplexity", "above the truth", "active", "seconds"], lines
+
+
+def _above(row: Row) -> str | None:
+    if row.get("gap") is None:
+        return None
+    return f"{row['gap']:.3f}" + (f" ± {2 * row['gap_error']:.3f}" if row["gap_error"] is not None else "")
+
+
 def likelihood_table(rows: list[Row]) -> str:
     """One line a model, the truth first."""
     headers = ["model", "bound", "KL", "NLL", "perplexity", "above the truth", "active", "of", "samples"]
     lines = []
     for row in rows:
-        above = None
-        if row.get("gap") is not None:
-            above = f"{row['gap']:.3f}" + (f" ± {2 * row['gap_error']:.3f}" if row["gap_error"] is not None else "")
         divergence = row["divergence"] if row["dim"] else None
-        scores = [-row["bound"], divergence, -row["log_likelihood"], row["perplexity"], above]
+        scores = [-row["bound"], divergence, -row["log_likelihood"], row["perplexity"], _above(row)]
         cost = [row["active_units"], row["dim"] or None, row["likelihood_samples"]]
         lines.append([METHODS[row["method"]].label, *scores, *cost])
     if rows and rows[0].get("true_log_likelihood") is not None:
