@@ -265,6 +265,6 @@ def test_wrong_arguments(wrong, tmp_path):
 
 
 def test_a_divergence_that_is_not_finite_leaves_the_table():
-    row = {"method": "planar", "layers": 2, "energy": 1, "divergence": None, "divergence_error": None}
+    row = {"method": "planar", "layers": 2, "energy": 1, "divergence": None, "divergence_error": None, "seconds": 1.0}
     other = {**row, "energy": 2, "divergence": 0.25, "divergence_error": 0.01}
     assert "0.2500 ± 0.0200" in report.divergences([row, other])
