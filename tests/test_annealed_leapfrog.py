@@ -504,7 +504,10 @@ def test_tensors_made_from_one_another_count_once(made, where, memory):
         whole = first(leaf)
         made_of_it = second(whole)
         near, far, other = quadratic(whole, 0.7), quadratic(made_of_it, 0.4), quadratic(torch.zeros(1), 0.5)
-        together = lambda z, near=near, far=far: near(z) + far(z)  # noqa: E731
+
+        def together(z, near=near, far=far):
+            return near(z) + far(z)
+
         potential, base = {
             "potential": (together, other),
             "base": (other, together),

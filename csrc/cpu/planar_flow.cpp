@@ -258,7 +258,7 @@ void backward(const Blocks& blocks, bool constrain, const MaybeTensor& grad, con
   T* to = written<T>(d_z);
   const ChunkSums sums(blocks, width, d_layers);
   const int64_t bytes = z.numel() * sizeof(T);
-  const bool past_caches = streams(bytes, (gs ? 1 : 0) * bytes + (d_layers ? 1 : 0) * bytes);
+  const bool past_caches = streams(bytes, (gs ? bytes : 0) + (d_layers ? bytes : 0));
   blocks.run<BackwardWork<T>>([&](const BackwardWork<T>& work, const Block& block) {
     const int64_t n = block.rows, chunk = block.chunk;
     T *rows = work.rows.data(), *grads = work.grads.data(), *factors = work.factors.data();

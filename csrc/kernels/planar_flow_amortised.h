@@ -2,6 +2,8 @@
 // is reading u and w, (K, d) a row, once. Derivation: hvae_kernels/ops/planar_flow/README.md.
 #pragma once
 
+#include <type_traits>
+
 #include "planar_flow.h"
 
 namespace hk::planar {
@@ -31,21 +33,26 @@ HK_INLINE void for_pieces(int64_t d, const F& f) {
   for (int64_t begin = 0; begin < d; begin += kShort) f(begin, std::min(d, begin + kShort));
 }
 
+#if HK_X86_SETS
+template <class Set, class T>
+struct Numbers {
+  T at[kLanes<T, Set>];
+};
+HK_INLINE unsigned short first_lanes(int64_t n) { return static_cast<unsigned short>((1u << n) - 1); }
+#endif
+
 // The n numbers at p, less than a vector, and zeros behind them. By mask where the set has such loads: lanes that are put
 // together one by one are waited for.
 template <class Set, class T>
 HK_INLINE Vector<T, Set> part(const T* p, int64_t n) {
 #if HK_X86_SETS
-  struct Numbers {
-    T at[kLanes<T, Set>];
-  };
   if constexpr (Set::kVectorBytes == 64) {
     Vector<T, Set> value;
-    const auto mask = static_cast<unsigned short>((1u << n) - 1);
+    const unsigned short mask = first_lanes(n);
     if constexpr (sizeof(T) == 4)
-      asm("vmovups %2, %0%{%1%}%{z%}" : "=v"(value) : "Yk"(mask), "m"(*reinterpret_cast<const Numbers*>(p)));
+      asm("vmovups %2, %0%{%1%}%{z%}" : "=v"(value) : "Yk"(mask), "m"(*reinterpret_cast<const Numbers<Set, T>*>(p)));
     else
-      asm("vmovupd %2, %0%{%1%}%{z%}" : "=v"(value) : "Yk"(mask), "m"(*reinterpret_cast<const Numbers*>(p)));
+      asm("vmovupd %2, %0%{%1%}%{z%}" : "=v"(value) : "Yk"(mask), "m"(*reinterpret_cast<const Numbers<Set, T>*>(p)));
     return value;
   }
   if constexpr (Set::kVectorBytes == 32) {
@@ -55,9 +62,9 @@ HK_INLINE Vector<T, Set> part(const T* p, int64_t n) {
     const auto mask = lanes < static_cast<Index>(n);
     Vector<T, Set> value;
     if constexpr (sizeof(T) == 4)
-      asm("vmaskmovps %2, %1, %0" : "=x"(value) : "x"(mask), "m"(*reinterpret_cast<const Numbers*>(p)));
+      asm("vmaskmovps %2, %1, %0" : "=x"(value) : "x"(mask), "m"(*reinterpret_cast<const Numbers<Set, T>*>(p)));
     else
-      asm("vmaskmovpd %2, %1, %0" : "=x"(value) : "x"(mask), "m"(*reinterpret_cast<const Numbers*>(p)));
+      asm("vmaskmovpd %2, %1, %0" : "=x"(value) : "x"(mask), "m"(*reinterpret_cast<const Numbers<Set, T>*>(p)));
     return value;
   }
 #endif
@@ -68,15 +75,12 @@ HK_INLINE Vector<T, Set> part(const T* p, int64_t n) {
 template <class Set, class T>
 HK_INLINE void store_part(Vector<T, Set> value, T* p, int64_t n) {
 #if HK_X86_SETS
-  struct Numbers {
-    T at[kLanes<T, Set>];
-  };
   if constexpr (Set::kVectorBytes == 64) {
-    const auto mask = static_cast<unsigned short>((1u << n) - 1);
+    const unsigned short mask = first_lanes(n);
     if constexpr (sizeof(T) == 4)
-      asm("vmovups %1, %0%{%2%}" : "+m"(*reinterpret_cast<Numbers*>(p)) : "v"(value), "Yk"(mask));
+      asm("vmovups %1, %0%{%2%}" : "+m"(*reinterpret_cast<Numbers<Set, T>*>(p)) : "v"(value), "Yk"(mask));
     else
-      asm("vmovupd %1, %0%{%2%}" : "+m"(*reinterpret_cast<Numbers*>(p)) : "v"(value), "Yk"(mask));
+      asm("vmovupd %1, %0%{%2%}" : "+m"(*reinterpret_cast<Numbers<Set, T>*>(p)) : "v"(value), "Yk"(mask));
     return;
   }
 #endif

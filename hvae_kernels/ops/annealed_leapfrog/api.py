@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from hvae_kernels import _checks, _dispatch, _library, _torch
 from hvae_kernels.ops.annealed_leapfrog import autograd, reference
 from hvae_kernels.ops.annealed_leapfrog.reference import Potential, Score
-from hvae_kernels.ops.annealed_leapfrog.trajectory import FLOW, RecomputedTrajectory, Run, Shift, trajectory
+from hvae_kernels.ops.annealed_leapfrog.trajectory import FLOW, HeldScore, RecomputedTrajectory, Run, trajectory
 from hvae_kernels.ops.leapfrog import statistics
 from hvae_kernels.ops.leapfrog.field import Field, dependent, functional_gradient, modules_called, refuse_dependent
 
@@ -128,8 +128,8 @@ def annealed_leapfrog(
     _checks.same_kind(FLOW, z=z, noise=noise, step_size=kicks)
     given = None if params is None else _checks.tensors_among(FLOW, "params", params)
     full = gradient == "full"
-    shift = None if score is None else Shift(score, z.dtype)
-    make = functools.partial(Run, leapfrog_steps=leapfrog_steps, score=shift, full=full)
+    held = None if score is None else HeldScore(score, z.dtype)
+    make = functools.partial(Run, leapfrog_steps=leapfrog_steps, score=held, full=full)
     tensors: Tensors = (z, noise, kicks, mixing, betas)
     if torch.compiler.is_compiling() or _torch.functorch_is_active():
         return _unrolled(make, (base_potential, potential), tensors, implementation)
@@ -145,7 +145,7 @@ def annealed_leapfrog(
         _check_energies(field.argument, batch, z)
         gradients.append(first)
         found.append(read)
-    watched = _watched(fields, shift, found, given is not None)
+    watched = _watched(fields, held, found, given is not None)
     dtype, reversible = z.dtype, memory == "reversible"
     if reversible:
         tensors, gradients = tuple(x.double() for x in tensors), [x.double() for x in gradients]
@@ -156,14 +156,14 @@ def annealed_leapfrog(
 
 
 def _watched(
-    fields: tuple[Field, Field], shift: Shift | None, found: list[tuple[Tensor, ...]], given: bool
+    fields: tuple[Field, Field], held: HeldScore | None, found: list[tuple[Tensor, ...]], given: bool
 ) -> list[Tensor]:
     """What all need gradients of, each once: where one is made from another, of another potential too, the leaves."""
-    watched = _each_once([*found, *([shift.watch()] if shift else ())])
+    watched = _each_once([*found, *([held.watch()] if held else ())])
     if given:
         refuse_dependent(FLOW, watched)
     elif dependent(watched) is not None:
-        watched = _each_once([*(field.leaves() for field in fields), *([shift.leaves()] if shift else ())])
+        watched = _each_once([*(field.leaves() for field in fields), *([held.leaves()] if held else ())])
     return watched
 
 

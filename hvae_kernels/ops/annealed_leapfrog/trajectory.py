@@ -26,7 +26,7 @@ FLOW = "AnnealedHamiltonianFlow"
 Gradients = tuple[Tensor, Tensor]
 
 
-class Shift:
+class HeldScore:
     """A score that computes in its own dtype, whatever the states are in, and backwards as it did forwards."""
 
     def __init__(self, score: Score | nn.Module, dtype: torch.dtype) -> None:
@@ -68,7 +68,7 @@ class Run:
     fields: tuple[Any, Any]
     implementation: str
     leapfrog_steps: int
-    score: Shift | None
+    score: HeldScore | None
     full: bool
     reversible: bool = False
 
