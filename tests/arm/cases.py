@@ -335,7 +335,9 @@ def update(dtype: torch.dtype, *size: int) -> Iterator[Case]:
     def forward(z, rho, grad, *c):
         return leapfrog_update(z, rho, grad, decay, *c)
 
-    yield Case("update::Forward", (*size, decay, *c, z, rho, grad, fresh(z), fresh(z)), forward, inputs)
+    for room in (None, scratch(2 * size[1], dtype)) if size[1] % 16 == 0 else (None,):
+        fields = *size, decay, *c, z, rho, grad, fresh(z), fresh(z), room
+        yield Case("update::Forward", fields, forward, inputs, "past the caches" if room else "")
     fields = decay, *c, *strided(gz, gr, rho, grad), *strided_room(2, z), *sums
     yield Case("update::Backward", (1, *size, *fields), backward, (gz, gr, *inputs))
     fields = decay, *c, h_decay, *h, *strided(hr, hg, gz, gr, rho, grad), *strided_room(4, z), *sums
