@@ -90,9 +90,15 @@ def register_opaque() -> None:
         torch.compiler.allow_in_graph(_OPAQUE.pop())
 
 
-def nothing_differentiates() -> bool:
-    """Whether an op may skip its Function: no gradients are recorded, no functorch transform, no forward mode."""
-    return not torch.is_grad_enabled() and not _torch.functorch_is_active() and not _torch.forward_mode_is_active()
+def nothing_differentiates(*tensors: Tensor | None) -> bool:
+    """Whether an op may skip its Function: no functorch transform, no forward mode, no gradients of ``tensors``."""
+    if _torch.functorch_is_active() or _torch.forward_mode_is_active():
+        return False
+    if torch.is_grad_enabled():
+        for tensor in tensors:
+            if tensor is not None and tensor.requires_grad:
+                return False
+    return True
 
 
 def only_reverse_mode() -> bool:

@@ -123,6 +123,6 @@ class AffineAutoregressive(OpFunction):
 @_library.opaque_to_dynamo
 def call(implementation: str, gate: int, first: float, second: float, *inputs: Tensor) -> tuple[Tensor, Tensor]:
     """The differentiable op. Dynamo must not look inside: it loses the second order of Functions it traces itself."""
-    if _library.nothing_differentiates():
+    if _library.nothing_differentiates(*inputs):
         return RAW_FORWARD[implementation](*inputs, gate, first, second)
     return AffineAutoregressive.apply(Call(SCHEME, implementation, (gate, first, second)), *inputs)

@@ -90,6 +90,6 @@ class AnnealedLeapfrogUpdate(OpFunction):
 @_library.opaque_to_dynamo
 def call(implementation: str, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The differentiable op. Dynamo must not look inside: it loses the second order of Functions it traces itself."""
-    if _library.nothing_differentiates():
+    if _library.nothing_differentiates(*inputs):
         return RAW_FORWARD[implementation](*inputs)
     return AnnealedLeapfrogUpdate.apply(implementation, *inputs)

@@ -258,10 +258,10 @@ def _reference_vjp(ctx, y: Tensor, tensors: list[Tensor], cotangents) -> tuple[T
 def forward(implementation: str, x: Tensor, network: Network) -> tuple[Tensor, Tensor]:
     """The forward direction where the kernels serve it whole, otherwise composed."""
     trains = implementation in RAW_TRAINING
-    if not trains and not records_nothing_for(x, *network.tensors()):
+    if not trains and not _library.nothing_differentiates(x, *network.tensors()):
         return composition(x, network)
     counts, settings, tensors = flattened(network)
-    if records_nothing_for(x, *tensors) and (trains or _fits_whole(tensors, counts, settings)):
+    if _library.nothing_differentiates(x, *tensors) and (trains or _fits_whole(tensors, counts, settings)):
         return RAW_FORWARD[implementation](x, *_lists(tensors, counts, settings))
     if not trains or not _library.only_reverse_mode():
         return composition(x, network)
@@ -278,7 +278,7 @@ def call_inverse(implementation: str, counts, settings, y: Tensor, *tensors: Ten
     """The differentiable inverse."""
     if _torch.forward_mode_is_active() and not _torch.functorch_is_active():
         return reference.autoregressive_inverse(y, unflattened(tensors, counts, settings))
-    if records_nothing_for(y, *tensors):
+    if _library.nothing_differentiates(y, *tensors):
         return RAW_INVERSE[implementation](y, *_lists(tensors, counts, settings))
     return AutoregressiveInverse.apply(implementation, counts, settings, y, *tensors)
 
@@ -287,11 +287,3 @@ def inverse(implementation: str, y: Tensor, network: Network) -> tuple[Tensor, T
     """The same for a network."""
     counts, settings, tensors = flattened(network)
     return call_inverse(implementation, counts, settings, y, *tensors)
-
-
-def records_nothing_for(*tensors: Tensor) -> bool:
-    """Whether a raw kernel may be called alone: nothing recorded, or no tensor that asks for it."""
-    if _library.nothing_differentiates():
-        return True
-    plain = not _torch.functorch_is_active() and not _torch.forward_mode_is_active()
-    return plain and not any(t.requires_grad for t in tensors)

@@ -147,6 +147,6 @@ def _vmap(
 @_library.opaque_to_dynamo
 def call(implementation: str, logits: Tensor, value: Tensor) -> Tensor:
     """The differentiable op. Dynamo must not look inside: it loses the second order of Functions it traces itself."""
-    if _library.nothing_differentiates():
+    if _library.nothing_differentiates(logits, value):
         return RAW_FORWARD[implementation](logits, value)
     return BernoulliLogProb.apply(implementation, logits, value)

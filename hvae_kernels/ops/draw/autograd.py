@@ -115,6 +115,6 @@ class Draw(OpFunction):
 def call(implementation: str, writes: bool, sizes: tuple[int, ...], source: Tensor, attention: Tensor) -> Tensor:
     """The differentiable op. Dynamo must not look inside: it loses the second order of Functions it traces itself."""
     how = Call(implementation, writes, sizes)
-    if _library.nothing_differentiates():
+    if _library.nothing_differentiates(source, attention):
         return how.forward(source, attention)
     return Draw.apply(how, source, attention)

@@ -127,7 +127,7 @@ class GaussianLeapfrog(SmoothForward):
 @_library.opaque_to_dynamo
 def call(implementation: str, *inputs: Tensor) -> tuple[Tensor, Tensor]:
     """The differentiable op. Dynamo must not look inside: it loses the second order of Functions it traces itself."""
-    if _library.nothing_differentiates():
+    if _library.nothing_differentiates(*inputs):
         return RAW_FORWARD[implementation](*inputs)
     return GaussianLeapfrog.apply(_CALLS[implementation], *inputs)
 
@@ -136,6 +136,6 @@ def call(implementation: str, *inputs: Tensor) -> tuple[Tensor, Tensor]:
 def call_vjp(implementation: str, *tensors: Tensor) -> Gradients:
     """The backward pass, differentiable, on ``(grad_z, grad_rho, *inputs)``."""
     needs = NEEDS_STATE | NEEDS_PARAMETERS
-    if _library.nothing_differentiates():
+    if _library.nothing_differentiates(*tensors):
         return RAW_BACKWARD[implementation](*tensors, needs)
     return SmoothBackward.apply(_CALLS[implementation], needs, *tensors)

@@ -32,9 +32,10 @@ def dense_gaussian_leapfrog(
     steps = decay, kick / 2, drift  # gradients are taken doubled: P + P^T, without a pass for the half
     if composing_is_cheaper(math.prod(z.shape[:-1]), features, n_steps):
         return _compose(update_of(implementation), z, rho, precision + precision.mT, loc, steps)
-    if _library.only_reverse_mode():
-        return Stepping.apply(implementation, z, rho, precision, loc, *steps)
-    return _step(implementation, z, rho, precision, loc, *steps)
+    inputs = z, rho, precision, loc, *steps
+    if _library.only_reverse_mode() and not _library.nothing_differentiates(*inputs):
+        return Stepping.apply(implementation, *inputs)
+    return _step(implementation, *inputs)
 
 
 def composing_is_cheaper(rows: int, features: int, n_steps: int) -> bool:

@@ -101,6 +101,6 @@ class GaussianMixture(OpFunction):
 @_library.opaque_to_dynamo
 def call(implementation: str, responsibilities: bool, *inputs: Tensor) -> Tensor:
     """The differentiable op. Dynamo must not look inside: it loses the second order of Functions it traces itself."""
-    if _library.nothing_differentiates():
+    if _library.nothing_differentiates(*inputs):
         return RAW_FORWARD[implementation](*inputs, responsibilities)
     return GaussianMixture.apply(Call(SCHEME, implementation, (responsibilities,)), *inputs)

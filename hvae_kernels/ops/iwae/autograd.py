@@ -84,6 +84,6 @@ class Iwae(OpFunction):
 @_library.opaque_to_dynamo
 def call(implementation: str, power: int, log_weights: Tensor) -> Tensor:
     """The differentiable op. Dynamo must not look inside: it loses the second order of Functions it traces itself."""
-    if _library.nothing_differentiates():
+    if _library.nothing_differentiates(log_weights):
         return RAW_FORWARD[implementation](log_weights, power, False)[0]
     return Iwae.apply(implementation, power, log_weights)[0]

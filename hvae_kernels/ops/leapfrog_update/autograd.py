@@ -110,6 +110,6 @@ class LeapfrogUpdate(OpFunction):
 @_library.opaque_to_dynamo
 def call(implementation: str, *inputs: Tensor) -> tuple[Tensor, Tensor]:
     """The differentiable op. Dynamo must not look inside: it loses the second order of Functions it traces itself."""
-    if _library.nothing_differentiates():
+    if _library.nothing_differentiates(*inputs):
         return RAW_FORWARD[implementation](*inputs)
     return LeapfrogUpdate.apply(_CALLS[implementation], *inputs)

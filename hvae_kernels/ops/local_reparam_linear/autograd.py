@@ -140,6 +140,6 @@ class LocalReparamLinear(OpFunction):
 @_library.opaque_to_dynamo
 def call(implementation: str, *tensors: Tensor | None) -> Tensor:
     """The differentiable op. Dynamo must not look inside: it loses the second order of Functions it traces itself."""
-    if _library.nothing_differentiates():
+    if _library.nothing_differentiates(*tensors):
         return RAW_FORWARD[implementation](*tensors)[0]
     return LocalReparamLinear.apply(implementation, *tensors)[0]

@@ -88,7 +88,7 @@ def _formula(constrain: bool) -> Callable[..., tuple[Tensor, ...]]:
 @_library.opaque_to_dynamo
 def call(implementation: str, constrain: bool, *inputs: Tensor) -> tuple[Tensor, Tensor]:
     """The differentiable op. Dynamo must not look inside: it loses the second order of Functions it traces itself."""
-    if _library.nothing_differentiates():
+    if _library.nothing_differentiates(*inputs):
         return RAW_FORWARD[implementation](*inputs, constrain, False)[:2]
     results: Any = AmortisedPlanarFlow.apply(implementation, constrain, *inputs)
     return results[:2]

@@ -145,7 +145,7 @@ def planar_flow_with_vjp(
         _validate(z, u, w, b)
     _checks.flag(NAME, "constrain", constrain)
     chosen = _dispatch.resolve(NAME, z, implementation)
-    if chosen == "reference" or autocasts or not _library.nothing_differentiates():
+    if chosen == "reference" or autocasts or torch.is_grad_enabled() or not _library.nothing_differentiates():
         op = functools.partial(planar_flow, constrain=constrain, implementation=implementation)
         pulled: Any = torch.func.vjp(op, z, u, w, b)
         return pulled

@@ -210,7 +210,7 @@ def _fold(size: int, tensors: tuple[Tensor, ...], dims: tuple[int | None, ...]) 
 def call(implementation: str, constrain: bool, z: Tensor, u: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """The differentiable op. Dynamo must not look inside: it loses the second order of Functions it traces itself."""
     call, inputs = _Call(implementation, constrain), (z, u, w, b)
-    results: Any = call.forward(inputs, keep=False) if _library.nothing_differentiates() else None
+    results: Any = call.forward(inputs, keep=False) if _library.nothing_differentiates(*inputs) else None
     return (results or PlanarFlow.apply(call, *inputs))[:2]
 
 

@@ -109,6 +109,6 @@ class RationalQuadraticSpline(SmoothForward):
 @_library.opaque_to_dynamo
 def call(implementation: str, x: Tensor, parameters: Tensor, *options: float) -> tuple[Tensor, Tensor]:
     """The differentiable op. Dynamo must not look inside: it loses the second order of Functions it traces itself."""
-    if _library.nothing_differentiates():
+    if _library.nothing_differentiates(x, parameters):
         return RAW_FORWARD[implementation](x, parameters, *options)
     return RationalQuadraticSpline.apply(Call(SCHEME, implementation, options), x, parameters)
