@@ -174,3 +174,18 @@ with screen.jobs("three jobs", 3, {"first"}):
     assert re.match(r"jobs: +67%.* 2/3 ", last[2])
     assert not any("job/s" in line for lines in shown for line in lines if "2/3" in line)  # one in two seconds
     assert not any(last[3:])
+
+
+@pytest.mark.parametrize(
+    "command", [["-m", "hvae_kernels"], ["-m", "hvae", "report", "{densities}"]], ids=["hvae_kernels", "hvae"]
+)
+def test_a_reader_who_has_enough_is_no_error(command, tmp_path):
+    """As ``head`` is: it closes the pipe before all is written."""
+    shutil.copytree(DOCS / "densities", tmp_path / "densities")
+    command = [part.format(densities=tmp_path / "densities") for part in command]
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([sys.executable, *command], stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert done.returncode == 141
+    assert "pipe" not in done.stderr.lower()
