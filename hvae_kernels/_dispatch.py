@@ -7,6 +7,7 @@ import functools
 import importlib.metadata
 import os
 import platform
+import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -242,11 +243,14 @@ def show_config() -> None:
     print(", ".join(versions))
     print(f"CPU kernels: {_cpu_text(found)}")
     print(f"requested implementation: {found['implementation']}")
+    alike: dict[tuple[str, ...], list[str]] = {}  # most ops say the same, which is read once
     for name, devices in found["ops"].items():
         for device, choice in devices.items():
-            print(f"{name} on {device}: {choice['chosen'] or 'none'}")
-            for other, reason in choice["others"].items():
-                print(f"    not {other}: {reason}")
+            reasons = (f"    not {other}: {reason}" for other, reason in choice["others"].items())
+            alike.setdefault((f"{choice['chosen'] or 'none'} on {device}", *reasons), []).append(name)
+    for (here, *others), names in alike.items():
+        print(f"{here}:", *textwrap.wrap(", ".join(names), 110), sep="\n    ")
+        print(*others, sep="\n")
 
 
 def _cpu_text(found: dict[str, Any]) -> str:

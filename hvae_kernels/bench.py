@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import platform
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -201,6 +202,7 @@ def main(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
         return 1
     candidates = {"ours": ours, "eager": formula}
     if not options.no_compile:
+        print("torch.compile at work, for up to a minute (--no-compile leaves it out)", file=sys.stderr, flush=True)
         candidates["compiled"] = torch.compile(formula, fullgraph=True, dynamic=False)
     rows = [
         _row(direction, _timed(candidates, direction, make(), problem.constants, options)) for direction in DIRECTIONS
@@ -307,7 +309,8 @@ def _machine(op: str, device: str) -> str:
     chosen = found["ops"][op][device]["chosen"]
     if device == "cuda":
         return f"{torch.cuda.get_device_name()}, {chosen}, {versions}"
-    return f"{_processor()}, {torch.get_num_threads()} threads, {chosen} ({found['cpu']['chosen']}), {versions}"
+    threads = torch.get_num_threads()
+    return f"{_processor()}, {threads} thread{'s' * (threads > 1)}, {chosen} ({found['cpu']['chosen']}), {versions}"
 
 
 def _processor() -> str:

@@ -97,8 +97,10 @@ def test_config_and_show_config_name_every_implementation(capsys):
     assert here["others"]["reference"] == "available: use_impl('reference') selects it"
     hk.show_config()
     text = capsys.readouterr().out
-    for op in _dispatch.OPS:
-        assert f"{op} on cpu: " in text
+    assert set(_dispatch.OPS) <= set(re.findall(r"\w+", text))
+    same = [name for name, devices in found["ops"].items() if devices["cpu"] == here]
+    listed = text.split("\ncpp on cpu:\n")[1].split("\n    not ")[0]
+    assert re.findall(r"\w+", listed) == same
     assert f"CPU kernels: {found['cpu']['chosen']}" in text
     with hk.use_impl("cuda"):
         refused = hk.config()
@@ -304,7 +306,7 @@ print(hk.config()["cpu"])
         "usable here: baseline, avx2"
     )
     assert shown[1] == f"CPU kernels: none ({refusal})"
-    assert "gaussian_leapfrog on cpu: none" in shown
+    assert "none on cpu:" in shown
     assert ast.literal_eval(found)["chosen"] is None
     assert ast.literal_eval(found)["others"]["avx512"] == "not on this CPU"
 
@@ -354,7 +356,7 @@ except RuntimeError as error:
     assert result.returncode == 0, result.stderr
     assert "CPU kernels: none (the extension was not built" in result.stdout
     assert "use_cpu: instruction set 'baseline' was asked for, but the extension was not built" in result.stdout
-    assert "gaussian_leapfrog on cpu: reference" in result.stdout
+    assert "reference on cpu:" in result.stdout
     assert (
         "gaussian_leapfrog: implementation 'cpp' was asked for but cannot be used: the extension was not"
         in result.stdout

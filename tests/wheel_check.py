@@ -18,7 +18,17 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 #: What the quick tests read of the tree; of the package itself only the pages, which are not in the wheel.
-COPIED = ("tests", "benchmarks", "csrc", "examples", "setup.py", "pyproject.toml", "README.md", "CONTRIBUTING.md")
+COPIED = (
+    "tests",
+    "benchmarks",
+    "csrc",
+    "examples",
+    "setup.py",
+    "pyproject.toml",
+    "README.md",
+    "CONTRIBUTING.md",
+    "docs/ops.md",
+)
 #: Tests of how the tree is laid out and built, not of what is installed.
 OF_THE_TREE = ("test_layers.py", "test_machine_code.py", "test_mutation_check.py", "test_docs.py")
 DESELECTED = "not setup_ and not readmes_links"
@@ -63,6 +73,7 @@ def copy(folder: Path) -> Path:
         if source.is_dir():
             shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__", ".hypothesis"))
         elif source.exists():
+            (folder / name).parent.mkdir(exist_ok=True)
             shutil.copy(source, folder / name)
     for name in OF_THE_TREE:
         (folder / "tests" / name).unlink(missing_ok=True)
