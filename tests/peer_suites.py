@@ -108,6 +108,10 @@ SUITES = {
         ("sbi.inference", "sbi.neural_nets", "zuko", "nflows.flows", "nflows.transforms"),
         ("sbi", "zuko", "nflows"),
         ("-m", "not slow and not gpu", "-k", "maf or nsf or nice or NPE_C or pickl"),  # no mixtures, no classifiers
+        looks_inside={
+            "tests/vi_test.py::test_every_flow_family_pickles[nsf]": "a pickle holds zuko's own flow, whose "
+            "samples are the same but for rounding, of 2e-6; the test has room for 1e-5 of each number, however small"
+        },
     ),
 }
 
