@@ -15,7 +15,7 @@ from seen import check_table, pictures, written_in_terminal
 
 DOCS = Path(__file__).parents[1] / "docs"
 #: Studies with results among the documents.
-REPORTS = ["gaussian", "mnist", "priors", "draw", "densities", "sentences"]
+REPORTS = ["gaussian", "mnist", "priors", "draw", "densities", "sentences", "chairs"]
 GAUSSIAN = ["gaussian", "--dims", "5", "--methods", "vb", "hvae", "--datasets", "1"]
 BOLD = "\033[1m"
 
