@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 from hvae import cli, densities, experiment, runs
-from hvae.priors import data, likelihood, models, study, train
+from hvae.priors import data, likelihood, models, report, study, train
 from hvae.priors.study import PRIORS, Job
 from seen import check_what_is_seen
 from torch import nn
@@ -120,6 +120,44 @@ def test_likelihoods_and_bound_of_a_linear_model(generator):
     mixture = model.mixture()
     estimates = [likelihood.by_prior_samples(model, x, mixture.sample(2_000, generator)) for _ in range(400)]
     assert assert_mean((torch.stack(estimates) - exact).exp(), 1).max() < 0.005
+
+
+MATRIX = torch.tensor([[1.0, 0.8], [-0.3, 1.5]])
+LINEAR_PRIORS = {
+    "normal": models.StandardNormal,
+    "mixture": lambda: models.TwoGaussians(learn_weights=True),
+    "vamp": lambda: models.VampPrior(2 * torch.randn(60, 2, generator=torch.Generator().manual_seed(1))),
+}
+
+
+def linear_with_density(prior):
+    """A linear model whose encoder is too wide, and its exact density, in float64."""
+    model = linear_vae(MATRIX, torch.tensor([1.5, 1.5]), LINEAR_PRIORS[prior]())
+    logits, loc, log_scale = (parameter.detach().double() for parameter in model.mixture())
+    factor = MATRIX.double() @ (2 * log_scale).exp().diag_embed() @ MATRIX.double().mT
+    gaussians = MultivariateNormal(loc @ MATRIX.double().mT, torch.eye(2).double() + factor)
+    return model, MixtureSameFamily(Categorical(logits=logits), gaussians)
+
+
+@pytest.mark.parametrize("prior", LINEAR_PRIORS)
+def test_quadrature_of_a_linear_model_is_exact(prior, generator):
+    model, density = linear_with_density(prior)
+    x = 2 * torch.randn(40, 2, generator=generator)
+    torch.testing.assert_close(likelihood.by_quadrature(model, x), density.log_prob(x.double()), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("prior", LINEAR_PRIORS)
+def test_the_sandwich_holds_the_exact_value(prior, generator):
+    model, density = linear_with_density(prior)
+    gaps = []
+    for n_bridges in (2, 30):
+        lower, upper, exact = likelihood.sandwich(model, 150, n_bridges, generator)
+        assert_mean(exact, density.log_prob(density.sample([100_000])).mean())  # or the points are not the model's
+        for distance in (exact - lower, upper - exact):
+            assert distance.mean() > -4 * distance.std() / math.sqrt(150)
+        gaps.append((upper - lower).mean())
+    assert gaps[0] > 0.05, "or two sides could not be told apart"
+    assert gaps[1] < 0.02
 
 
 def test_samples_that_come_a_few_at_a_time(points, generator):
@@ -236,6 +274,19 @@ def test_likelihood_by_prior_samples_is_the_integral(prior, finished, small_eval
     assert assert_mean(ratios, 1) < 0.005
 
 
+@pytest.mark.parametrize("prior", PRIORS)
+def test_quadrature_agrees_with_importance_sampling(prior, finished, generator):
+    own = job(prior)
+    state, points = train.State.load(experiment.state_path(finished, own)), own.points()
+    model = own.model(points)
+    model.load_state_dict(state.model)
+    x = points.test[:100]
+    exact = likelihood.by_quadrature(model, x)
+    torch.testing.assert_close(likelihood.by_quadrature(model, x, 4 * likelihood.NODES), exact, atol=1e-4, rtol=0)
+    estimates = [likelihood.by_importance_sampling(model, x, 100, generator)[1] for _ in range(40)]
+    assert assert_mean((torch.stack(estimates) - exact).exp().mean(1), 1) < 0.005
+
+
 def test_report_and_figures(finished, capsys):
     text = (finished / "report.md").read_text()
     assert check_what_is_seen(hvae, finished, capsys)[0].startswith("prior ")
@@ -279,6 +330,67 @@ def test_resume_adds_to_a_finished_run_of_the_same_kind(finished, capsys):
         assert f"was made with {name}" in capsys.readouterr().err
 
 
+# ---- Likelihoods between two bounds ----
+
+SANDWICH = ["--priors", "mixture", "vamp", "--sandwich-points", "21", "--sandwich-bridges", "3"]
+
+
+@pytest.fixture(scope="module")
+def bounded(tmp_path_factory):
+    out = tmp_path_factory.mktemp("bounded")
+    with pytest.MonkeyPatch.context() as patch:
+        small_evaluation.__wrapped__(patch)
+        patch.setattr(train, "SANDWICH_POINTS", 8)
+        assert hvae(out, *SANDWICH) == 0
+    return out
+
+
+def test_a_sandwich_adds_to_a_row_and_changes_nothing_else(bounded, finished, capsys):
+    plain = {row["method"]: row for row in without_times(results(finished)["rows"])}
+    assert not any(name.startswith("sandwich") for row in plain.values() for name in row)
+    assert "between two bounds" not in (finished / "report.md").read_text()
+    for row in without_times(results(bounded)["rows"]):
+        assert plain[row["method"]].items() <= row.items()
+        assert row["sandwich_points"] == 21
+        assert row["sandwich_lower"] - 4 * row["sandwich_below_error"] < row["sandwich_exact"]
+        assert row["sandwich_exact"] < row["sandwich_upper"] + 4 * row["sandwich_above_error"]
+    assert "## The likelihood between two bounds" in (bounded / "report.md").read_text()
+    assert "along 3 bridges" in (bounded / "report.md").read_text()
+    assert check_what_is_seen(lambda out, *more: hvae(out, *SANDWICH, *more), bounded, capsys)
+
+
+def test_a_sandwich_goes_on_to_the_same_bits_after_a_kill(bounded, tmp_path, monkeypatch, small_evaluation):
+    def killed(self, path):
+        if self.sandwich.shape[1] == 16:
+            raise KeyboardInterrupt
+        save(self, path)
+
+    save = train.State.save
+    monkeypatch.setattr(train, "SANDWICH_POINTS", 8)
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+        patch.setattr(train.State, "save", killed)
+        assert hvae(tmp_path, *SANDWICH) == 130
+    assert train.State.load(experiment.state_path(tmp_path, job("mixture"))).sandwich.shape == (3, 8)
+    assert hvae(tmp_path, *SANDWICH, "--resume") == 0
+    assert without_times(results(tmp_path)["rows"]) == without_times(results(bounded)["rows"])
+
+
+def test_a_sandwich_is_of_a_whole_run_or_of_none(bounded, finished, capsys):
+    assert hvae(finished, "--resume", "--sandwich-points", "5") == 1
+    assert "was made with sandwich_points None, not 5" in capsys.readouterr().err
+    assert hvae(bounded, "--resume") == 1
+    assert "was made with sandwich_points 21, not None" in capsys.readouterr().err
+
+
+def test_a_sandwich_of_one_point_has_no_error():
+    state = train.State(sandwich=torch.tensor([[-2.0], [-1.0], [-1.5]], dtype=torch.float64))
+    row = report.row_of(job("normal"), state)
+    assert row["sandwich_below_error"] is row["sandwich_above_error"] is None
+    text = report.sandwich_table({"sandwich_bridges": 9}, [row])[-1]
+    assert text.splitlines()[-1].split()[5:-1] == "-2 | -1.5 | -1 | 1 | 0.5000 | 0.5000 | 1".split()[0:], text
+
+
 @pytest.mark.parametrize("name", ["normal-0.pt", "other-0.pt", "normal-x.pt", "normal.pt"])
 def test_a_corrupt_file_is_named(name, finished, tmp_path, capsys):
     (tmp_path / "jobs").mkdir()
@@ -298,7 +410,7 @@ def test_rows_of_another_form_are_one_sentence(change, finished, tmp_path, capsy
     assert f"{tmp_path / 'results.json'} is corrupt or not a file of this run" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("wrong", ["--epochs=0", "--components=10001", "--priors=x", "--datasets=0", "--seed=-1"])
+@pytest.mark.parametrize("wrong", ["--epochs=0", "--components=10001", "--priors=x", "--datasets=0", "--seed=-1", "--sandwich-points=-1"])
 def test_wrong_arguments(wrong, tmp_path):
     with pytest.raises(SystemExit):
         hvae(tmp_path, wrong)

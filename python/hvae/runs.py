@@ -79,10 +79,12 @@ def _require_agreement(args: argparse.Namespace, config: dict[str, Any], fixed: 
     has_results = (args.out / "results.json").exists()
     if not args.resume and (has_results or any(jobs.glob("*.pt"))):
         raise StudyError(f"{args.out} holds results already: add --resume to go on with them, or choose another --out")
-    for before in (read_results(args.out)[0] if has_results else None, _run_of(jobs)):
-        for name in () if before is None else ("experiment", *fixed):
-            if before.get(name) != config[name]:
-                raise StudyError(f"{args.out} was made with {name} {before.get(name)}, not {config[name]}")
+    made = _run_of(jobs) or {}
+    for before in (read_results(args.out)[0] if has_results else {}, made):
+        # with the names of before: a config without them would leave rows that the report cannot read
+        for name in ("experiment", *fixed, *made) if before else ():
+            if before.get(name) != config.get(name):
+                raise StudyError(f"{args.out} was made with {name} {before.get(name)}, not {config.get(name)}")
 
 
 def _run_of(jobs: Path) -> dict[str, Any] | None:

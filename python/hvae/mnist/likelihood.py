@@ -9,15 +9,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from hvae import annealed
 from hvae.autoencoder import AutoEncoder
-from hvae.densities import normal_log_prob
 from hvae.mnist import distributed
 from hvae.mnist.models import Model
-from hvae_kernels.functional import iwae_bound
-from hvae_kernels.nn import AnnealedImportanceSampling
-
-#: Of a sandwich: chains an image, and leapfrog steps of a transition.
-CHAINS, TRANSITION = 8, 5
 
 
 class LogMeanExp:
@@ -76,9 +71,7 @@ def log_likelihood(
 def sandwich(model: Model, n_images: int, n_bridges: int, generator: torch.Generator) -> Tensor:
     """Lower and upper bounds of ``log p(x)`` of images that the model draws, ``(2, n_images)`` in float64.
 
-    The latents that images are drawn from are exact samples of their posteriors, from where annealed importance
-    sampling goes back; forward it begins at the encoder's Gaussian. Bridges lie between that and the model. In
-    expectation the bounds are on their sides; single ones need not be.
+    By :func:`hvae.annealed.sandwich`, from the encoder's Gaussian.
 
     Args:
         model: in evaluation, with a normal prior.
@@ -87,23 +80,12 @@ def sandwich(model: Model, n_images: int, n_bridges: int, generator: torch.Gener
         generator: of latents, pixels and chains, on the CPU.
     """
     device = next(model.parameters()).device
-    seeds = torch.randint(2**62, (2,), generator=generator)
+    seeds = torch.randint(2**62, (2,), generator=generator).tolist()
     latents = model.sample_prior(n_images, generator).to(device)
     rates = torch.sigmoid(model.decoder(latents)).cpu()
     pixels = torch.bernoulli(rates, generator=generator).to(device)
     code = model.encode(pixels)
     potential = model.potential(pixels, model.decoder)
-
-    def base(z: Tensor) -> Tensor:
-        return -normal_log_prob(z, code.loc.expand_as(z), code.log_scale.expand_as(z))
-
-    def begun() -> Tensor:
-        noise = torch.randn(CHAINS, n_images, model.latent, generator=generator).to(device)
-        return code.loc + code.log_scale.exp() * noise
-
-    sampler = AnnealedImportanceSampling(model.latent, n_bridges, TRANSITION, device=device)
-    generators = [torch.Generator(device).manual_seed(int(seed)) for seed in seeds]
-    sampler.tune(begun(), potential, base, generator=generators[0])
-    _, forward = sampler(begun(), potential, base, generator=generators[1])
-    _, backward = sampler.reverse(latents.expand(CHAINS, -1, -1), potential, base, generator=generators[1])
-    return torch.stack([iwae_bound(forward), -iwae_bound(-backward)]).cpu()
+    tuning, chains = (torch.Generator(device).manual_seed(seed) for seed in seeds)
+    gaussian = code.loc, code.log_scale
+    return annealed.sandwich(latents, gaussian, potential, n_bridges, (generator, tuning, chains))

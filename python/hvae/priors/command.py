@@ -15,6 +15,9 @@ from hvae.priors.study import Job
 from hvae.priors.train import State
 from hvae.terminal import Screen
 
+#: In a run's config where there is a sandwich.
+SANDWICH = ("sandwich_points", "sandwich_bridges")
+
 
 def arguments(add: Callable[..., Any]) -> None:
     """The command's own."""
@@ -22,6 +25,9 @@ def arguments(add: Callable[..., Any]) -> None:
     add("--components", type=integer(maximum=study.N_TRAIN), default=50, help="pseudo-inputs of the VampPrior")
     add("--datasets", type=integer(), default=1, help="how many data sets")
     add("--epochs", type=integer(), default=study.EPOCHS, help=f"of {study.STEPS_PER_EPOCH} steps")
+    sandwich = functools.partial(add, metavar="N")
+    sandwich("--sandwich-points", type=integer(0), default=0, help="drawn from each model, whose likelihood is bounded")
+    sandwich("--sandwich-bridges", type=integer(), default=200, help="of annealed importance sampling, for that")
     experiment.add_common(add, "priors", "data, initial values and training noise")
 
 
@@ -29,14 +35,17 @@ def run(args: argparse.Namespace) -> None:
     """Run the command."""
     kinds = [(prior, dataset) for dataset in range(args.datasets) for prior in dict.fromkeys(args.priors)]
     jobs = [Job(*kind, args.components, args.seed) for kind in kinds]
-    with runs.open_directory(args, seed=args.seed, components=args.components, epochs=args.epochs) as config:
-        STUDY.run_jobs(args, config, jobs, functools.partial(_train, epochs=args.epochs))
+    sandwich = {name: getattr(args, name) for name in SANDWICH if args.sandwich_points}
+    fixed = {"seed": args.seed, "components": args.components, "epochs": args.epochs, **sandwich}
+    with runs.open_directory(args, **fixed) as config:
+        train = functools.partial(_train, epochs=args.epochs, sandwich=(args.sandwich_points, args.sandwich_bridges))
+        STUDY.run_jobs(args, config, jobs, train)
 
 
-def _train(job: Job, state: State, path: Path, screen: Screen, *, epochs: int) -> None:
+def _train(job: Job, state: State, path: Path, screen: Screen, *, epochs: int, sandwich: tuple[int, int]) -> None:
     watch = experiment.epochs(screen, job, state, epochs, bound=lambda record: f"{record['bound']:.3f}")
     with experiment.threads(1):  # the tensors are too small to share
-        train.train(job, job.points(), state, epochs, path, watch)
+        train.train(job, job.points(), state, epochs, path, watch, sandwich)
 
 
 STUDY = Study(

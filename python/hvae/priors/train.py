@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from hvae import experiment
 from hvae.priors import data, likelihood, study
 from hvae.priors.models import VAE
 from hvae.priors.study import Job, Points
 from hvae.runs import StudyError
+
+SANDWICH_POINTS = 100  # at a time
 
 
 @dataclass(kw_only=True)
@@ -24,11 +27,13 @@ class State(experiment.State):
     Attributes:
         model: the model's state dict.
         optimizer: the optimiser's.
+        sandwich: what :func:`likelihood.sandwich` says of N points drawn from the finished model, ``(3, N)``.
         figures: what :func:`measure` says of the finished model; empty before.
     """
 
     model: dict[str, Any] = field(default_factory=dict)
     optimizer: dict[str, Any] = field(default_factory=dict)
+    sandwich: Tensor = field(default_factory=lambda: torch.zeros(3, 0, dtype=torch.float64))
     figures: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -37,8 +42,19 @@ class State(experiment.State):
         return bool(self.figures)
 
 
-def train(job: Job, points: Points, state: State, epochs: int, path: Path, progress: Callable[[State], None]) -> VAE:
-    """Bring ``state`` to its end; ``progress`` is called after each epoch. Returns the model."""
+def train(
+    job: Job,
+    points: Points,
+    state: State,
+    epochs: int,
+    path: Path,
+    progress: Callable[[State], None],
+    sandwich: tuple[int, int] = (0, 0),
+) -> VAE:
+    """Bring ``state`` to its end; ``progress`` is called whenever it could be saved. Returns the model.
+
+    ``sandwich`` says of how many points, drawn from the model, the likelihood is bounded, along how many bridges.
+    """
     model = job.model(points)
     optimizer = torch.optim.Adam(model.parameters(), study.LEARNING_RATE, fused=True)
     checkpoint = experiment.Checkpoints(state, path, progress, model=model, optimizer=optimizer)
@@ -47,6 +63,12 @@ def train(job: Job, points: Points, state: State, epochs: int, path: Path, progr
         if not math.isfinite(bound):
             raise StudyError(f"{job.key}: the bound of epoch {epoch + 1} is not finite")
         state.history.append({"epoch": epoch + 1, "bound": bound, "weight": smaller_weight(model)})
+    n_points, n_bridges = sandwich
+    for start in range(state.sandwich.shape[1], n_points, SANDWICH_POINTS):
+        generator = job.generator(job.prior, "sandwich", start)
+        done = likelihood.sandwich(model, min(SANDWICH_POINTS, n_points - start), n_bridges, generator)
+        state.sandwich = torch.cat([state.sandwich, done], 1)
+        checkpoint()
     state.figures = measure(job, model, points)
     checkpoint(force=True)
     return model
