@@ -188,6 +188,11 @@ def test_a_killed_run_goes_on_to_the_same_bits(finished, tmp_path, monkeypatch):
         assert all(torch.equal(resumed.model[name], value) for name, value in whole.model.items())
 
 
+def test_a_sandwich_is_of_a_whole_run(finished, capsys):
+    assert hvae(finished, "--resume", "--sandwich-images", "0") == 1
+    assert "was made with sandwich_images 21, not None" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [

@@ -97,6 +97,14 @@ def test_jobs_of_another_seed_are_not_taken_over(tmp_path, gone):
             assert torch.equal(load(tmp_path), torch.ones(64))
 
 
+def test_what_a_run_was_told_and_is_told_no_more_is_refused(tmp_path):
+    args = argparse.Namespace(out=tmp_path, command="chess", resume=True)
+    with runs.open_directory(args, seed=1, points=5):
+        pass
+    with pytest.raises(StudyError, match="was made with points 5, not None"), open_directory(tmp_path, resume=True):
+        pass
+
+
 def test_a_file_brought_from_another_run_is_refused(tmp_path):
     finished_run(tmp_path / "one")
     with open_directory(tmp_path / "two", seed=2):

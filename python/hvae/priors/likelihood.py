@@ -46,15 +46,14 @@ def by_prior_samples(model: VAE, x: Tensor, z: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def by_quadrature(model: VAE, x: Tensor, nodes: int = NODES) -> Tensor:
+def by_quadrature(model: VAE, x: Tensor) -> Tensor:
     """``log p(x)`` of points ``(B, 2)`` by the trapezoidal rule in the latent plane, ``(B,)``, in float64.
 
-    Each Gaussian of the prior has a grid of its own, in its standard deviations, so that narrow ones are not missed;
-    about ``nodes`` are shared between them, but none has less than ``AXIS_NODES`` along an axis.
+    Each Gaussian of the prior has a grid of its own, in its standard deviations, so that narrow ones are not missed.
     """
     model, x = copy.deepcopy(model).double(), x.double()
     prior = _prior(model)
-    count = max(AXIS_NODES, math.isqrt(nodes // len(prior.logits)))
+    count = max(AXIS_NODES, math.isqrt(NODES // len(prior.logits)))
     axis = torch.linspace(-REACH, REACH, count, dtype=torch.float64)
     grid = torch.cartesian_prod(*[axis] * LATENT)
     logits = standard_normal_log_prob(grid)

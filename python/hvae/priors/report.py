@@ -36,10 +36,9 @@ reaches the printed figures (its ceiling is -2.84): shown, not chased."""
 
 SANDWICH = """\
 Of points drawn from each model itself, for which the latents are exact samples of the posterior: annealed importance
-sampling along {bridges} bridges from the encoder's Gaussian bounds `log p(x)` from below, its reverse from above. As the
-latent space is a plane, *log p(x)* itself is known, by quadrature; *below* is its distance from the lower bound and
-*above* that of the upper bound from it, with two paired standard errors. Means over points, which differ from model to
-model."""
+sampling along {bridges} bridges from the encoder's Gaussian bounds `log p(x)` from below, its reverse from above. The
+latent space is a plane, so *log p(x)* itself is known, by quadrature: *below* is how far the lower bound lies below it,
+*above* the upper one above it, with two paired standard errors. Means over points, which differ from model to model."""
 
 WEIGHT = """\
 *learned* is the smaller weight of the prior (the two may swap), 0.3 in truth; *in the data* the share of the training
