@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import os
 import weakref
 from unittest import mock
 
@@ -19,6 +20,7 @@ B, D = 5, 3
 KINDS = [(1, 1, 0.9, None), (4, 1, 0.9, None), (3, 3, 0.5, None), (3, 2, 0.0, None), (4, 2, 0.7, 6)]
 RECOMPUTED = ("states", "reversible")
 memories = pytest.mark.parametrize("memory", ["states", "store", "reversible"])
+interpreted = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="for Triton's interpreter")
 
 
 class Problem:
@@ -654,3 +656,19 @@ def test_the_choice_of_implementation_reaches_the_updates(monkeypatch):
             _, log_weight = flow(z, noise, problem.potential, problem.base())
         log_weight.sum().backward()  # outside of the block: the backward pass keeps to the choice
         assert set(called) == expected
+
+
+@interpreted
+def test_programs_that_take_several_tiles_of_rows(monkeypatch):
+    """As on a GPU from 65,537 rows on."""
+    from hvae_kernels.ops.annealed_leapfrog import triton
+
+    monkeypatch.setattr(triton, "_MOST_PROGRAMS", 2)
+    state = [torch.randn(900, 7, dtype=torch.float64, requires_grad=True) for _ in range(5)]
+    kicks = torch.rand(5, 7, dtype=torch.float64, requires_grad=True)
+    inputs = (*state, kicks, torch.tensor([0.6, 0.8], dtype=torch.float64, requires_grad=True))
+    upstream = [torch.randn_like(y) for y in reference.annealed_leapfrog_update(*inputs)]
+    expected = torch.autograd.grad(reference.annealed_leapfrog_update(*inputs), inputs, upstream)
+    with hk.use_impl("triton"):
+        found = torch.autograd.grad(annealed_leapfrog_update(*inputs), inputs, upstream)
+    torch.testing.assert_close(found, expected)

@@ -67,7 +67,7 @@ MUTATIONS = (
     Mutation(_GLUE, ".repeat = tiling.repeat,", ".repeat = 1,", _CPP),
     Mutation(_TRITON, "terms += tl.where(mask, 0.5 * (p - q) * (p + q), 0.0)", "terms = tl.where(mask, 0.5 * (p - q) * (p + q), 0.0)", _TRITON_TESTS),
     Mutation(_TRITON, "dq = eta * dp - gw * q", "dq = eta * dp", _TRITON_TESTS),
-    Mutation(_TRITON, "of_sigma += dp * xi", "of_sigma = dp * xi", _TRITON_TESTS),
+    Mutation(_TRITON, "of_sigma += dp * xi", "of_sigma = dp * xi", _FLOW + " -k several_tiles"),
     Mutation(_TRITON, "for program in range(0, n_programs):", "for program in range(0, 1):", _TRITON_TESTS),
     Mutation(_REFERENCE, "kicks = torch.cat([torch.cat([none, half]), torch.cat([half, none])", "kicks = torch.cat([torch.cat([half, none]), torch.cat([half, none])", _FLOW),
     Mutation(_TRAJECTORY, "return (refreshed - sigma * self._noise(point)) / eta +", "return refreshed - sigma * self._noise(point) / eta +", _FLOW),
