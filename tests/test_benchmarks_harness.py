@@ -483,6 +483,25 @@ def test_sbi_benchmark_refuses_what_is_not_the_same():
         sbi.ranks(same, 2 * other, 100)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_sbi_benchmark_refuses_trainings_that_part(monkeypatch, dtype):
+    class Estimator(torch.nn.Linear):
+        def loss(self, theta, x):
+            return (theta - self(x)).square().sum(-1)
+
+    def slightly_other(estimator):
+        if estimator.weight.dtype is dtype:
+            estimator.bias.data += 0.01
+        return estimator, None
+
+    draws = [torch.randn(300, 5) for _ in range(4)]
+    problem, estimator = sbi.Problem(None, *draws), Estimator(5, 5)
+    assert "apart by 0e+00" in sbi.losses(problem, estimator, estimator)
+    monkeypatch.setattr(sbi.hk, "accelerate", slightly_other)
+    with pytest.raises(AssertionError, match=f"two descents in {dtype}"):
+        sbi.losses(problem, estimator, estimator)
+
+
 def test_spline_benchmark_measures_every_rival(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(splines, "FULL", BRIEF)
     assert splines.main(["--tiny", "--out", str(tmp_path)]) == 0
