@@ -35,7 +35,7 @@ def assert_like_reference(spec, case):
 @each_set
 # rows of whole cache lines, of half of one, of no whole vector, and short ones that share a line
 @pytest.mark.parametrize("shape", [(3601, 512), (1851, 1000), (1851, 1003), (92_500, 20)])
-@pytest.mark.parametrize("op", ["gaussian_leapfrog", "leapfrog_update"])
+@pytest.mark.parametrize("op", ["gaussian_leapfrog", "leapfrog_update", "annealed_leapfrog_update"])
 def test_steps_whose_results_go_past_the_caches(cpu_set, op, shape):
     with hk.use_cpu(cpu_set):
         assert_like_reference(SPECS[op], {"shape": shape})

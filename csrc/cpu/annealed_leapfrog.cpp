@@ -43,21 +43,36 @@ Coefficients<T> coefficients(const Tensor& mixing, const T* kicks, int64_t width
 // ---- In one dtype ----
 
 template <class T>
-void forward(const RowBlocks& blocks, const Tensor& z, const Tensor& rho, const Tensor& base_grad, const Tensor& grad,
+void forward(int64_t rows, const Tensor& z, const Tensor& rho, const Tensor& base_grad, const Tensor& grad,
              const Tensor& noise, const Tensor& kicks, const Tensor& mixing, const Tensor& z_out,
              const Tensor& rho_out, const Tensor& weight) {
-  const Tiling tiling(1, blocks.rows, blocks.features);
-  Buffer<T> table(kKicks * tiling.width);
-  spread_kicks(tiling, kicks, table);
+  const int64_t d = z.size(z.dim() - 1);
   const T *zs = data<T>(z), *rs = data<T>(rho), *bs = data<T>(base_grad), *gs = data<T>(grad), *ns = data<T>(noise);
   T *to_z = written<T>(z_out), *to_rho = written<T>(rho_out), *to_weight = written<T>(weight);
+  if (d >= kLine<T>) {
+    constexpr int64_t kGrain = 8192;
+    const int64_t bytes = z.numel() * sizeof(T);
+    const bool far = streams(2 * bytes, 5 * bytes);
+    const Coefficients<T> c = coefficients<T>(mixing, data<T>(kicks), d);
+    const auto aligned = [&](auto address) { return reinterpret_cast<uintptr_t>(address) % 64 == 0; };
+    const bool past_caches = far && aligned(to_z) && aligned(to_rho) && aligned(d * sizeof(T));
+    torch::stable::parallel_for(0, rows, std::max<int64_t>(1, kGrain / d), [&](int64_t begin, int64_t end) {
+      const int64_t at = begin * d;
+      run(LongForward<T>{.rows = end - begin, .width = d, .c = c, .z = zs + at, .rho = rs + at, .base_grad = bs + at,
+                         .grad = gs + at, .noise = ns + at, .z_out = to_z + at, .rho_out = to_rho + at,
+                         .weight = to_weight + begin, .far = far, .streams = past_caches});
+    });
+    return;
+  }
+  const RowBlocks blocks(1, rows, d);
+  const Tiling tiling(1, rows, d);
+  Buffer<T> table(kKicks * tiling.width);
+  spread_kicks(tiling, kicks, table);
+  const Coefficients<T> c = coefficients<T>(mixing, table.data(), tiling.width);
   blocks.run(
       [&](int64_t at, int64_t, int64_t n, int64_t width, double* sums) {
         alignas(64) T terms[kRowBlock];
-        // Long rows come in pieces, which begin at their own columns.
-        const T* columns = table.data() + (width < blocks.features ? at % blocks.features : 0);
-        run(Forward<T>{.rows = n, .width = width, .run = std::min(tiling.width, n * width),
-                       .c = coefficients<T>(mixing, columns, tiling.width), .z = zs + at,
+        run(Forward<T>{.rows = n, .width = width, .run = std::min(tiling.width, n * width), .c = c, .z = zs + at,
                        .rho = rs + at, .base_grad = bs + at, .grad = gs + at, .noise = ns + at, .z_out = to_z + at,
                        .rho_out = to_rho + at, .terms = terms, .sums = sums});
       },
@@ -105,9 +120,8 @@ std::tuple<Tensor, Tensor, Tensor> annealed_leapfrog_update(Tensor z, Tensor rho
                                                             Tensor noise, Tensor kicks, Tensor mixing) {
   const int64_t rows = rows_of(rho, base_grad, grad, noise, kicks, mixing);
   STD_TORCH_CHECK(same_shape(z, rho) && z.scalar_type() == rho.scalar_type(), "annealed_leapfrog_update: z");
-  const RowBlocks blocks(1, rows, z.size(z.dim() - 1));
   Tensor z_out = empty_for(z, true), rho_out = empty_for(rho, true), weight = empty_for(z, true, 1);
-  HK_DISPATCH("annealed_leapfrog_update", z, forward, blocks, packed(z), packed(rho), packed(base_grad), packed(grad),
+  HK_DISPATCH("annealed_leapfrog_update", z, forward, rows, packed(z), packed(rho), packed(base_grad), packed(grad),
               packed(noise), packed(kicks), packed(mixing), z_out, rho_out, weight);
   return {z_out, rho_out, weight};
 }

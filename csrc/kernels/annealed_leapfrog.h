@@ -18,8 +18,12 @@ struct Coefficients {
 // Column sums of the derivatives of a0, a, b0, b, e, eta, sigma.
 constexpr int64_t kSums = 7;
 
-// The block is passed through in runs of `run` elements, whole rows or a piece of one, for which coefficients are laid
-// out. `terms` is scratch as long as the block; sums[row] += w.
+// The numbers in a cache line, as many as the longest vector has.
+template <class T>
+constexpr int64_t kLine = 64 / int64_t{sizeof(T)};
+
+// Short rows: the block is passed through in runs of `run` elements, whole rows, for which coefficients are laid out.
+// `terms` is scratch as long as the block; sums[row] += w.
 template <class T>
 struct Forward {
   int64_t rows, width, run;
@@ -46,6 +50,87 @@ struct Forward {
       }
     }
     add_rows(rows, width, terms, sums);
+  }
+};
+
+// Rows of kLine numbers or more, one by one: their sums stay in registers, of lanes of T over pieces of kRowBlock
+// elements and then in double. Where batch and results are more than caches hold, `far`, reads are asked for ahead: five
+// arrays and two more that are written are too many for the CPU to follow. Results then go past the caches if `streams`:
+// rows are a whole number of vectors, and aligned.
+template <class T>
+struct LongForward {
+  int64_t rows, width;
+  Coefficients<T> c;
+  const T *z, *rho, *base_grad, *grad, *noise;
+  T *z_out, *rho_out, *weight;
+  bool far, streams;
+
+  template <class Set>
+  HK_INLINE void operator()(Set) const {
+    const bool past_caches = streams && Set::kStreams;
+    for (int64_t row = 0; row < rows; ++row) {
+      double sum = 0;
+      for (int64_t first = 0; first < width; first += kRowBlock)
+        sum += piece<Set>(row * width, first, std::min(width, first + kRowBlock), past_caches);
+      weight[row] = static_cast<T>(sum);
+    }
+    if (past_caches) end_stores();
+  }
+
+ private:
+  // As many zeros, and as many ones.
+  static constexpr std::array<T, 2 * kLine<T>> kCounts = [] {
+    std::array<T, 2 * kLine<T>> counts{};
+    for (int64_t l = kLine<T>; l < 2 * kLine<T>; ++l) counts[l] = 1;
+    return counts;
+  }();
+
+  // The part of a row's sum between two columns; the row's first element is `at` of the batch.
+  template <class Set>
+  HK_INLINE double piece(int64_t at, int64_t first, int64_t last, bool past_caches) const {
+    using Lanes = Vector<T, Set>;
+    constexpr int64_t kStep = kLanes<T, Set>, kVectors = kLine<T> / kStep;
+    Lanes sums[kVectors] = {};
+    int64_t j = first;
+    for (; j + kLine<T> <= last; j += kLine<T>) {
+      ask_ahead(at + j);
+      for (int64_t v = 0; v < kVectors; ++v) sums[v] += update<Set>(at, j + v * kStep, past_caches);
+    }
+    if (j < last) ask_ahead(at + j);
+    for (; j + kStep <= last; j += kStep) sums[0] += update<Set>(at, j, past_caches);
+    if (j < last) {  // the last vector begins among elements that have been through: their terms do not count again
+      const Lanes terms = update<Set>(at, last - kStep, past_caches);
+      const Lanes counts = *vectors<Set>(kCounts.data() + kLine<T> - kStep + (last - j));
+      sums[0] += counts > Lanes{} ? terms : Lanes{};
+    }
+    double sum = 0;
+    for (int64_t v = 0; v < kVectors; ++v) sum += total<Set, T>(sums[v]);
+    return sum;
+  }
+
+  HK_INLINE void ask_ahead(int64_t at) const {
+    if (far)
+      for (const T* from : {z, rho, base_grad, grad, noise}) __builtin_prefetch(from + at + 8 * kLine<T>);
+  }
+
+  // Writes the vectors of results from column j on; returns the terms of the sum.
+  template <class Set>
+  HK_INLINE Vector<T, Set> update(int64_t at, int64_t j, bool past_caches) const {
+    using Lanes = Vector<T, Set>;
+    const int64_t i = at + j;
+    const Lanes g0 = *vectors<Set>(base_grad + i), g = *vectors<Set>(grad + i);
+    const Lanes q = *vectors<Set>(rho + i) - *vectors<Set>(c.end_base + j) * g0 - *vectors<Set>(c.end + j) * g;
+    const Lanes p = c.eta * q + c.sigma * *vectors<Set>(noise + i);
+    const Lanes r = p - *vectors<Set>(c.begin_base + j) * g0 - *vectors<Set>(c.begin + j) * g;
+    const Lanes moved = *vectors<Set>(z + i) + *vectors<Set>(c.drift + j) * r;
+    if (past_caches) {
+      stream<Set>(r, rho_out + i);
+      stream<Set>(moved, z_out + i);
+    } else {
+      *vectors<Set>(rho_out + i) = r;
+      *vectors<Set>(z_out + i) = moved;
+    }
+    return T(0.5) * (p - q) * (p + q);
   }
 };
 

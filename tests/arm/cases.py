@@ -361,9 +361,13 @@ def annealed(dtype: torch.dtype, rows: int, width: int, repeat: int) -> Iterator
         z, rho, weight = annealed_leapfrog_update(*own, kicks.unflatten(-1, (repeat, width))[:, 0], mixing)
         return z.flatten(-2), rho.flatten(-2), weight
 
-    def forward(sums, z, *x):
+    def update_alone(z, *x):
         z, rho, weight = update(z, *x, kicks.to(z), z.new_tensor([eta, sigma]))
-        return z, rho, sums + weight.flatten()
+        return z, rho, weight.flatten()
+
+    def forward(sums, z, *x):
+        z, rho, weight = update_alone(z, *x)
+        return z, rho, sums + weight
 
     def with_terms(z, rho, base_grad, grad, noise, a0, a, b0, b, e, eta, sigma):
         """With coefficients for each element, whose gradients are the terms of the sums."""
@@ -386,6 +390,10 @@ def annealed(dtype: torch.dtype, rows: int, width: int, repeat: int) -> Iterator
     sums = torch.randn(rows * repeat, dtype=torch.float64)
     fields = *size, run, *c, z, *x, fresh(z), fresh(z), scratch(z), Writes(sums)
     yield Case("annealed::Forward", fields, forward, (sums, z, *x))
+    if repeat == 1 and width * dtype.itemsize >= 64:
+        for far in (0, 1):
+            fields = rows, width, *c, z, *x, fresh(z), fresh(z), fresh(z[:, 0]), far, int(far and width % 16 == 0)
+            yield Case("annealed::LongForward", fields, update_alone, (z, *x), "past the caches" * far)
     size, out, inputs = (1, rows, run, width, repeat), strided_room(4, z), (z, *x, kicks)
     room = scratch(z[0]), *out, *room_for_sums(7, z)
     fields = *size, *c, *strided(gz, gr, *x), *after_a_row(gw), *room

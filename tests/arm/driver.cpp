@@ -258,6 +258,7 @@ const std::map<std::string, Row> kRows = {
     ROW(update::Backward),
     ROW(update::DoubleBackward),
     ROW(annealed::Forward),
+    ROW(annealed::LongForward),
     ROW(annealed::Backward),
     ROW(autoregressive::Forward),
     ROW(autoregressive::Backward),
