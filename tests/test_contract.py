@@ -453,12 +453,7 @@ def test_opcheck(spec, implementation, device):
 
 
 #: Inductor sees of the other interpreted kernels what it sees of the C++ ones: the name of a raw op.
-COMPILED = [
-    pytest.param(*row.values, backend, id=f"{row.id}-{backend}", marks=row.marks)
-    for row in ROWS
-    for backend in ("aot_eager", "inductor")
-    if backend == "aot_eager" or not _is_interpreted(*row.values[1:]) or row.values[0].composed
-]
+FOR_INDUCTOR = [row for row in ROWS if not _is_interpreted(*row.values[1:]) or row.values[0].composed]
 
 
 @pytest.fixture
@@ -475,28 +470,54 @@ def unoptimised(monkeypatch):
     monkeypatch.setattr(cpp_builder, "_get_optimization_cflags", flags)
 
 
-@pytest.mark.usefixtures("unoptimised")
-@pytest.mark.parametrize(("spec", "implementation", "device", "backend"), COMPILED)
-def test_compile(spec, implementation, device, backend):
+@each_row
+def test_compile(spec, implementation, device):
     """``fullgraph``, forward and backward, also through ``torch.func.grad`` inside the compiled function."""
     inputs = small(spec, device)
     upstream = random_like(spec.reference(*inputs))
+    torch._dynamo.reset()
+    with hk.use_impl(implementation):
+        compiled = torch.compile(lambda *args: spec.op(*args), backend="aot_eager", fullgraph=True)
+        assert_equal(compiled(*inputs), spec.reference(*inputs))
+        assert_equal(first_order(compiled, inputs, upstream), first_order(spec.reference, inputs, upstream))
+        compiled = torch.compile(
+            lambda *args: gradient_within(spec.op, upstream, *args), backend="aot_eager", fullgraph=True
+        )
+        result = torch.autograd.grad(compiled(*inputs).square().sum(), inputs, materialize_grads=True)
+    expected = gradient_within(spec.reference, upstream, *inputs).square().sum()
+    assert_equal(result, torch.autograd.grad(expected, inputs, materialize_grads=True))
 
-    def energy(function, *args):
-        return sum((g * y.sin()).sum() for g, y in zip(upstream, function(*args), strict=True))
 
-    def gradient(function, first, *rest):
-        return torch.func.grad(lambda x: energy(function, x, *rest))(first)
+@pytest.mark.usefixtures("unoptimised")
+@pytest.mark.parametrize(("spec", "implementation", "device"), FOR_INDUCTOR)
+def test_compile_by_inductor(spec, implementation, device):
+    """The same, values and gradient of one compiled function, as what Inductor writes takes seconds to build."""
+    inputs = small(spec, device)
+    upstream = random_like(spec.reference(*inputs))
+
+    def both(function, first, *rest):
+        values, pull_back = torch.func.vjp(lambda x: tuple(function(x, *rest)), first)
+        return *values, *pull_back(tuple(g * y.cos() for g, y in zip(upstream, values, strict=True)))
+
+    def derivatives(function):
+        *values, gradient = function(*inputs)
+        total = sum((g * y).sum() for g, y in zip(upstream, values, strict=True)) + gradient.square().sum()
+        return [*values, gradient, *torch.autograd.grad(total, inputs, materialize_grads=True)]
 
     torch._dynamo.reset()
     with hk.use_impl(implementation):
-        compiled = torch.compile(lambda *args: spec.op(*args), backend=backend, fullgraph=True)
-        assert_equal(compiled(*inputs), spec.reference(*inputs))
-        assert_equal(first_order(compiled, inputs, upstream), first_order(spec.reference, inputs, upstream))
-        compiled = torch.compile(lambda *args: gradient(spec.op, *args), backend=backend, fullgraph=True)
-        result = torch.autograd.grad(compiled(*inputs).square().sum(), inputs, materialize_grads=True)
-    expected = gradient(spec.reference, *inputs).square().sum()
-    assert_equal(result, torch.autograd.grad(expected, inputs, materialize_grads=True))
+        compiled = torch.compile(lambda *args: both(spec.op, *args), backend="inductor", fullgraph=True)
+        results = derivatives(compiled)
+    assert_equal(results, derivatives(functools.partial(both, spec.reference)))
+
+
+def gradient_within(function, upstream, first, *rest):
+    """``torch.func.grad`` of ``<upstream, sin(results)>`` for the first argument."""
+
+    def energy(x):
+        return sum((g * y.sin()).sum() for g, y in zip(upstream, function(x, *rest), strict=True))
+
+    return torch.func.grad(energy)(first)
 
 
 @each_row

@@ -193,6 +193,71 @@ def test_a_sandwich_is_of_a_whole_run(finished, capsys):
     assert "was made with sandwich_images 21, not None" in capsys.readouterr().err
 
 
+# ---- One decoder for all ----
+
+
+def held(out, file, *more):
+    options = [*TINY, "--model", "vae", "iwae", "hvae", "uha", "ldvi", "--leapfrog-steps", "2"]
+    return cli.main(["mnist", *options, "--importance-samples", "4", "--decoder", str(file), "--out", str(out), *more])
+
+
+@pytest.mark.parametrize("network", ["mlp", "conv"])
+def test_a_decoder_is_kept(network, tmp_path, capsys):
+    assert hvae(tmp_path / "first", "--network", network, "--model", "vae") == 0
+    file = tmp_path / "first" / "jobs" / "vae-K0-S1.pt"
+    kept = train.State.load(file).model
+    assert held(tmp_path / "held", file, "--network", network) == 0
+    for path in (tmp_path / "held" / "jobs").glob("*.pt"):
+        model = train.State.load(path).model
+        assert all(torch.equal(model[name], x) for name, x in kept.items() if name.startswith("decoder."))
+        assert not all(torch.equal(model[name], x) for name, x in kept.items() if name.startswith("encoder."))
+    results = json.loads((tmp_path / "held" / "results.json").read_text())
+    assert results["config"]["decoder"]["job"] == "vae-K0-S1"
+    report = (tmp_path / "held" / "report.md").read_text()
+    assert "the decoder of vae-K0-S1 after 2 epochs" in report
+    assert "costs.png" in report
+    capsys.readouterr()
+    assert hvae(tmp_path / "held", "--network", network, "--model", "vae", "--resume") == 1
+    assert "was made with decoder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda state, path: path.unlink(), "no such file; expected a job's"),
+        (lambda state, path: path.write_bytes(b"0"), "corrupt"),
+        (lambda state, path: state.pictures.clear(), "is not finished"),
+        (lambda state, path: state.model.pop("decoder.layers.0.weight"), "is of another network than --network mlp"),
+    ],
+)
+def test_a_decoder_that_does_not_fit_is_refused(change, said, finished, tmp_path, capsys):
+    state = train.State.load(finished / "jobs" / "uha-K1-S1.pt")
+    path = tmp_path / "uha-K1-S1.pt"
+    state.save(path)
+    change(state, path)
+    if path.exists() and path.read_bytes() != b"0":
+        state.save(path)
+    assert held(tmp_path / "out", path) == 1
+    assert said in capsys.readouterr().err
+    assert held(tmp_path / "out", path, "--model", "helmholtz", "--sandwich-images", "0") == 1
+    assert "--decoder: helmholtz has its own" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("model", ["vae", "iwae", "hvae", "uha", "ldvi", "hvi"])
+def test_decoder_passes_are_those_that_run(model, monkeypatch):
+    (job,) = study.plan([model], [3], 4, momenta=2)
+    built, rows, run = job.build(SETTING, torch.zeros(1, 784), memory="store"), [], networks.Network.run
+
+    def counted(self, x, *args):
+        rows.append(len(x) * (self is built.decoder))
+        return run(self, x, *args)
+
+    monkeypatch.setattr(networks.Network, "run", counted)
+    built(torch.zeros(2, 784), torch.randn(job.samples, 2, built.noise_features)).sum().backward()
+    assert sum(rows) == 2 * job.decoder_passes
+
+
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [

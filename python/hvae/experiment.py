@@ -91,11 +91,13 @@ class State:
     Attributes:
         epoch: how many are done.
         seconds: of training so far.
+        processor_seconds: of all threads in these.
         history: records of what the study follows, each with its ``epoch``.
     """
 
     epoch: int = 0
     seconds: float = 0.0
+    processor_seconds: float = 0.0
     history: list[dict[str, Any]] = field(default_factory=list)
 
     @property
@@ -149,10 +151,11 @@ class Checkpoints:
     def epochs(self, count: int) -> Iterator[int]:
         """The epochs that are left of ``count``; each is timed, and is done when the next one is asked for."""
         while self.state.epoch < count:
-            start = time.perf_counter()
+            start, processor = time.perf_counter(), time.process_time()
             yield self.state.epoch
             self.state.epoch += 1
             self.state.seconds += time.perf_counter() - start
+            self.state.processor_seconds += time.process_time() - processor
             self(force=self.state.epoch == count)
 
 

@@ -161,7 +161,7 @@ def save(state: dict[str, Any], path: Path) -> None:
     """``torch.save``, with a checksum and what the directory's run was made with."""
     file = io.BytesIO()
     whole = {**state, "run": json.dumps(_run_of(path.parent))}
-    torch.save({**whole, "sha256": _checksum(whole)}, file)
+    torch.save({**whole, "sha256": checksum(whole)}, file)
     write(path, file.getvalue())
 
 
@@ -173,7 +173,7 @@ def load(kind: Callable[..., Any], path: Path) -> Any:
     """
     try:
         state = torch.load(path, weights_only=True)
-        if state.pop("sha256") != _checksum(state):
+        if state.pop("sha256") != checksum(state):
             raise ValueError("the checksum differs")
         run = json.loads(state.pop("run"))
         result = kind(**state)
@@ -188,8 +188,8 @@ def load(kind: Callable[..., Any], path: Path) -> Any:
     return result
 
 
-def _checksum(value: Any) -> str:
-    """Of every name, number and shape, which torch.load itself does not compare with anything."""
+def checksum(value: Any) -> str:
+    """SHA-256 of every name, number and shape, which torch.load itself does not compare with anything."""
     digest = hashlib.sha256()
 
     def add(value: Any) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from hvae import experiment, runs
 from hvae.data import mnist
@@ -85,6 +86,7 @@ def _training_arguments(add: Callable[..., Any]) -> None:
         help="in which structured models learn their gates, by default a quarter",
     )
     add("--annealing", type=integer(0), default=0, metavar="STEPS", help="in which the log joint's weight grows to 1")
+    add("--decoder", type=Path, metavar="FILE", help="a finished job's, whose decoder all models take and keep")
 
 
 def _evaluation_arguments(add: Callable[..., Any]) -> None:
@@ -144,15 +146,38 @@ def run(args: argparse.Namespace) -> None:
     if setting.likelihood_images > setting.n_validation:
         raise StudyError(f"--likelihood-images {setting.likelihood_images} is more than --validation-size")
     digits, jobs = setting.digits(), _plan(args)
-    train = functools.partial(_train, setting=setting, digits=digits, args=args)
+    decoder, about = _decoder(args, setting)
+    train = functools.partial(_train, setting=setting, digits=digits, args=args, decoder=decoder)
     with experiment.threads(args.threads), distributed.processes():
         if distributed.rank() != 0:
             for _ in STUDY.train_jobs(args.out, jobs, train, Screen(quiet=True)):
                 pass
             return
         sandwich = {name: getattr(args, name) for name in SANDWICH if args.sandwich_images}
-        with runs.open_directory(args, **asdict(setting), **sandwich) as config:
+        with runs.open_directory(args, **asdict(setting), **sandwich, **about) as config:
             STUDY.run_jobs(args, config, jobs, train)
+
+
+def _decoder(args: argparse.Namespace, setting: Setting) -> tuple[dict[str, Tensor] | None, dict[str, Any]]:
+    """The state dict of ``--decoder``, and what a run's config says of it; None and nothing without."""
+    if args.decoder is None:
+        return None, {}
+    if others := [model for model in args.model if model not in study.SANDWICHED]:
+        raise StudyError(f"--decoder: {others[0]} has its own; for {' '.join(study.SANDWICHED)}")
+    if not args.decoder.is_file():
+        raise StudyError(f"--decoder {args.decoder}: no such file; expected a job's, DIR/jobs/vae-K0-S1.pt")
+    state = State.load(args.decoder)
+    if not state.finished:
+        raise StudyError(f"--decoder {args.decoder}: that job is not finished; go on with its run, with --resume")
+    prefix = "decoder."
+    decoder = {name.removeprefix(prefix): x for name, x in state.model.items() if name.startswith(prefix)}
+    try:
+        networks.decoder(setting.network, setting.latent).load_state_dict(decoder)
+    except RuntimeError as error:
+        said = f"is of another network than --network {setting.network} with {setting.latent} latent dimensions"
+        raise StudyError(f"--decoder {args.decoder}: {said}") from error
+    about = {"job": args.decoder.stem, "epochs": state.epoch, "sha256": runs.checksum(decoder)}
+    return decoder, {"decoder": about}
 
 
 def _plan(args: argparse.Namespace) -> list[Job]:
@@ -203,10 +228,11 @@ def _train(
     setting: Setting,
     digits: mnist.Digits,
     args: argparse.Namespace,
+    decoder: dict[str, Tensor] | None,
 ) -> None:
     sandwich = args.sandwich_images, args.sandwich_bridges
     leapfrog = {"memory": args.memory, "compile": args.compile}
-    trainer = Trainer(job, setting, state, path, args.device, leapfrog, sandwich)
+    trainer = Trainer(job, setting, state, path, args.device, leapfrog, decoder, sandwich)
     with ExitStack() as stack:
         if distributed.rank() == 0:
             trainer.watchers.append(_shown(screen, trainer))

@@ -46,6 +46,8 @@ def pictures(model: AutoEncoder, pixels: Tensor, generator: torch.Generator) -> 
 def draw(directory: Path, jobs: Sequence[tuple[Job, State]]) -> dict[str, list[Path]]:
     """Write every picture to the directory; returns their paths under a title each."""
     drawn = {"Training curves": [draw_curves(directory / "curves.png", jobs)]} if jobs else {}
+    if timed := [(job, state) for job, state in jobs if state.processor_seconds]:
+        drawn["What a bound costs"] = [draw_costs(directory / "costs.png", timed)]
     for name, title in TITLES.items():
         for job, state in jobs:
             if name in state.pictures:
@@ -69,6 +71,24 @@ def draw_curves(path: Path, jobs: Sequence[tuple[Job, State]]) -> Path:
     lowest = min(-record["validation"] for _, state in jobs for record in state.history)
     axes.set(xlabel="epochs", ylabel="negative bound, nats an image", title="Validation, and training dashed")
     axes.set_ylim(bottom=lowest - 8, top=lowest + 60)
+    axes.legend()
+    with writing(path) as partial:
+        figure.savefig(partial, dpi=120)
+    return path
+
+
+def draw_costs(path: Path, jobs: Sequence[tuple[Job, State]]) -> Path:
+    """Negative bounds of validation images against the processor's seconds in training, all epochs taken as alike."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    axes = figure.subplots()
+    bounds = [-record["validation"] for _, state in jobs for record in state.history]
+    for job, state in jobs:
+        seconds = [record["epoch"] * state.processor_seconds / state.epoch for record in state.history]
+        axes.plot(seconds, [-record["validation"] for record in state.history], label=job.label, marker=".")
+    axes.set(xlabel="seconds of processor", ylabel="negative bound, nats an image", title="Validation", xscale="log")
+    axes.set_ylim(bottom=min(bounds) - 2, top=min(bounds) + 40)
     axes.legend()
     with writing(path) as partial:
         figure.savefig(partial, dpi=120)

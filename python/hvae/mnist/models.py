@@ -61,6 +61,8 @@ class Model(AutoEncoder):
         ValueError: an estimator that is not known, or one for a model with a flow or a prior made by the encoder.
     """
 
+    frozen = False
+
     def __init__(
         self,
         encoder: Network,
@@ -90,6 +92,18 @@ class Model(AutoEncoder):
         if iaf_width:
             kind = InverseAutoregressiveFlow
             self.iaf = FlowStack.autoregressive(kind, N_IAF_LAYERS, self.noise_features, iaf_width)
+
+    def freeze(self, decoder: dict[str, Tensor]) -> None:
+        """Take the decoder of this state dict, and keep it: parameters, and batch norms as in evaluation."""
+        self.decoder.load_state_dict(decoder)
+        self.decoder.requires_grad_(False).eval()
+        self.frozen = True
+
+    def train(self, mode: bool = True) -> Model:
+        """As ever, but for a decoder that is kept."""
+        super().train(mode)
+        self.decoder.train(mode and not self.frozen)
+        return self
 
     def encode(self, pixels: Tensor) -> Code:
         """Location and log scale of ``q(z_0 | x)``, each ``(B, d)``, the encoder's other outputs, and the prior."""

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from hvae.data.mnist import N_PIXELS
 from hvae.mnist import distributed
 
-NETWORKS = ("conv", "conv-plain", "mlp", "maxout")
-N_HIDDEN = 512
+NETWORKS = ("conv", "conv-plain", "mlp", "mlp-450", "maxout")
+#: Units of the hidden layer of perceptrons.
+N_HIDDEN = {"mlp": 512, "mlp-450": 450}
 #: Of a maxout network: units of each of two hidden layers, and the linear maps of which a unit is the largest.
 N_MAXOUT, WINDOW = 400, 4
 
@@ -218,8 +219,8 @@ class Network(nn.Module):
 
 def encoder(kind: str, outputs: int) -> Network:
     """Pixels ``(B, 784)`` to ``(B, outputs)``: a location and a log scale for each latent, in Table 5."""
-    if kind == "mlp":
-        return Network(nn.Linear(N_PIXELS, N_HIDDEN), nn.Softplus(), nn.Linear(N_HIDDEN, outputs))
+    if width := N_HIDDEN.get(kind):
+        return Network(nn.Linear(N_PIXELS, width), nn.Softplus(), nn.Linear(width, outputs))
     if kind == "maxout":
         return _maxout(nn.Linear, N_PIXELS, outputs)
     norm = _norm(kind)
@@ -239,8 +240,8 @@ def decoder(kind: str, latent: int) -> Network:
     The tables put nearest-neighbour upsampling before the softplus and the batch norm; where every pixel is copied as
     often as any other, it is the same after them.
     """
-    if kind == "mlp":
-        return Network(Linear(latent, N_HIDDEN), nn.Softplus(), Linear(N_HIDDEN, N_PIXELS))
+    if width := N_HIDDEN.get(kind):
+        return Network(Linear(latent, width), nn.Softplus(), Linear(width, N_PIXELS))
     if kind == "maxout":
         return _maxout(Linear, latent, N_PIXELS)
     norm = _norm(kind)

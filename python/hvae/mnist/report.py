@@ -24,6 +24,8 @@ NOTES = f"""Figures are means over images, in nats an image, with every constant
   600 with the gates fixed, and log-likelihoods from 100 samples.
 - The *train* bound of a structured model is that of relaxed gates as long as they are learned; otherwise a gate is open
   or closed.
+- *decoder passes*: in an update, an image, with a gradient each: importance samples, leapfrog steps or bridges and the
+  last value.
 - *seconds an epoch*: wall time, validation included, beside whatever else the machine did.
 - Structured models have five nodes of 16 dimensions, the others 64 dimensions; 40 with a maxout network.
 """
@@ -86,6 +88,9 @@ def tables(config: Config, rows: list[Row]) -> list[str]:
         f"{config['n_validation']:,} for validation, binarisation {config['binarisation']!r}; network "
         f"{config['network']!r}, batches of {config['batch_size']}; {versions(config)}."
     )
+    if decoder := config.get("decoder"):
+        about += f" All models have the decoder of {decoder['job']} after {decoder['epochs']} epochs of training"
+        about += ", and leave it as it is: they differ in the posterior alone."
     methods = {row["method"] for row in rows}
     more = [note for models, note in MORE_NOTES.items() if methods.intersection(models)]
     return ["# MNIST", about, "".join([NOTES, *more]), bound_table(rows), *sandwich_table(config, rows)]
@@ -114,11 +119,11 @@ def bound_table(rows: list[Row]) -> str:
         ours = [row[name] for name in ("train_bound", "validation_bound", "validation_bound_last_epochs", "elbo")]
         likelihood = [row["log_likelihood"], row["likelihood_images"], row["likelihood_samples"]]
         cost = [row["epochs"], row["seconds"] / row["epochs"]]
-        lines.append([job.label, *ours, *job.published, *likelihood, *cost])
+        lines.append([job.label, *ours, *job.published, *likelihood, job.decoder_passes, *cost])
     headers = [
         *("model", "train", "validation", f"validation, last {LAST_EPOCHS}", "one sample"),
         *("printed, train", "printed, validation", "printed, log-likelihood"),
-        *("log-likelihood", "images", "samples", "epochs", "seconds an epoch"),
+        *("log-likelihood", "images", "samples", "decoder passes", "epochs", "seconds an epoch"),
     ]
     return table(headers, lines)
 

@@ -200,6 +200,13 @@ class Job:
         return ALL_MODELS.index(self.model), self.components, self.n_steps, self.samples, *options, self.units
 
     @property
+    def decoder_passes(self) -> int | None:
+        """Of an image in an update, each of which has its gradient taken once, too; None where nothing compares."""
+        if self.model not in SANDWICHED:
+            return None
+        return self.samples * (1 + (max(self.momenta, 1) * (self.n_steps + 1) if self.n_steps else 0))
+
+    @property
     def label(self) -> str:
         """The job's name in tables and figures."""
         parts = [

@@ -35,6 +35,7 @@ class Trainer:
         path: of the checkpoints.
         device: to compute on.
         leapfrog: its ``memory`` and whether to ``compile``.
+        decoder: None, or the state dict of one that the model takes and keeps.
         sandwich: of how many images, drawn from the model, the likelihood is bounded, along how many bridges.
         watchers: called with the trainer after every step, epoch and batch of log-likelihoods.
     """
@@ -45,6 +46,7 @@ class Trainer:
     path: Path
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     leapfrog: dict[str, Any] = field(default_factory=dict)
+    decoder: dict[str, Tensor] | None = None
     sandwich: tuple[int, int] = (0, 0)
     watchers: list[Callable[[Trainer], None]] = field(default_factory=list)
 
@@ -52,6 +54,8 @@ class Trainer:
         """Train, estimate log-likelihoods, and keep what the figures show."""
         state, device = self.state, self.device
         self.model = self.job.build(self.setting, digits.train, **self.leapfrog).to(device)
+        if self.decoder is not None:
+            self.model.freeze(self.decoder)
         self.optimizer = torch.optim.Adam(self.model.parameters(), LEARNING_RATE)
         parts = {"model": self.model, "optimizer": self.optimizer}
         checkpoint = experiment.Checkpoints(state, self.path, lambda state: self.report(), **parts)
@@ -98,7 +102,7 @@ class Trainer:
 
     def check_finite(self, step: int) -> None:
         """Stop before a gradient that is not finite reaches the parameters, and name the step and the parameter."""
-        gradients = {name: parameter.grad for name, parameter in self.model.named_parameters()}
+        gradients = {name: p.grad for name, p in self.model.named_parameters() if p.requires_grad}
         if bool(torch.nn.utils.get_total_norm(gradients.values()).isfinite()):
             return
         for name, gradient in gradients.items():
