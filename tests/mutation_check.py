@@ -240,15 +240,23 @@ class Extension:
         self.flags = [*sysconfig.get_config_var("CFLAGS").split(), "-fPIC", *setup["FLAGS"]]
         self.flags += [f"-D{name}={value}" for name, value in macros.items()] + [f"-I{folder}" for folder in folders]
         objects.mkdir(parents=True, exist_ok=True)
-        sets = tree / "csrc" / "kernels" / "sets.h"
-        text = sets.read_text()
+        self.sets = tree / "csrc" / "kernels" / "sets.h"
+        self.every_set = self.sets.read_text()
         for name in ("Baseline", "Avx512"):  # bodies are the same for all sets: half the time
-            text = text.replace(f"return kernel({name}{{}});", "return avx2(kernel);")
-        sets.write_text(text)
+            self.sets.write_text(self.sets.read_text().replace(f"return kernel({name}{{}});", "return avx2(kernel);"))
         self.sound = {source: self._object(source) for source in self.sources}
 
-    def build(self, changed: Path | None = None, only: tuple[str, ...] | None = None) -> None:
+    def build(self, changed: Path | None = None, only: tuple[str, ...] | None = None, every_set: bool = False) -> None:
         """Compile what includes the changed file, of these names only, and link it with sound objects of the rest."""
+        one_set = self.sets.read_text()
+        if every_set:
+            self.sets.write_text(self.every_set)
+        try:
+            self._build(changed, only)
+        finally:
+            self.sets.write_text(one_set)
+
+    def _build(self, changed: Path | None, only: tuple[str, ...] | None) -> None:
         anew = [source for source in self.sources if changed in _included(source)]
         only = only or {source.stem for source in anew if source.stem == changed.stem}
         anew = [source for source in anew if source.stem in only] if only else anew
@@ -301,7 +309,7 @@ def red_by(mutation: Mutation, tree: Path, extension: Extension, pytest: Pytest)
     _write(file, text.replace(mutation.before, mutation.after))
     try:
         if compiled:
-            extension.build(file, mutation.sources)
+            extension.build(file, mutation.sources, mutation.every_set)
         return pytest.red_test(mutation.arguments)
     finally:
         _write(file, text)

@@ -20,14 +20,19 @@ def run(cache, *command):
     return done.stdout
 
 
-def test_every_kernel_compiles(tmp_path):
+WRITTEN = sorted({spec.name for spec in OPSPECS if "triton" in spec.implementations})
+#: By backward passes that record nothing.
+SOLVED = {"autoregressive_inverse", "autoregressive_spline_inverse"}
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_every_kernel_compiles(part, tmp_path):
     """Forward, backward and second order, in all dtypes; what float32 kernels cannot keep in registers is little."""
-    lines = run(tmp_path, TOOL, "--cases", "plain", "--spilled", "32").splitlines()
-    written = {spec.name for spec in OPSPECS if "triton" in spec.implementations}
-    assert {line.split()[0] for line in lines} == written
+    ops = WRITTEN[part::4]
+    lines = run(tmp_path, TOOL, "--cases", "plain", "--spilled", "32", "--ops", *ops).splitlines()
+    assert {line.split()[0] for line in lines} == set(ops)
     assert all(line.split()[4].isdigit() for line in lines)
-    solved = {line.split()[0] for line in lines if "_solve_kernel" in line}  # by backward passes that record nothing
-    assert {"autoregressive_inverse", "autoregressive_spline_inverse"} <= solved
+    assert {line.split()[0] for line in lines if "_solve_kernel" in line} >= SOLVED.intersection(ops)
 
 
 def test_large_masked_products_use_tensor_cores_asynchronously(tmp_path):

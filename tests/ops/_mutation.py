@@ -13,7 +13,8 @@ class Mutation:
     """Replace ``before`` (which must stand exactly once in ``path``) by ``after``; ``tests`` must then fail.
 
     ``sources`` are, of a header that many files of ``csrc/cpu`` include, those that the tests reach: only they are
-    built anew. By default it is the one of the header's name, or all.
+    built anew. By default it is the one of the header's name, or all. They are built for one instruction set, in half
+    the time, and with ``every_set`` for all: where a line is of one set alone.
     """
 
     path: str
@@ -21,6 +22,7 @@ class Mutation:
     after: str
     tests: str
     sources: tuple[str, ...] | None = None
+    every_set: bool = False
 
     @property
     def files(self) -> list[str]:

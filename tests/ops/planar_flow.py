@@ -178,7 +178,7 @@ MUTATIONS = (
     Mutation(_PLANAR_TRITON, "logs += tl.log(tl.abs(_determinant(value, rest, s)))", "logs += tl.log(tl.abs(_determinant(value, rest, s) + 1e-5))", _PLANAR_TRITON_TESTS),
     Mutation(_PLANAR_TRITON, "tl.store(terms + i * stride + at, rest * weight, mask=inside)", "tl.store(terms + i * stride + at, weight, mask=inside)", _PLANAR_TRITON_TESTS),
     Mutation(_PLANAR_TRITON, "total *= load(slope, i * stride + at, inside, tl.float64)", "total *= 1.0", _PLANAR_TRITON_TESTS),
-    Mutation(_AMORTISED, "l < n ? p[l] : T(0)", "p[l]", _AMORTISED_CPP + " and rows_are_apart"),
+    Mutation(_AMORTISED, "l < n ? p[l] : T(0)", "p[l]", _AMORTISED_CPP + " and rows_are_apart", every_set=True),
     Mutation(_AMORTISED, "lanes < static_cast<Index>(n)", "lanes < static_cast<Index>(n - 1)", _AMORTISED_CPP),
     Mutation(_AMORTISED, "if (l < n) p[l] = value[l];", "p[l] = value[l];", _AMORTISED_CPP),
     Mutation(_AMORTISED, "begin < d; begin += kShort", "begin < kShort; begin += kShort", _AMORTISED_CPP),
