@@ -68,6 +68,7 @@ class OpFunction(torch.autograd.Function):
     def apply(cls, *args):
         if _torch.functorch_is_active():
             return super().apply(*args)
+        args = [_torch.unwrap_if_dead(x) if isinstance(x, Tensor) else x for x in args]
         return super(torch.autograd.Function, cls).apply(*args)
 
 
@@ -96,7 +97,7 @@ def nothing_differentiates(*tensors: Tensor | None) -> bool:
         return False
     if torch.is_grad_enabled():
         for tensor in tensors:
-            if tensor is not None and tensor.requires_grad:
+            if tensor is not None and _torch.unwrap_if_dead(tensor).requires_grad:
                 return False
     return True
 

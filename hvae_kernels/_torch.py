@@ -26,6 +26,7 @@ __all__ = ["InstanceNorm", "InverseTransform", "NormBase"]
 SEEN = {
     "torch._C._are_functorch_transforms_active": "2.10 to 2.13",
     "torch._C._functorch.is_legacy_batchedtensor": "2.10 to 2.13",
+    "torch._C._functorch.unwrap_if_dead": "2.10 to 2.13",
     "torch._C._get_cudnn_enabled": "2.10 to 2.13",
     "torch._C._get_mkldnn_enabled": "2.10 to 2.13",
     "torch._C._get_sdp_priority_order": "2.10 to 2.13",
@@ -49,6 +50,8 @@ functorch_is_active: Callable[[], bool] = torch._C._are_functorch_transforms_act
 n_dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
 #: Whether ``torch.autograd.grad(is_grads_batched=True)`` made the tensor.
 is_legacy_batched: Callable[[torch.Tensor], bool] = torch._C._functorch.is_legacy_batchedtensor
+#: What a transform of ``torch.func`` that has ended left a wrapper around, which says that it requires no gradients.
+unwrap_if_dead: Callable[[torch.Tensor], torch.Tensor] = torch._C._functorch.unwrap_if_dead
 
 
 def forward_mode_is_active() -> bool:

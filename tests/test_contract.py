@@ -533,6 +533,32 @@ def test_compile_dynamic_shapes(spec, implementation, device):
 
 
 @each_row
+@pytest.mark.parametrize("argument", [0, -1])
+def test_pull_back_after_its_transform(spec, implementation, device, argument):
+    """Gradients of what ``torch.func.vjp`` pulls back, for all inputs, by autograd and by another transform.
+
+    Tensors saved under a transform that has ended are wrapped, and say that they require no gradients.
+    """
+    inputs = small(spec, device)
+    argument %= len(inputs)
+    upstream = random_like(spec.reference(*inputs))
+
+    def pulled(function, *args):
+        values, pull_back = torch.func.vjp(
+            lambda x: tuple(function(*args[:argument], x, *args[argument + 1 :])), args[argument]
+        )
+        (gradient,) = pull_back(tuple(g * y.cos() for g, y in zip(upstream, values, strict=True)))
+        return sum((g * y).sum() for g, y in zip(upstream, values, strict=True)) + gradient.square().sum()
+
+    expected = torch.autograd.grad(pulled(spec.reference, *inputs), inputs, materialize_grads=True)
+    with hk.use_impl(implementation):
+        results = torch.autograd.grad(pulled(spec.op, *inputs), inputs, materialize_grads=True)
+        within = torch.func.grad(functools.partial(pulled, spec.op), tuple(range(len(inputs))))(*inputs)
+    assert_equal(results, expected)
+    assert_equal(within, expected)
+
+
+@each_row
 def test_vmap(spec, implementation, device):
     """Over each argument alone and over all, values and gradients, nested once."""
     inputs = spec.make(torch.float64, device, **spec.small)
@@ -682,6 +708,30 @@ def test_no_gradients_recorded(spec, implementation, device, monkeypatch):
             assert not any(result.requires_grad for result in results)
             assert_equal(results, expected)
         assert_equal(spec.op(*(x.detach() for x in inputs)), expected)
+
+
+class Weighted(torch.autograd.Function):
+    """``x log p(1; logits)``, somebody's, whose backward pass calls an op with what it saved."""
+
+    @staticmethod
+    def forward(x, logits):
+        return x * hk.functional.bernoulli_log_prob(logits, torch.ones_like(logits))
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, grad):
+        _, logits = ctx.saved_tensors
+        return grad * hk.functional.bernoulli_log_prob(logits, torch.ones_like(logits)), None
+
+
+def test_pull_back_of_a_foreign_function():
+    x, logits = (torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in [(3,), (3, 4)])
+    _, pull_back = torch.func.vjp(lambda x: Weighted.apply(x, logits), x)
+    (gradient,) = pull_back(torch.ones(3, dtype=torch.float64))
+    assert_equal(torch.autograd.grad(gradient.sum(), logits), [torch.sigmoid(-logits)])
 
 
 @each_row
