@@ -1,6 +1,7 @@
 """Runs Triton in its interpreter where there is no GPU, sets rows' instruction sets, prints the contract matrix."""
 
 import contextlib
+import gc
 import os
 import re
 import shutil
@@ -44,6 +45,11 @@ def instruction_set(request):
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "cpu_set(name): the instruction set of the C++ kernels during the test")
+
+
+def pytest_collection_finish(session):
+    """What is imported and collected by now stays: garbage collections need not look at it again."""
+    gc.freeze()
 
 
 def pytest_unconfigure(config):

@@ -124,7 +124,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation("python/hvae/data/mnist.py", "stream.read(size + 1)", "stream.read()", "tests/test_runs.py -k unzipped"),
     Mutation("hvae_kernels/_library.py", "if torch.is_grad_enabled():", "if not torch.is_inference_mode_enabled():", _CPP),
     Mutation("hvae_kernels/_library.py", "if tensor is not None and _torch.unwrap_if_dead(tensor).requires_grad:", "if tensor is not None:", _CPP),
-    Mutation("hvae_kernels/_library.py", "_torch.unwrap_if_dead(tensor).requires_grad", "tensor.requires_grad", "tests/test_contract.py -k foreign"),
+    Mutation("hvae_kernels/_library.py", "_torch.unwrap_if_dead(tensor).requires_grad", "tensor.requires_grad", "tests/test_package.py -k foreign"),
     Mutation("hvae_kernels/_library.py", "_torch.unwrap_if_dead(x) if isinstance(x, Tensor) else x", "x", "tests/test_contract.py -k pull_back_after and cpp"),
     Mutation("hvae_kernels/nn/hamiltonian.py", "temperature[..., 1:] / temperature[..., :-1]", "temperature[..., :-1] / temperature[..., 1:]", "tests/test_gaussian_leapfrog.py"),
     Mutation("python/hvae/regression.py", "layer.weight_loc + layer.weight_log_scale.exp() * noise", "layer.weight_loc", "tests/test_regression.py"),

@@ -1,6 +1,7 @@
 """The benchmarks' own arithmetic: percentiles, tables, the gate. Nothing here is about speed."""
 
 import dataclasses
+import gc
 import importlib.util
 import itertools
 import json
@@ -43,6 +44,14 @@ from benchmarks.timing import Candidate, Plan, Timing  # noqa: E402
 from hvae_kernels import _extension  # noqa: E402
 
 CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def frozen():
+    """Each timing collects garbage first: what earlier tests hold need not be looked at a hundred times."""
+    gc.freeze()
+
+
 TINY = Case("(5, 3), K = 2", {"batch": 5, "features": 3, "steps": 2})
 BRIEF = Plan(rounds=2, turn=0.0, cap=0.0, sample=1e-5, fewest=2)
 

@@ -486,3 +486,27 @@ def test_documents_name_every_public_function_and_its_maths():
     text = (root / "README.md").read_text()
     assert [folder for folder in sorted(folders) if f"](hvae_kernels/ops/{folder}/README.md)" not in text] == []
     assert text.count("\n") <= 130
+
+
+class Weighted(torch.autograd.Function):
+    """``x iwae_bound(log_weights)``, somebody's, whose backward pass calls the op with what it saved."""
+
+    @staticmethod
+    def forward(x, log_weights):
+        return x * hk.functional.iwae_bound(log_weights)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * hk.functional.iwae_bound(ctx.saved_tensors[1]), None
+
+
+def test_pull_back_of_a_foreign_function():
+    x, log_weights = (torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in [(3,), (4, 3)])
+    _, pull_back = torch.func.vjp(lambda x: Weighted.apply(x, log_weights), x)
+    (gradient,) = pull_back(torch.ones(3, dtype=torch.float64))
+    (result,) = torch.autograd.grad(gradient.sum(), log_weights)
+    torch.testing.assert_close(result, log_weights.softmax(0))

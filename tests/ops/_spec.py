@@ -38,8 +38,8 @@ class OpSpec:
     order. ``long_sums`` is a case, for the kernels of CPUs alone, whose sums are so long that it shows how they are
     added up, with work for several threads.
 
-    ``interpreted`` replaces cases in Triton's interpreter; ``composed`` says that derivatives of the Triton
-    implementation are plain PyTorch around its kernels, so that a compiler sees more than their names.
+    ``interpreted`` replaces cases in Triton's interpreter; ``composed`` says that a compiler sees other operations
+    around the Triton kernels than around the C++ ones, not only other names of raw ops.
 
     ``rows`` are the arguments with a row for each row of the batch, along their first dimension in ``row_cases``, which
     are cases but for their shape. Where an argument is infinite, kernels are NaN where the plain formula is, and

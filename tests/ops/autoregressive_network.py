@@ -110,7 +110,6 @@ _NETWORKS = [{"hidden": 13, "gate": gate, "activation": activation} for gate, ac
 SPECS = (
     OpSpec(
         name="autoregressive_forward",
-        composed=True,
         row_cases=tuple(_NETWORKS),
         defined_at_infinity=dict.fromkeys(range(5), HIDDEN),
         op=functools.partial(network_op, autoregressive_forward),
@@ -164,7 +163,6 @@ SPECS = (
     ),
     OpSpec(
         name="autoregressive_spline_inverse",
-        composed=True,
         row_cases=({"hidden": 13, "activation": "relu"},),
         defined_at_infinity=dict.fromkeys(range(5), HIDDEN),
         op=functools.partial(_splined, autoregressive_inverse),

@@ -76,7 +76,6 @@ EXTREMES = {
 SPECS = (
     OpSpec(
         name="local_reparam_linear",
-        composed=True,
         rows=(0, 3),
         row_cases=({"out": 16}, {"out": 5}),
         op=functools.partial(local_reparam_op, F.local_reparam_linear),

@@ -95,7 +95,6 @@ EXTREMES = {
 SPECS = (
     OpSpec(
         name="planar_flow",
-        composed=True,
         row_cases=({}, {"constrain": True}),
         defined_at_infinity={1: "the constraint subtracts no infinities", 2: "as u"},
         undefined_at_infinity={2: "w.z is added up from its layers' parts"},
