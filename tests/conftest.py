@@ -68,6 +68,8 @@ SLOW_FILES = re.compile(
     r"test_(gaussian_(annealed|command|train|models)|mnist|priors|structured|arm|absent|exports|benchmarks|machine|accelerate|peer"
     r"|regression|terminal|examples|draw_(study|classify)|densities_study|sentences|chairs|deep_models|helmholtz)"
 )
+#: In the files that are left: of the interpreter, of compilers and tracers, of batches larger than caches.
+SLOW_TESTS = re.compile(r"triton|compile|opcheck|implementation_of_a_call|exported|of_the_stock_one|past_the_caches")
 
 
 def pytest_ignore_collect(collection_path, config):
@@ -76,7 +78,7 @@ def pytest_ignore_collect(collection_path, config):
 
 def _is_quick(item):
     """Of the contract each op's plain case, in the chosen instruction set; of all else what takes no compiler."""
-    if "triton" in item.name or "compile" in item.name:
+    if SLOW_TESTS.search(item.name):
         return False
     callspec = getattr(item, "callspec", None)
     if callspec is None or "spec" not in callspec.params:
