@@ -244,7 +244,8 @@ class Extension:
         objects.mkdir(parents=True, exist_ok=True)
         self.sets = tree / "csrc" / "kernels" / "sets.h"
         self.every_set = self.sets.read_text()
-        for name in ("Baseline", "Avx512"):  # bodies are the same for all sets: half the time
+        # bodies are the same for all sets: half the time
+        for name in ("Baseline", "Avx512") if torch.backends.cpu.get_cpu_capability().startswith("AVX") else ():
             self.sets.write_text(self.sets.read_text().replace(f"return kernel({name}{{}});", "return avx2(kernel);"))
         self.sound = {source: self._object(source) for source in self.sources}
 

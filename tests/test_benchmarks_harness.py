@@ -44,16 +44,15 @@ from benchmarks.timing import Candidate, Plan, Timing  # noqa: E402
 from hvae_kernels import _extension  # noqa: E402
 
 CPU = torch.device("cpu")
+TINY = Case("(5, 3), K = 2", {"batch": 5, "features": 3, "steps": 2})
+BRIEF = Plan(rounds=2, turn=0.0, cap=0.0, sample=1e-5, fewest=2)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def frozen():
     """Each timing collects garbage first: what earlier tests hold need not be looked at a hundred times."""
+    gc.collect()
     gc.freeze()
-
-
-TINY = Case("(5, 3), K = 2", {"batch": 5, "features": 3, "steps": 2})
-BRIEF = Plan(rounds=2, turn=0.0, cap=0.0, sample=1e-5, fewest=2)
 
 
 def quick_row(**changes) -> Row:

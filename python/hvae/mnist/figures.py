@@ -78,7 +78,7 @@ def draw_curves(path: Path, jobs: Sequence[tuple[Job, State]]) -> Path:
 
 
 def draw_costs(path: Path, jobs: Sequence[tuple[Job, State]]) -> Path:
-    """Negative bounds of validation images against the processor's seconds in training, all epochs taken as alike."""
+    """Negative bounds of validation images against the processor's seconds until then, all epochs taken as alike."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 6), layout="constrained")

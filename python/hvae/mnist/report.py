@@ -25,7 +25,7 @@ NOTES = f"""Figures are means over images, in nats an image, with every constant
 - The *train* bound of a structured model is that of relaxed gates as long as they are learned; otherwise a gate is open
   or closed.
 - *decoder passes*: in an update, an image, with a gradient each: importance samples, leapfrog steps or bridges and the
-  last value.
+  last value. Not among them are one at z_0 for batch norms, and what is computed again to save memory.
 - *seconds an epoch*: wall time, validation included, beside whatever else the machine did.
 - Structured models have five nodes of 16 dimensions, the others 64 dimensions; 40 with a maxout network.
 """
