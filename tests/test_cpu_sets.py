@@ -51,6 +51,15 @@ def test_planar_layers_whose_results_go_past_the_caches(cpu_set, shape):
 
 
 @each_set
+# eight rows at a time, and one
+@pytest.mark.parametrize(("shape", "n_layers"), [((1003, 23), 80), ((37, 20_011), 3)])
+def test_amortised_layers_whose_gradients_go_past_the_caches(cpu_set, shape, n_layers):
+    case = {"shape": shape, "n_layers": n_layers, "constrain": True}
+    with hk.use_cpu(cpu_set):
+        assert_like_reference(SPECS["planar_flow_amortised"].at(case), case)
+
+
+@each_set
 @pytest.mark.parametrize("op", ["autoregressive_forward", "autoregressive_inverse"])
 @pytest.mark.parametrize("kind", ["two_hidden", "residual", "gated", "skip"])
 def test_network_whose_weights_fit_no_cache(cpu_set, op, kind):

@@ -78,11 +78,28 @@ void forward(const Sizes& sizes, bool constrain, const Tensor& z, const Tensor& 
 
 template <class T>
 struct BackwardRows {
-  Scratch<T> z, g;
+  // Of d_u and d_w: their layers come one by one, last first, and lines would go past the caches in halves.
+  Scratch<T> z, g, d_u, d_w;
   Scratch<double> kept;
   explicit BackwardRows(const Sizes& sizes)
-      : z(kTogether * sizes.width<T>()), g(kTogether * sizes.width<T>()),
-        kept(sizes.layers * AmortisedBackward<T>::kKept * kTogether) {}
+      : z(kTogether * sizes.width<T>()), g(kTogether * sizes.width<T>()), d_u(layers_kept(sizes)),
+        d_w(layers_kept(sizes)), kept(sizes.layers * AmortisedBackward<T>::kKept * kTogether) {}
+
+  // So few that what they read on the way back is still in a core's cache.
+  static int64_t together(const Sizes& sizes) {
+    constexpr int64_t kNumbers = (1 << 17) / sizeof(T);
+    return std::clamp<int64_t>(kNumbers / std::max<int64_t>(1, sizes.layers * sizes.d), 1, kTogether);
+  }
+
+  static bool past_caches(const Sizes& sizes) {
+    const int64_t bytes = 2 * sizes.rows * sizes.layers * sizes.d * static_cast<int64_t>(sizeof(T));
+    return streams(bytes, bytes);
+  }
+
+ private:
+  static int64_t layers_kept(const Sizes& sizes) {
+    return past_caches(sizes) ? together(sizes) * sizes.layers * sizes.d : 0;
+  }
 };
 
 template <class T>
@@ -93,18 +110,24 @@ void backward(const Sizes& sizes, bool constrain, const MaybeTensor& grad, const
   const T *gs = data<T>(grad), *ls = data<T>(grad_log), *from = data<T>(z), *kept = data<T>(a);
   T *d_z = written<T>(results[0]), *d_u = written<T>(results[1]), *d_w = written<T>(results[2]);
   T* d_b = written<T>(results[3]);
-  // So few rows that what they read on the way back is still in a core's cache.
-  constexpr int64_t kNumbers = (1 << 16) / sizeof(T);
-  const int64_t together = std::clamp<int64_t>(kNumbers / std::max<int64_t>(1, layers * d), 1, kTogether);
-  sizes.run<BackwardRows<T>>(together, [&](const BackwardRows<T>& work, int64_t row, int64_t n) {
-    const int64_t offset = row * layers * d;
+  const bool past_caches = BackwardRows<T>::past_caches(sizes);
+  sizes.run<BackwardRows<T>>(BackwardRows<T>::together(sizes), [&](const BackwardRows<T>& work, int64_t row,
+                                                                    int64_t n) {
+    const int64_t offset = row * layers * d, numbers = n * layers * d;
     pad_rows(n, d, from + row * d, work.z.data(), width);
     if (gs) pad_rows(n, d, gs + row * d, work.g.data(), width);
     else std::fill_n(work.g.data(), n * width, T(0));
     run(AmortisedBackward<T>{.row = given.from(row), .rows = n, .width = width, .a = kept + row * layers,
                              .grad_log = ls ? ls + row : nullptr, .z = work.z.data(), .g = work.g.data(),
-                             .d_u = d_u + offset, .d_w = d_w + offset, .d_b = d_b + row * layers,
+                             .d_u = past_caches ? work.d_u.data() : d_u + offset,
+                             .d_w = past_caches ? work.d_w.data() : d_w + offset, .d_b = d_b + row * layers,
                              .kept = work.kept.data()});
+    if (past_caches) {
+      run(StoreRows<T>{.rows = 1, .d = numbers, .width = numbers, .from = work.d_u.data(), .to = d_u + offset,
+                       .streams = true});
+      run(StoreRows<T>{.rows = 1, .d = numbers, .width = numbers, .from = work.d_w.data(), .to = d_w + offset,
+                       .streams = true});
+    }
     copy_rows(work.g.data(), width, n, d, d_z + row * d, d);
   });
 }

@@ -255,6 +255,7 @@ struct AmortisedBackward {
   HK_INLINE void back(int64_t k) const {
     const double *value = of(k, kValue), *slope = of(k, kSlope), *term = of(k, kTerm), *weight = of(k, kWeight);
     const double *ratio = of(k, kRatio), *sigmoid = of(k, kSigmoid), *squares = of(k, kSquare);
+    const int64_t ahead = rows * row.layers * row.d;  // to the rows after these: into the second cache meanwhile
     for (int64_t r = 0; r < rows; ++r) {
       const T *u = row.u + row.at(r, k), *w = row.w + row.at(r, k);
       T *here = g + r * width, *to_u = d_u + row.at(r, k), *to_w = d_w + row.at(r, k);
@@ -263,6 +264,8 @@ struct AmortisedBackward {
         Vector<T, Set> gu{}, gw{};
         for_vectors<Set, T>(begin, end, [&](int64_t i, auto load, auto) __attribute__((always_inline)) {
           const Vector<T, Set> at = *vectors<Set>(here + i);
+          __builtin_prefetch(u + ahead + i, 0, 2);
+          __builtin_prefetch(w + ahead + i, 0, 2);
           gu += at * load(u + i);
           if constexpr (kConstrain) gw += at * load(w + i);
         });

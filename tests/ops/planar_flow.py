@@ -182,6 +182,8 @@ MUTATIONS = (
     Mutation(_AMORTISED, "if (l < n) p[l] = value[l];", "p[l] = value[l];", _AMORTISED_CPP),
     Mutation(_AMORTISED, "begin < d; begin += kShort", "begin < kShort; begin += kShort", _AMORTISED_CPP),
     Mutation(_AMORTISED, "+ (e - (size - 1.0)) / size);", ");", _PLANAR_TESTS),
+    Mutation(_AMORTISED_CPU, ".from = work.d_w.data(), .to = d_w + offset,", ".from = work.d_w.data(), .to = d_w,", "tests/test_cpu_sets.py -k amortised"),
+    Mutation(_AMORTISED_CPU, "numbers = n * layers * d;", "numbers = layers * d;", "tests/test_cpu_sets.py -k amortised"),
     Mutation(_AMORTISED, "x < -700 ? -700 : x", "x < -50 ? -50 : x", _PLANAR_TESTS),
     Mutation(_AMORTISED, "a[r * row.layers + k] = static_cast<T>(project[r]);", "a[r * row.layers + k] = static_cast<T>(project[r] - b[r * row.layers + k]);", _AMORTISED_CPP),
     Mutation(_AMORTISED, "term[r] = 2 * p.value", "term[r] = p.value", _AMORTISED_CPP),
