@@ -23,3 +23,19 @@ def test_normal():
 def test_divergence():
     found = densities.normal_divergence(LOC, LOG_SCALE, OTHER_LOC, OTHER_LOG_SCALE)
     torch.testing.assert_close(found, kl_divergence(normal(LOC, LOG_SCALE), normal(OTHER_LOC, OTHER_LOG_SCALE)))
+
+
+def test_divergence_from_the_standard_normal():
+    found = densities.standard_normal_divergence(LOC, LOG_SCALE)
+    zero = torch.zeros_like(LOC)
+    torch.testing.assert_close(found, kl_divergence(normal(LOC, LOG_SCALE), normal(zero, zero)))
+
+
+def test_divergences_of_what_is_almost_the_same_do_not_cancel():
+    loc, log_scale = torch.full((4, 3), 1e-4), torch.full((4, 3), 1e-4)
+    zero, exact = torch.zeros_like(loc), 3 * 1.50006667e-8  # (expm1(2e-4) + 1e-8) / 2 - 1e-4, in more digits
+    for found in (
+        densities.standard_normal_divergence(loc, log_scale),
+        densities.normal_divergence(loc, log_scale, zero, zero),
+    ):
+        torch.testing.assert_close(found, torch.full((4,), exact), rtol=1e-3, atol=0)

@@ -25,7 +25,12 @@ def normal_divergence(loc: Tensor, log_scale: Tensor, other_loc: Tensor, other_l
     """``KL(N(loc, scale^2) | N(other_loc, other_scale^2))`` over the last dimension."""
     log_ratio = log_scale - other_log_scale
     distance = (loc - other_loc) * torch.exp(-other_log_scale)
-    return (0.5 * (torch.exp(2 * log_ratio) + distance.square() - 1) - log_ratio).sum(-1)
+    return ((torch.expm1(2 * log_ratio) + distance.square()) / 2 - log_ratio).sum(-1)
+
+
+def standard_normal_divergence(loc: Tensor, log_scale: Tensor) -> Tensor:
+    """``KL(N(loc, scale^2) | N(0, I))`` over the last dimension."""
+    return ((torch.expm1(2 * log_scale) + loc.square()) / 2 - log_scale).sum(-1)
 
 
 class Mixture(NamedTuple):

@@ -13,7 +13,7 @@ from hvae.chairs.data import ELEVATIONS, Gallery, Target, coloured
 from hvae.chairs.models import Generator
 from hvae.chairs.study import Job
 from hvae.chairs.styles import Style
-from hvae.densities import normal_divergence
+from hvae.densities import standard_normal_divergence
 
 #: What feature arithmetic changes: a field of the style, from one value to another.
 FEATURES = {
@@ -109,8 +109,7 @@ def figures(model: Generator, gallery: Gallery) -> dict[str, Any]:
     found["arithmetic"] = {name: values for name, values in arithmetic.items() if values}
     if model.gaussian:
         loc, log_scale = model.loc.detach(), model.log_scale.detach()
-        zero = torch.zeros_like(loc)
-        found["divergence"] = normal_divergence(loc, log_scale, zero, zero).mean().item()
+        found["divergence"] = standard_normal_divergence(loc, log_scale).mean().item()
     return found
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hvae.chairs.data import N_TRANSFORM, N_VIEW, Condition, Target
-from hvae.densities import normal_divergence
+from hvae.densities import standard_normal_divergence
 from hvae_kernels.functional import bernoulli_log_prob
 
 CHANNELS = (64, 48, 24)
@@ -79,7 +79,7 @@ class Generator(nn.Module):
         if self.gaussian:
             log_scale = self.log_scale[condition.chair]
             z = loc + log_scale.exp() * noise
-            divergence = normal_divergence(loc, log_scale, torch.zeros_like(loc), torch.zeros_like(loc))
+            divergence = standard_normal_divergence(loc, log_scale)
         else:
             z, divergence = loc, loc.new_zeros(len(loc))
         image, logits = self.draw(z, condition.view, condition.transform)

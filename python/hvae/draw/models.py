@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hvae.data.mnist import N_PIXELS, SIDE
-from hvae.densities import standard_normal_log_prob
+from hvae.densities import standard_normal_divergence, standard_normal_log_prob
 from hvae_kernels.functional import bernoulli_log_prob, draw_read, draw_write
 
 HIDDEN, LATENT = 256, 100
@@ -111,8 +111,7 @@ class Draw(nn.Module):
             encoded = self.encoder(torch.cat([seen, decoded[0]], -1), encoded)
             loc, log_scale = self.posterior(encoded[0]).chunk(2, -1)
             z = loc + log_scale.exp() * step_noise
-            terms = loc.square() + (2 * log_scale).exp() - 2 * log_scale - 1
-            divergence = divergence + terms.sum(-1) / 2
+            divergence = divergence + standard_normal_divergence(loc, log_scale)
             log_q = standard_normal_log_prob(step_noise) - log_scale.sum(-1)
             log_ratio = log_ratio + standard_normal_log_prob(z) - log_q
             decoded = self.decoder(z, decoded)

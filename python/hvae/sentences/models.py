@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hvae.densities import standard_normal_log_prob
+from hvae.densities import standard_normal_divergence, standard_normal_log_prob
 from hvae.sentences.data import BEGIN, END, PADDING, UNKNOWN, Batch
 
 #: How many logits are computed at once.
@@ -70,7 +70,7 @@ class SentenceModel(nn.Module):
         """Standard normals ``(B, latent)``; words ``(B, T)`` that the decoder is not to see, or None."""
         loc, log_scale = self.encode(batch)
         z = loc + log_scale.exp() * noise
-        divergence = ((2 * log_scale).exp() + loc.square() - 1 - 2 * log_scale).sum(-1) / 2
+        divergence = standard_normal_divergence(loc, log_scale)
         log_ratio = standard_normal_log_prob(z) - standard_normal_log_prob(noise) + log_scale.sum(-1)
         return Scored(self.log_likelihood(batch, z, dropped), divergence, log_ratio)
 
