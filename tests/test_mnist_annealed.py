@@ -7,7 +7,9 @@ import torch
 from hvae import cli, experiment
 from hvae.mnist import annealed, likelihood, networks, study, train
 from hvae.mnist.annealed import AnnealedModel
+from hvae.mnist.state import State
 from hvae.mnist.study import Job, Setting
+from hvae.runs import StudyError
 from test_mnist_models import LATENT, PIXELS, SCALE, LinearGaussian, expected_bound
 
 SETTING = Setting(1, "sample", 64, 32, "round", "mlp", 8, 1, 0, 1)
@@ -278,3 +280,60 @@ def test_networks_and_scores_are_as_they_say():
     assert isinstance(model.decoder, networks.Network)
     assert Job.from_key(job.key) == job
     assert [j.n_steps for j in study.plan(["vae", "hvae", "uha"], [2, 3])] == [0, 2, 3, 2, 3]
+
+
+# ---- Gradients of steps that diverge ----
+
+
+@pytest.fixture
+def trainer(tmp_path):
+    """Of a clipped job, before its first update, with a gradient of ones."""
+
+    def make(**options):
+        job, setting = Job("uha", 2, 1, **options), SETTING
+        made = train.Trainer(job, setting, State(), tmp_path / "job.pt")
+        made.model = job.build(setting, torch.zeros(1, 784))
+        for parameter in made.model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        return made
+
+    return make
+
+
+def norm(model):
+    return torch.nn.utils.get_total_norm([p.grad for p in model.parameters()]).item()
+
+
+def test_gradients_are_clipped_where_that_is_asked_for(trainer):
+    free, clipped = trainer(), trainer(clip_norm=3)
+    before = norm(free.model)
+    for each in (free, clipped):
+        each.bound_gradients(0)
+    assert before > 100
+    assert norm(free.model) == before
+    assert norm(clipped.model) == pytest.approx(3, rel=1e-3)
+
+
+def test_gradients_whose_norm_overflows_change_nothing_or_are_refused(trainer):
+    """One image's leapfrog steps that diverge must not reach Adam's averages, whose steps would be 0 ever after."""
+    free, clipped = trainer(), trainer(clip_norm=3)
+    for each in (free, clipped):
+        next(each.model.parameters()).grad.fill_(1e30)
+    with pytest.raises(StudyError, match=r"uha-K2-S1: epoch 1, step 7: the norm .* is not finite; --clip-norm bounds"):
+        free.bound_gradients(7)
+    clipped.bound_gradients(7)
+    assert norm(clipped.model) == 0
+
+
+@pytest.mark.parametrize("options", [{}, {"clip_norm": 3}])
+def test_a_gradient_that_is_not_finite_is_named(trainer, options):
+    made = trainer(**options)
+    made.model.encoder.layers[0].bias.grad[1] = torch.nan
+    with pytest.raises(StudyError, match=r"epoch 1, step 7: the gradient of encoder.layers.0.bias is not finite"):
+        made.bound_gradients(7)
+
+
+def test_a_clipped_job_has_a_name_of_its_own():
+    job = study.plan(["uha"], 2, clip_norm=100)[0]
+    assert (job.key, job.label) == ("uha-K2-S1-N100", "uha, K = 2, gradients clipped at 100")
+    assert Job.from_key(job.key) == job

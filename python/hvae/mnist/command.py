@@ -86,6 +86,7 @@ def _training_arguments(add: Callable[..., Any]) -> None:
         help="in which structured models learn their gates, by default a quarter",
     )
     add("--annealing", type=integer(0), default=0, metavar="STEPS", help="in which the log joint's weight grows to 1")
+    add("--clip-norm", type=integer(), default=0, metavar="NORM", help="the largest of a gradient, by default any")
     add("--decoder", type=Path, metavar="FILE", help="a finished job's, whose decoder all models take and keep")
 
 
@@ -213,6 +214,7 @@ def _plan(args: argparse.Namespace) -> list[Job]:
             flow_layers=study.FLOW_LAYERS if args.flow_layers is None else args.flow_layers,
             momenta=args.momenta or 1,
             annealing=args.annealing,
+            clip_norm=args.clip_norm,
             units=tuple(args.units or study.UNITS),
         )
     except ValueError as error:

@@ -116,7 +116,14 @@ class Setting(experiment.Setting):
 
 
 #: Letters of a job's key, and the fields that they stand for where these are not 0.
-KEYS = {"C": "components", "G": "gate_epochs", "L": "flow_layers", "M": "momenta", "A": "annealing"}
+KEYS = {
+    "C": "components",
+    "G": "gate_epochs",
+    "L": "flow_layers",
+    "M": "momenta",
+    "A": "annealing",
+    "N": "clip_norm",
+}
 
 
 @dataclass(frozen=True)
@@ -132,6 +139,7 @@ class Job:
         flow_layers: of planar layers or couplings.
         momenta: how often hvi draws one.
         annealing: updates in which the log joint's weight grows to 1; 0 for none.
+        clip_norm: the largest norm that an update's gradient may have; 0 for any.
         units: of the Helmholtz machine's layers, from below.
     """
 
@@ -143,6 +151,7 @@ class Job:
     flow_layers: int = 0
     momenta: int = 0
     annealing: int = 0
+    clip_norm: int = 0
     units: tuple[int, ...] = ()
 
     def __post_init__(self):
@@ -218,6 +227,7 @@ class Job:
             f"{self.flow_layers} layers" * (self.flow_layers > 0),
             f"{self.momenta} momenta" * (self.momenta > 1),
             f"annealed for {self.annealing:,} updates" * (self.annealing > 0),
+            f"gradients clipped at {self.clip_norm}" * (self.clip_norm > 0),
             "-".join(map(str, self.units)),
         ]
         return ", ".join(filter(None, parts))
@@ -290,6 +300,7 @@ def plan(
     flow_layers: int = FLOW_LAYERS,
     momenta: int = 1,
     annealing: int = 0,
+    clip_norm: int = 0,
     units: tuple[int, ...] = UNITS,
 ) -> list[Job]:
     """The jobs of a command; of several ``leapfrog_steps`` each makes one, and None takes each model's own number.
@@ -310,6 +321,7 @@ def plan(
             flow_layers=flow_layers if model in LAYERED else 0,
             momenta=momenta if model == "hvi" else 0,
             annealing=annealing,
+            clip_norm=clip_norm,
             units=units if model == "helmholtz" else (),
         )
         jobs.append(job)

@@ -93,22 +93,30 @@ class Trainer:
             loss = self.model.penalty() - bounds.sum() * (distributed.size() / len(batch))
             self.optimizer.zero_grad()
             loss.backward()
-            self.check_finite(step)
+            self.bound_gradients(step)
             self.optimizer.step()
             total += bounds.detach().double().sum().cpu()
             self.step += 1
             self.report()
         return distributed.all_reduce(total).item() / len(pixels)
 
-    def check_finite(self, step: int) -> None:
-        """Stop before a gradient that is not finite reaches the parameters, and name the step and the parameter."""
-        gradients = {name: p.grad for name, p in self.model.named_parameters() if p.requires_grad}
-        if bool(torch.nn.utils.get_total_norm(gradients.values()).isfinite()):
-            return
-        for name, gradient in gradients.items():
-            if not bool(gradient.isfinite().all()):
-                where = f"{self.job.key}: epoch {self.state.epoch + 1}, step {step}"
-                raise StudyError(f"{where}: the gradient of {name} is not finite")
+    def bound_gradients(self, step: int) -> None:
+        """Clip the gradient; stop before one that is not finite reaches the parameters, and name the step.
+
+        A norm that overflows leaves no direction: clipped, such a gradient is zero.
+        """
+        parameters = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        gradients = {name: p.grad for name, p in parameters.items()}
+        norm = torch.nn.utils.get_total_norm(gradients.values())
+        if not bool(norm.isfinite()):
+            where = f"{self.job.key}: epoch {self.state.epoch + 1}, step {step}"
+            for name, gradient in gradients.items():
+                if not bool(gradient.isfinite().all()):
+                    raise StudyError(f"{where}: the gradient of {name} is not finite")
+            if not self.job.clip_norm:
+                raise StudyError(f"{where}: the norm of the gradient is not finite; --clip-norm bounds it")
+        if self.job.clip_norm:
+            torch.nn.utils.clip_grads_with_norm_(parameters.values(), self.job.clip_norm, norm)
 
     @torch.no_grad()
     def evaluate(self, pixels: Tensor) -> tuple[float, float]:
