@@ -6,7 +6,8 @@
 - *variance*: of both estimators, summed over all parameters, and the norm of their mean, for targets that are the flow
   itself with noise of a scale added to its parameters.
 - *fit*: a flow fitted to another one by both estimators, from the same start with the same noise: the divergence that
-  is left, by a sample of its own, with its standard error; ``--picture FILE`` draws it against steps.
+  is left, by a sample of its own, with its standard error, and the processor's seconds of the steps until then;
+  ``--picture FILE`` draws it against those.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import argparse
 import copy
 import functools
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,6 +40,8 @@ FEATURES, HIDDEN, LAYERS, BATCH = 64, [256, 256], 2, 256
 PLAN = Plan(rounds=7, turn=0.2, cap=20.0, sample=0.0, fewest=3)
 SCALES = (0.0, 0.001, 0.01, 0.1)
 STEPS, LEARNING_RATE, EVALUATED = 1000, 1e-3, 20_000
+#: Noise on the parameters of the flow that is fitted: far from its start, and near.
+DISTANCES = (0.1, 0.02)
 #: ``log(2 pi) / 2`` a dimension, which path_log_prob's standard normal has.
 CONSTANT = 0.9189385332046727
 SPLINE = hk.functional.Spline(8, bound=5.0)
@@ -140,32 +144,38 @@ def variances(names: list[str], n: int = 200) -> str:
 
 
 def fit(name: str, picture: Path | None) -> str:
-    """The last table: a flow of the same kind, with noise of 0.1 added to its parameters, is the target."""
-    target, curves = flow_of(name), {}
+    """The last table: the target is a flow of the same kind, with noise added to its parameters."""
+    curves = {(noise, path): training(name, noise, path) for noise in DISTANCES for path in (False, True)}
+    if picture:
+        draw(picture, name, curves)
+    rows = []
+    for noise in DISTANCES:
+        for plain, ours in list(zip(curves[noise, False], curves[noise, True], strict=True))[::4]:
+            cells = (f"{nats:.4f} +- {error:.4f}, {seconds:.1f} s" for _, seconds, nats, error in (plain, ours))
+            rows.append((noise, plain[0], *cells))
+    return results.table(("noise on the target's parameters", "step", f"{name}: nats left, plain", "path"), rows)
+
+
+def training(name: str, noise: float, path: bool) -> list[tuple[int, float, float, float]]:
+    """``(step, seconds, nats, their standard error)`` of a fit, at 21 steps."""
+    flow, target = flow_of(name), flow_of(name)
     torch.manual_seed(5)
     with torch.no_grad():
         for parameter in target.parameters():
-            parameter += 0.1 * torch.randn_like(parameter)
+            parameter += noise * torch.randn_like(parameter)
     log_p = log_density(target)
-    for label, path in (("plain", False), ("path", True)):
-        flow = flow_of(name)
-        optimizer = torch.optim.Adam(flow.parameters(), LEARNING_RATE)
-        torch.manual_seed(7)
-        curve = []
-        for step in range(STEPS + 1):
-            if step % (STEPS // 20) == 0:
-                curve.append((step, *measured(flow, log_p)))
-            optimizer.zero_grad()
-            divergence(flow, log_p, torch.randn(BATCH, FEATURES), path).mean().backward()
-            optimizer.step()
-        curves[label] = curve
-    if picture:
-        draw(picture, name, curves)
-    rows = [
-        (step, f"{plain:.4f} +- {plain_error:.4f}", f"{ours:.4f} +- {error:.4f}")
-        for (step, plain, plain_error), (_, ours, error) in zip(curves["plain"], curves["path"], strict=True)
-    ]
-    return results.table(("step", f"{name}: nats left, plain", "path"), rows[:: max(1, len(rows) // 7)])
+    optimizer = torch.optim.Adam(flow.parameters(), LEARNING_RATE)
+    torch.manual_seed(7)
+    curve, seconds = [], 0.0
+    for step in range(STEPS + 1):
+        if step % (STEPS // 20) == 0:
+            curve.append((step, seconds, *measured(flow, log_p)))
+        start = time.process_time()
+        optimizer.zero_grad()
+        divergence(flow, log_p, torch.randn(BATCH, FEATURES), path).mean().backward()
+        optimizer.step()
+        seconds += time.process_time() - start
+    return curve
 
 
 @torch.no_grad()
@@ -176,18 +186,18 @@ def measured(flow: nn.Module, log_p: Callable[[Tensor], Tensor]) -> tuple[float,
     return values.mean().item(), (values.std() / len(values) ** 0.5).item()
 
 
-def draw(path: Path, name: str, curves: dict[str, list[tuple[int, float, float]]]) -> None:
-    """Nats left against steps."""
+def draw(path: Path, name: str, curves: dict[tuple[float, bool], list[tuple[int, float, float, float]]]) -> None:
+    """Nats left against seconds, an axis for each distance."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.subplots()
-    for label, curve in curves.items():
-        axes.plot([step for step, *_ in curve], [nats for _, nats, _ in curve], label=f"{label} gradient")
-    axes.set(
-        xlabel="steps", ylabel="KL(q | p), nats", yscale="log", title=f"{name}, d = {FEATURES}, batches of {BATCH}"
-    )
-    axes.legend()
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    for noise, axes in zip(DISTANCES, figure.subplots(1, len(DISTANCES)), strict=True):
+        for by_path, label in ((False, "plain gradient"), (True, "path gradient")):
+            _, seconds, nats, errors = zip(*curves[noise, by_path], strict=True)
+            axes.errorbar(seconds, nats, errors, label=label)
+        axes.set(xlabel="seconds of processor", yscale="log", title=f"target's parameters off by {noise} N(0, 1)")
+    figure.axes[0].set_ylabel(f"KL(q | p), nats; {name}, d = {FEATURES}")
+    figure.axes[0].legend()
     figure.savefig(path, dpi=80)
 
 
