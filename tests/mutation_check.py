@@ -71,6 +71,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation("hvae_kernels/_triton/dual.py", "a.tangent + b.value * c.tangent + b.tangent * c.value", "a.tangent + b.value * c.tangent", "tests/test_contract.py -k gaussian_leapfrog/triton"),
     Mutation("csrc/cpu/rows.h", "part < parts; ++part", "part < 1; ++part", _CPP, ("gaussian_leapfrog",)),
     Mutation("csrc/kernels/rows.h", "for (; j < width; ++j) rest += terms[j];", "", _TAIL_CPP, ("affine_autoregressive",)),
+    Mutation("csrc/kernels/rows.h", "rest = halves[0];", "rest = halves[1];", _TAIL_CPP, ("affine_autoregressive",)),
     Mutation("csrc/kernels/rows.h", "const T value = values ? values[i] : T(0);", "const T value = values ? values[0] : T(0);", _TAIL_CPP, ("affine_autoregressive",)),
     Mutation(_ROWS, "lanes[l] += terms[j + l];", "lanes[0] += terms[j + l];", _TAIL_CPP, ("affine_autoregressive",)),
     Mutation(_ROWS, "constexpr int64_t kRun = 64;", "constexpr int64_t kRun = int64_t(1) << 40;", _MIXTURE_CPP, ("gaussian_mixture",)),

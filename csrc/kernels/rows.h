@@ -38,13 +38,19 @@ template <class T>
 HK_INLINE void add_rows(int64_t rows, int64_t width, const T* __restrict terms, double* __restrict sums) {
   constexpr int64_t kLanes = 16;
   for (int64_t i = 0; i < rows; ++i, terms += width) {
-    T lanes[kLanes] = {};
     double rest = 0;
     int64_t j = 0;
-    for (; j + kLanes <= width; j += kLanes)
-      for (int64_t l = 0; l < kLanes; ++l) lanes[l] += terms[j + l];
+    if (width >= kLanes) {
+      T lanes[kLanes] = {};
+      for (; j + kLanes <= width; j += kLanes)
+        for (int64_t l = 0; l < kLanes; ++l) lanes[l] += terms[j + l];
+      double halves[kLanes / 2];
+      for (int64_t l = 0; l < kLanes / 2; ++l) halves[l] = double(lanes[l]) + double(lanes[l + kLanes / 2]);
+      for (int64_t n = kLanes / 4; n; n /= 2)
+        for (int64_t l = 0; l < n; ++l) halves[l] += halves[l + n];
+      rest = halves[0];
+    }
     for (; j < width; ++j) rest += terms[j];
-    for (int64_t l = 0; l < kLanes; ++l) rest += lanes[l];
     sums[i] += rest;
   }
 }
