@@ -287,7 +287,7 @@ def test_networks_and_scores_are_as_they_say():
 
 @pytest.fixture
 def trainer(tmp_path):
-    """Of a clipped job, before its first update, with a gradient of ones."""
+    """Of a job before its first update, with a gradient of ones."""
 
     def make(**options):
         job, setting = Job("uha", 2, 1, **options), SETTING
@@ -314,7 +314,23 @@ def test_gradients_are_clipped_where_that_is_asked_for(trainer):
     assert norm(clipped.model) == pytest.approx(3, rel=1e-3)
 
 
-def test_gradients_whose_norm_overflows_change_nothing_or_are_refused(trainer):
+@pytest.mark.parametrize("clip_norm", [0, 3])
+def test_every_update_is_clipped(trainer, clip_norm):
+    made, norms = trainer(clip_norm=clip_norm), []
+    made.watchers.append(lambda trainer: norms.append(norm(trainer.model)))
+    made.run(SETTING.digits())
+    assert len(norms) >= SETTING.steps_per_epoch
+    assert (max(norms) < 3.01) == bool(clip_norm)
+
+
+def test_the_command_clips(tmp_path):
+    assert hvae(tmp_path, "--model", "uha", "--leapfrog-steps", "2", "--clip-norm", "3") == 0
+    row = json.loads((tmp_path / "results.json").read_text())["rows"][0]
+    assert row["clip_norm"] == 3
+    assert [path.stem for path in (tmp_path / "jobs").glob("*.pt")] == ["uha-K2-S1-N3"]
+
+
+def test_gradients_whose_norm_overflows_become_zero_or_are_refused(trainer):
     """One image's leapfrog steps that diverge must not reach Adam's averages, whose steps would be 0 ever after."""
     free, clipped = trainer(), trainer(clip_norm=3)
     for each in (free, clipped):

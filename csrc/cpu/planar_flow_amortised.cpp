@@ -11,6 +11,7 @@ using namespace planar;
 
 struct Sizes {
   int64_t rows, layers, d;
+  bool large;  // whether the gradients of u and w are to go past the caches; decided once, as another thread may change it
 
   // The public functions validate; so a refusal needs no more words.
   Sizes(const Tensor& z, const Tensor& u, const Tensor& w, const Tensor& numbers) {
@@ -20,6 +21,8 @@ struct Sizes {
     for (const Tensor* t : {&u, &w, &numbers}) fits = fits && t->scalar_type() == z.scalar_type();
     STD_TORCH_CHECK(fits, "planar_flow: shapes or dtypes do not fit");
     rows = z.size(0), layers = u.size(1), d = u.size(2);
+    const int64_t bytes = 2 * u.numel() * (z.scalar_type() == ScalarType::Float ? 4 : 8);
+    large = streams(bytes, bytes);
   }
 
   template <class T>
@@ -78,23 +81,20 @@ void forward(const Sizes& sizes, bool constrain, const Tensor& z, const Tensor& 
 
 template <class T>
 struct BackwardRows {
-  // Of d_u and d_w: their layers come one by one, last first, and lines would go past the caches in halves.
+  // Numbers of u, and of w, that are taken together: they, their gradients and the next rows' lie in a core's second cache,
+  // of 512 kB or more, on the way back.
+  static constexpr int64_t kNumbers = (1 << 16) / sizeof(T);
+  // d_u and d_w are made here where they go past the caches: layers come one by one, so that lines would go in halves.
   Scratch<T> z, g, d_u, d_w;
   Scratch<double> kept;
   explicit BackwardRows(const Sizes& sizes)
       : z(kTogether * sizes.width<T>()), g(kTogether * sizes.width<T>()), d_u(layers_kept(sizes)),
         d_w(layers_kept(sizes)), kept(sizes.layers * AmortisedBackward<T>::kKept * kTogether) {}
 
-  // So few that what they read on the way back is still in a core's cache.
   static int64_t together(const Sizes& sizes) {
-    constexpr int64_t kNumbers = (1 << 17) / sizeof(T);
     return std::clamp<int64_t>(kNumbers / std::max<int64_t>(1, sizes.layers * sizes.d), 1, kTogether);
   }
-
-  static bool past_caches(const Sizes& sizes) {
-    const int64_t bytes = 2 * sizes.rows * sizes.layers * sizes.d * static_cast<int64_t>(sizeof(T));
-    return streams(bytes, bytes);
-  }
+  static bool past_caches(const Sizes& sizes) { return sizes.large && sizes.layers * sizes.d <= kNumbers; }
 
  private:
   static int64_t layers_kept(const Sizes& sizes) {
