@@ -233,8 +233,8 @@ def test_a_decoder_is_kept(network, tmp_path, capsys):
     ],
 )
 def test_a_decoder_that_does_not_fit_is_refused(change, said, finished, tmp_path, capsys):
-    state = train.State.load(finished / "jobs" / "uha-K1-S1.pt")
-    path = tmp_path / "uha-K1-S1.pt"
+    state = train.State.load(finished / "jobs" / "uha-K1-S1-N100.pt")
+    path = tmp_path / "uha-K1-S1-N100.pt"
     state.save(path)
     change(state, path)
     if path.exists() and path.read_bytes() != b"0":
@@ -350,6 +350,13 @@ def test_a_gradient_that_is_not_finite_is_named(trainer, options):
 
 
 def test_a_clipped_job_has_a_name_of_its_own():
-    job = study.plan(["uha"], 2, clip_norm=100)[0]
-    assert (job.key, job.label) == ("uha-K2-S1-N100", "uha, K = 2, gradients clipped at 100")
+    job = study.plan(["uha"], 2, clip_norm=99)[0]
+    assert (job.key, job.label) == ("uha-K2-S1-N99", "uha, K = 2, gradients clipped at 99")
     assert Job.from_key(job.key) == job
+
+
+def test_what_is_clipped_by_default():
+    keys = [job.key for job in study.plan(["vae", "uha", "ldvi"], 2)]
+    assert keys == ["vae-K0-S1", "uha-K2-S1-N100", "ldvi-K2-S1-N100"]
+    labels = [study.plan(["uha"], 2, clip_norm=norm)[0].label for norm in (None, 0)]
+    assert labels == ["uha, K = 2", "uha, K = 2, gradients not clipped"]

@@ -37,6 +37,7 @@ SANDWICHED = (*MODELS, *SURROGATES, *DEEP, *BRIDGED)
 PRIORS = ("normal", "vamp")
 LEAPFROG_STEPS = {"hvae": 15, "hvae-iaf": 20, "hvi": 8, "uha": 8, "ldvi": 8}
 IAF_WIDTH = {"vae-iaf": 640, "hvae-iaf": 1280, "structured-iaf": 160}
+CLIP_NORM = {"uha": 100, "ldvi": 100}
 IMPORTANCE_SAMPLES = 40
 COMPONENTS = 500
 NODES, NODE_WIDTH, CONTEXT = 5, 16, 64
@@ -227,10 +228,13 @@ class Job:
             f"{self.flow_layers} layers" * (self.flow_layers > 0),
             f"{self.momenta} momenta" * (self.momenta > 1),
             f"annealed for {self.annealing:,} updates" * (self.annealing > 0),
-            f"gradients clipped at {self.clip_norm}" * (self.clip_norm > 0),
+            self._clipped() * (self.clip_norm != CLIP_NORM.get(self.model, 0)),
             "-".join(map(str, self.units)),
         ]
         return ", ".join(filter(None, parts))
+
+    def _clipped(self) -> str:
+        return f"gradients clipped at {self.clip_norm}" if self.clip_norm else "gradients not clipped"
 
     @property
     def published(self) -> tuple[float | None, float | None, float | None]:
@@ -300,10 +304,12 @@ def plan(
     flow_layers: int = FLOW_LAYERS,
     momenta: int = 1,
     annealing: int = 0,
-    clip_norm: int = 0,
+    clip_norm: int | None = None,
     units: tuple[int, ...] = UNITS,
 ) -> list[Job]:
     """The jobs of a command; of several ``leapfrog_steps`` each makes one, and None takes each model's own number.
+
+    So it does of ``clip_norm``: leapfrog steps diverge where a decoder is steep for their first step sizes.
 
     Raises:
         ValueError: a VampPrior or annealing for a model that takes none.
@@ -321,7 +327,7 @@ def plan(
             flow_layers=flow_layers if model in LAYERED else 0,
             momenta=momenta if model == "hvi" else 0,
             annealing=annealing,
-            clip_norm=clip_norm,
+            clip_norm=CLIP_NORM.get(model, 0) if clip_norm is None else clip_norm,
             units=units if model == "helmholtz" else (),
         )
         jobs.append(job)
