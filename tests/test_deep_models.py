@@ -373,7 +373,7 @@ def test_results_and_report(finished, capsys):
     ],
 )
 def test_printed_figures(key, printed):
-    assert Job.from_key(key).published == printed
+    assert Job.from_key(key).published("maxout") == printed
 
 
 def test_a_killed_run_goes_on_to_the_same_bits(finished, tmp_path, monkeypatch):

@@ -196,7 +196,7 @@ def test_the_command_trains_machines_of_several_sizes_and_goes_on_after_a_kill(t
 
 def test_a_job_by_its_key():
     job = Job.from_key("helmholtz-K0-S1-U200x200")
-    assert (job.units, job.label, job.published) == ((200, 200), "helmholtz, 200-200", (None, None, None))
+    assert (job.units, job.label, job.published("conv")) == ((200, 200), "helmholtz, 200-200", (None, None, None))
     model = job.build(Setting(1, "sample", 64, 32, "round", "conv", 8, 1, 0, 1), torch.zeros(0, 784))
     assert (model.units, model.latent) == ([200, 200], 400)
     assert study.plan(["helmholtz"]) == [Job("helmholtz", 0, 1, units=(200, 10))]

@@ -162,7 +162,8 @@ def test_results_and_report(finished):
     report = (finished / "report.md").read_text()
     assert "## The likelihood between two bounds" in report
     assert "ldvi has a network in the momentum's way back" in report
-    assert Job("uha", 8, 1).published == (None, -89.8, None)
+    assert Job("uha", 8, 1).published("mlp") == (None, -89.8, None)
+    assert Job("hvae", 8, 1).published("mlp") == (None, None, None)
 
 
 def test_a_killed_run_goes_on_to_the_same_bits(finished, tmp_path, monkeypatch):

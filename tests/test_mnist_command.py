@@ -91,8 +91,16 @@ def test_report_and_figures(finished, capsys):
         assert (finished / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     table = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
     lines = {line[0]: dict(zip(table[0], line, strict=True)) for line in table[2:]}
-    assert lines["hvae, K = 2"]["printed, validation"] == "-84"
-    assert lines["iwae, 3 samples"]["printed, train"] == "-77.57"
+    assert "validation" in lines["hvae, K = 2"]
+    assert not [name for name in lines["hvae, K = 2"] if name.startswith("printed")]  # which are of another network
+
+
+def test_printed_figures_are_of_the_reports_network():
+    assert study.Job("iwae", 0, 40).published("conv") == (-77.57, -76.8, None)
+    assert study.Job("hvae", 15, 1).published("conv-plain") == (-75.0, -84.0, None)
+    assert study.Job("hvae", 15, 1, components=9).published("conv") == (None, None, None)
+    assert study.Job("structured", 0, 1, gate_epochs=1).published("conv") == (None, -79.4, -73.7)
+    assert study.Job("iwae", 0, 40).published("mlp") == (None, None, None)
 
 
 def test_more_models_and_priors(tmp_path):
@@ -109,8 +117,7 @@ def test_more_models_and_priors(tmp_path):
     text = (tmp_path / "report.md").read_text()
     table = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
     lines = {line[0]: dict(zip(table[0], line, strict=True)) for line in table[2:]}
-    assert lines["hvae, K = 2, VampPrior of 9"]["printed, validation"] == "-"
-    assert lines["structured, gates learned for 1 epochs"]["printed, log-likelihood"] == "-73.7"
+    assert {"hvae, K = 2, VampPrior of 9", "structured, gates learned for 1 epochs"} <= lines.keys()
     assert {row["method"]: row["dim"] for row in rows}["structured"] == 80
     for name in ("graph-structured-K0-S1-G1", "graph-structured-iaf-K0-S1-G1", "pseudo-inputs-vae-K0-S1-C9"):
         assert f"({name}.png)" in text

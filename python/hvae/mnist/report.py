@@ -119,7 +119,7 @@ def bound_table(rows: list[Row]) -> str:
         ours = [row[name] for name in ("train_bound", "validation_bound", "validation_bound_last_epochs", "elbo")]
         likelihood = [row["log_likelihood"], row["likelihood_images"], row["likelihood_samples"]]
         cost = [row["epochs"], row["seconds"] / row["epochs"]]
-        lines.append([job.label, *ours, *job.published, *likelihood, job.decoder_passes, *cost])
+        lines.append([job.label, *ours, *job.published(row["network"]), *likelihood, job.decoder_passes, *cost])
     headers = [
         *("model", "train", "validation", f"validation, last {LAST_EPOCHS}", "one sample"),
         *("printed, train", "printed, validation", "printed, log-likelihood"),

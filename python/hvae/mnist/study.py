@@ -236,14 +236,14 @@ class Job:
     def _clipped(self) -> str:
         return f"gradients clipped at {self.clip_norm}" if self.clip_norm else "gradients not clipped"
 
-    @property
-    def published(self) -> tuple[float | None, float | None, float | None]:
-        """The printed figures: bounds of training and of validation, and log-likelihood."""
+    def published(self, network: str) -> tuple[float | None, float | None, float | None]:
+        """The printed figures: bounds of training and of validation, and log-likelihood; of the report, its network."""
         if self.model == "hvi":
             return None, None, PUBLISHED_HVI.get(self.n_steps)
         if self.model in PUBLISHED_DEEP:
             return None, PUBLISHED_DEEP[self.model].get(self.flow_layers or self.n_steps), None
-        return (None,) * 3 if self.components else PUBLISHED.get(self.model, (None,) * 3)
+        its_own = network.startswith("conv") and not self.components
+        return PUBLISHED.get(self.model, (None,) * 3) if its_own else (None,) * 3
 
     def joint_weight(self, step: int) -> float:
         """Of ``log p(x, z)`` in a step of training, counted from 0."""
