@@ -111,6 +111,10 @@ def test_the_table_of_the_contract_has_its_rows_and_checks():
     assert found == {(spec.name, implementation) for spec in OPSPECS for implementation in spec.implementations}
     checks = {name.removeprefix("test_") for name in vars(test_contract) if name.startswith("test_")}
     assert {row["check"] for row in rows} == checks
+    # of the page of guarantees; read, as its module imports mkdocs
+    tree = ast.parse((ROOT / "docs" / "_hooks" / "pages.py").read_text())
+    kinds = next(x.value for x in tree.body if isinstance(x, ast.Assign) and x.targets[0].id == "CHECKS")
+    assert sorted(check for kind in ast.literal_eval(kinds).values() for check in kind) == sorted(checks)
 
 
 def test_workflows_call_targets_that_exist():
