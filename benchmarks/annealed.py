@@ -2,13 +2,15 @@
 
 - *bounds*: the bound of B images and all its gradients, float32, on the CPU, by every rival, for M bridges: the formula
   as it is usually written, two recorded gradients a bridge; the same with M + 1; ours with each memory; and, where JAX
-  is installed, the algorithm as a jitted scan, with what it stores and with ``jax.checkpoint``. Each in a fresh
-  process: first call, later calls, and the resident high-water mark.
+  is installed, the algorithm as a jitted scan, with what it stores and with ``jax.checkpoint``, and numpyro's
+  ``AutoDAIS`` (``pip install numpyro``). Each in a fresh process: first call, later calls, and the resident high-water
+  mark.
 - *drift*: errors of all gradients against float64, MLP decoder, 16 rows, by eta and M.
 
 Before anything is timed, every rival's gradients have to equal those of the formula: torch's in float64, JAX's in
-float32 to 1e-3. What has not come to its end after ten minutes is stopped, and says so. ``--decoder``, ``--bridges``,
-``--batch`` and ``--rivals`` choose, and replace only the rows that they measure.
+float32 to 1e-3. AutoDAIS alone has none to compare: its integrator is another one, with M gradients, and to its guide
+the decoder is a constant, so that it does less. What has not come to its end after ten minutes is stopped, and says so.
+``--decoder``, ``--bridges``, ``--batch`` and ``--rivals`` choose, and replace only the rows that they measure.
 """
 
 from __future__ import annotations
@@ -46,6 +48,7 @@ from hvae_kernels.ops.annealed_leapfrog import reference  # noqa: E402
 BRIDGES = (8, 64, 256)
 STEP_SIZE, REFRESHMENT = 0.05, 0.9
 LIMIT = 600.0
+AUTO_DAIS = "numpyro, AutoDAIS"
 KEY = ("decoder", "batch", "bridges", "implementation")
 FIELDS = (
     *KEY,
@@ -139,9 +142,7 @@ class Jax:
         betas = jnp.cumsum(jax.nn.softmax(beta_logits)).at[-1].set(1.0)
 
         def potential(z):
-            logits = self.logits(decoder, z)
-            fit = jnp.maximum(logits, 0) - logits * pixels + jnp.log1p(jnp.exp(-jnp.abs(logits)))
-            return fit.sum(-1) + jnp.square(z).sum(-1) / 2
+            return self.misfit(self.logits(decoder, z), pixels).sum(-1) + jnp.square(z).sum(-1) / 2
 
         def base(z):
             return (jnp.square((z - loc) * jnp.exp(-log_scale)) / 2 + log_scale).sum(-1)
@@ -163,6 +164,11 @@ class Jax:
         body = jax.checkpoint(bridge) if self.checkpoint else bridge
         (z, *_, total), _ = jax.lax.scan(body, state, (betas, noise[1:]))
         return (potential(z) - base(z_0) - total).mean()
+
+    def misfit(self, logits, pixels):
+        """Minus a pixel's log probability."""
+        jnp = self.jnp
+        return jnp.maximum(logits, 0) - logits * pixels + jnp.log1p(jnp.exp(-jnp.abs(logits)))
 
     def logits(self, weights, z):
         """The decoder."""
@@ -195,6 +201,36 @@ class Jax:
         return self.jax.lax.conv(x, weight, (1, 1), "SAME") + bias[None, :, None, None]
 
 
+class AutoDais(Jax):
+    """numpyro's bound with M bridges of the whole batch, by its own integrator, and gradients as above."""
+
+    def __init__(self, problem: Problem, decoder: str):
+        super().__init__(problem, decoder, False)
+        import numpyro
+        from numpyro import distributions
+        from numpyro.infer import SVI, Trace_ELBO
+        from numpyro.infer.autoguide import AutoDAIS
+
+        weights, (pixels, *_) = self.weights[: self.n_decoder], self.data
+
+        def model(weights, pixels):
+            prior = distributions.Normal(self.jnp.zeros((len(pixels), LATENT)), 1.0).to_event(2)
+            logits = self.logits(weights, numpyro.sample("z", prior))
+            numpyro.factor("x", -self.misfit(logits, pixels).sum())
+
+        guide = AutoDAIS(model, K=problem.flow.n_bridges)
+        key = self.jax.random.PRNGKey(0)
+        svi = SVI(model, guide, numpyro.optim.Adam(1e-3), Trace_ELBO())
+        parameters = svi.get_params(svi.init(key, weights, pixels))
+
+        def loss(both, pixels):
+            parameters, weights = both
+            return Trace_ELBO().loss(key, parameters, model, guide, weights, pixels) / len(pixels)
+
+        self.gradient = self.jax.jit(self.jax.grad(loss))
+        self.weights, self.data = (parameters, weights), [pixels]
+
+
 RIVALS: dict[str, Callable[[Problem, str], Bound]] = {
     "eager, 2M gradients": lambda problem, _: functools.partial(problem.gradients, problem.formula),
     "eager, M + 1 gradients": lambda problem, _: problem.ours("store", "reference"),
@@ -203,12 +239,14 @@ RIVALS: dict[str, Callable[[Problem, str], Bound]] = {
     "reversible": lambda problem, _: problem.ours("reversible"),
     "JAX, scan": lambda problem, decoder: Jax(problem, decoder, False),
     "JAX, scan, checkpoint": lambda problem, decoder: Jax(problem, decoder, True),
+    AUTO_DAIS: AutoDais,
 }
 
 
 def present() -> list[str]:
     """The rivals that are installed."""
-    return [name for name in RIVALS if "JAX" not in name or importlib.util.find_spec("jax")]
+    missing = [library for library in ("jax", "numpyro") if not importlib.util.find_spec(library)]
+    return [name for name in RIVALS if not any(name.lower().startswith(library) for library in missing)]
 
 
 def agree(decoder: str, rivals: list[str]) -> None:
@@ -217,7 +255,7 @@ def agree(decoder: str, rivals: list[str]) -> None:
     Raises:
         AssertionError: one has others.
     """
-    for name in rivals:
+    for name in set(rivals) - {AUTO_DAIS}:
         dtype, budget = (torch.float32, 1e-3) if "JAX" in name else (torch.float64, 1e-8)
         problem = Problem(decoder, 8, 3, dtype)
         exact, found = problem.gradients(problem.formula), RIVALS[name](problem, decoder)()
