@@ -398,6 +398,14 @@ def test_a_text_is_numbered_and_every_tenth_sentence_held_out(tmp_path):
     assert found.unknown == pytest.approx(6 / 21)
 
 
+def test_marks_are_words_of_their_own(tmp_path):
+    lines = ["\u00c9mile's well-kept dog, 'tis said: don't--<unk> (2\u2019s a pair)!"] * 20
+    found = data.of_file(text_file(tmp_path / "text", lines), min_count=1, max_words=40)
+    expected = ["\u00c9mile's", "well-kept", "dog", ",", "'tis", "said", ":", "don't", "--", "<unk>"]
+    expected += ["(", "2\u2019s", "a", "pair", ")!"]
+    assert found.texts(found.train.batch(torch.arange(1)).words) == [expected]
+
+
 def test_no_more_of_a_line_is_read_than_shows_that_it_is_too_long(tmp_path, monkeypatch):
     monkeypatch.setattr(data, "LONGEST_LINE", 16)
     lines = ["a b c"] * 20 + ["x" * 16, "a " * 50, "b" * 15, "c " * 8]
@@ -505,17 +513,17 @@ def test_resume_adds_to_a_finished_run_of_the_same_kind(finished, capsys):
 def test_a_text_of_ones_own(tmp_path, capsys):
     lines = [f"a {'very ' * (i % 4)}small | text *{i}*" for i in range(60)]
     path = text_file(tmp_path / "text", lines)
-    models = ("--models", "rnn", "vae", f"--data={path}", "--max-words=6")
+    models = ("--models", "rnn", "vae", f"--data={path}", "--max-words=8")
     assert hvae(tmp_path / "out", *models) == 0
     config, rows = (results(tmp_path / "out")[name] for name in ("config", "rows"))
     assert (config["n_train"], config["n_held_out"]) == (27, 3)
     assert [row.get("gap") for row in rows] == [None, None]
     text = (tmp_path / "out" / "report.md").read_text()
-    assert config["corpus"]["unknown"] == pytest.approx(3 / 18)
-    assert "30 sentences of more than 6 words left out" in text
+    assert config["corpus"]["unknown"] == pytest.approx(3 / 24)
+    assert "30 sentences of more than 8 words left out" in text
     assert "of the held-out words are unknown" in text
     assert "above the truth" not in text.split("## Likelihood")[1]
-    assert "small \\| text \\<unk\\>" in text
+    assert "small \\| text \\* \\<unk\\> \\*" in text
     text_file(path, [*lines, "another line"])
     assert hvae(tmp_path / "out", *models, "--resume") == 1
     assert "was made with checksum" in capsys.readouterr().err

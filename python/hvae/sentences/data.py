@@ -6,6 +6,7 @@ import array
 import hashlib
 import itertools
 import random
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ SPECIAL = ("<pad>", "<unk>", "<s>", "</s>")
 HELD_OUT = 10
 #: Bytes of a line of which no more is read.
 LONGEST_LINE = 1 << 16
+#: Of a text: ``<unk>`` and its like, words with what is within them, and runs of marks.
+WORD = re.compile(r"<\w+>|['\u2019]?\w+(?:['\u2019-]\w+)*|(?:(?!<\w+>)[^\w\s])+")
 
 
 class Batch(NamedTuple):
@@ -117,7 +120,9 @@ def of_grammar(seed: int, n_train: int, n_held_out: int) -> Corpus:
 
 
 def of_file(path: Path, min_count: int, max_words: int) -> Corpus:
-    """A text in UTF-8, a sentence a line, words between blanks; every tenth sentence is held out.
+    """A text in UTF-8, a sentence a line; every tenth sentence is held out.
+
+    Marks count as words of their own, apostrophes and hyphens within a word are part of it.
 
     It is read three times, to count words and to number those of each part, so that no more is in memory than four
     bytes a word. Longer sentences are left out. Words that are rarer in training are unknown, as is ``<unk>`` itself.
@@ -172,7 +177,7 @@ def _lines(path: Path, digest=None) -> Iterator[list[str]]:
                 if digest:
                     digest.update(whole)
                 if whole is line:
-                    yield line.decode("utf-8-sig" if number == 1 else "utf-8").split()
+                    yield WORD.findall(line.decode("utf-8-sig" if number == 1 else "utf-8"))
                 else:
                     yield [SPECIAL[UNKNOWN]] * LONGEST_LINE
     except UnicodeDecodeError as error:
