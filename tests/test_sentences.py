@@ -406,6 +406,21 @@ def test_marks_are_words_of_their_own(tmp_path):
     assert found.texts(found.train.batch(torch.arange(1)).words) == [expected]
 
 
+@pytest.mark.parametrize(
+    "word", ["\u0939\u093f\u0928\u094d\u0926\u0940", "e\u0301te\u0301", "\u0e20\u0e32\u0e29\u0e32", "a_1"]
+)
+def test_words_of_any_script_stay_whole(word):
+    assert data.WORD.findall(f"({word}, {word}-{word}) {word}\u0964") == [
+        "(",
+        word,
+        ",",
+        f"{word}-{word}",
+        ")",
+        word,
+        "\u0964",
+    ]
+
+
 def test_no_more_of_a_line_is_read_than_shows_that_it_is_too_long(tmp_path, monkeypatch):
     monkeypatch.setattr(data, "LONGEST_LINE", 16)
     lines = ["a b c"] * 20 + ["x" * 16, "a " * 50, "b" * 15, "c " * 8]

@@ -25,8 +25,11 @@ SPECIAL = ("<pad>", "<unk>", "<s>", "</s>")
 HELD_OUT = 10
 #: Bytes of a line of which no more is read.
 LONGEST_LINE = 1 << 16
+#: Punctuation, by range; all else but blanks makes words, whatever the script: ``\w`` has no combining vowels.
+MARKS = r"!-/:-@\[-^`{-~\u00a1\u00a7\u00ab\u00b6\u00b7\u00bb\u00bf\u0964\u0965"
+MARKS += r"\u2010-\u2027\u2030-\u205e\u3001-\u3003\u3008-\u3011\uff01-\uff0f\uff1a-\uff20"
 #: Of a text: ``<unk>`` and its like, words with what is within them, and runs of marks.
-WORD = re.compile(r"<\w+>|['\u2019]?\w+(?:['\u2019-]\w+)*|(?:(?!<\w+>)[^\w\s])+")
+WORD = re.compile(rf"<\w+>|['\u2019]?[^\s{MARKS}]+(?:['\u2019-][^\s{MARKS}]+)*|(?:(?!<\w+>)[{MARKS}])+")
 
 
 class Batch(NamedTuple):
