@@ -63,6 +63,26 @@ HK_INLINE float exp_normal(float x) {
 }
 HK_INLINE double exp_normal(double x) { return std::exp(x); }
 
+// exp(x) and exp(x) - 1 in double for |x| <= 700, to 1e-8: for float32 batches.
+struct Powers {
+  double e, less;
+  HK_INLINE explicit Powers(double x) {
+    constexpr double kMagic = 6755399441055744.0;  // 1.5 * 2^52: adding it rounds to an integer
+    const double t = x * 1.4426950408889634 + kMagic, k = t - kMagic, r = x - k * 0.6931471805599453;
+    const int64_t n = std::bit_cast<int64_t>(t) - std::bit_cast<int64_t>(kMagic);
+    double p = 1.9908904235e-4;
+    p = p * r + 1.3934544233e-3;
+    p = p * r + 8.3332841058e-3;
+    p = p * r + 4.1666456781e-2;
+    p = p * r + 1.6666666762e-1;
+    p = p * r + 5.0000000143e-1;
+    p = p * (r * r) + r;
+    const double power = std::bit_cast<double>((n + 1023) << 52);
+    e = power * p + power;
+    less = power * p + (power - 1);
+  }
+};
+
 // exp(x) - 1 for x <= 0, 1 ulp.
 HK_INLINE float expm1_nonpositive(float x) {
   x = x < -25.f ? -25.f : x;

@@ -270,30 +270,10 @@ struct Bounded {
 template <class T>
 HK_INLINE Bounded bounded(double a);
 
-// exp(x) and exp(x) - 1 for -700 <= x <= 0, to 1e-8.
-struct Decay {
-  double e, less;
-  HK_INLINE explicit Decay(double x) {
-    constexpr double kMagic = 6755399441055744.0;  // 1.5 * 2^52: adding it rounds to an integer
-    const double t = x * 1.4426950408889634 + kMagic, k = t - kMagic, r = x - k * 0.6931471805599453;
-    const int64_t n = std::bit_cast<int64_t>(t) - std::bit_cast<int64_t>(kMagic);
-    double p = 1.9908904235e-4;
-    p = p * r + 1.3934544233e-3;
-    p = p * r + 8.3332841058e-3;
-    p = p * r + 4.1666456781e-2;
-    p = p * r + 1.6666666762e-1;
-    p = p * r + 5.0000000143e-1;
-    p = p * (r * r) + r;
-    const double power = std::bit_cast<double>((n + 1023) << 52);
-    e = power * p + power;
-    less = power * p + (power - 1);
-  }
-};
-
 template <>
 HK_INLINE Bounded bounded<float>(double a) {
   const double x = a < 0 ? 2 * a : -2 * a;
-  const Decay exp(x < -80 ? -80 : x);
+  const Powers exp(x < -80 ? -80 : x);
   const double inverse = 1 / (2 + exp.less), value = exp.less * inverse;
   return {a < 0 ? value : -value, 4 * exp.e * inverse * inverse};
 }

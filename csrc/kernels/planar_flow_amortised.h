@@ -17,7 +17,7 @@ HK_INLINE Constraint constraint_of(double p, double q);
 
 template <>
 HK_INLINE Constraint constraint_of<float>(double p, double q) {
-  const double x = p < 0 ? p : -p, e = Decay(x < -700 ? -700 : x).e;
+  const double x = p < 0 ? p : -p, e = Powers(x < -700 ? -700 : x).e;
   const float size = static_cast<float>(1 + e);
   return Constraint(p, q, e, log_of_normal(size) + (e - (size - 1.0)) / size);
 }
@@ -102,6 +102,14 @@ HK_INLINE void for_vectors(int64_t begin, int64_t end, const F& f) {
       [left](Vector<T, Set> value, T* p) __attribute__((always_inline)) { store_part<Set>(value, p, left); });
 }
 
+// to[r] += the sum of sums[r]'s lanes, of each row.
+template <class Set, class T>
+HK_INLINE void add_totals(const Vector<T, Set> (&sums)[kTogether], double* to) {
+  T lanes[std::max(kTogether, kLanes<T, Set>)];
+  store_totals<Set, T>(sums, lanes);
+  for (int64_t r = 0; r < kTogether; ++r) to[r] += lanes[r];
+}
+
 // The layers of some rows, as they lie: u and w (rows, K, d), b or what it has become (rows, K).
 template <class T>
 struct RowLayers {
@@ -133,24 +141,33 @@ struct AmortisedForward {
     constexpr int64_t kAhead = 1024 / sizeof(T);  // of each row's layers, more rows than a CPU follows by itself
     double logs[kTogether] = {}, project[kTogether] = {}, along[kTogether] = {}, square[kTogether] = {};
     for (int64_t k = 0; k < row.layers; ++k) {
+      Vector<T, Set> wz[kTogether], uw[kTogether], ww[kTogether];
+      for (int64_t r = rows; r < kTogether; ++r) wz[r] = uw[r] = ww[r] = Vector<T, Set>{};
       for (int64_t r = 0; r < rows; ++r) {
         const T *u = row.u + row.at(r, k), *w = row.w + row.at(r, k), *here = z + r * width;
         project[r] = b[r * row.layers + k], along[r] = 0, square[r] = 0;
+        Vector<T, Set> by_z{}, by_u{}, by_w{};
         for_pieces(row.d, [&](int64_t begin, int64_t end) __attribute__((always_inline)) {
-          Vector<T, Set> wz{}, uw{}, ww{};
+          if (begin) {
+            project[r] += total<Set, T>(by_z), along[r] += total<Set, T>(by_u);
+            if constexpr (kConstrain) square[r] += total<Set, T>(by_w);
+            by_z = by_u = by_w = Vector<T, Set>{};
+          }
           for_vectors<Set, T>(begin, end, [&](int64_t i, auto load, auto) __attribute__((always_inline)) {
             __builtin_prefetch(u + i + kAhead);
             __builtin_prefetch(w + i + kAhead);
             const Vector<T, Set> across = load(w + i);
-            wz += across * *vectors<Set>(here + i);
-            uw += across * load(u + i);
-            if constexpr (kConstrain) ww += across * across;
+            by_z += across * *vectors<Set>(here + i);
+            by_u += across * load(u + i);
+            if constexpr (kConstrain) by_w += across * across;
           });
-          project[r] += total<Set, T>(wz), along[r] += total<Set, T>(uw);
-          if constexpr (kConstrain) square[r] += total<Set, T>(ww);
         });
-        if (a) a[r * row.layers + k] = static_cast<T>(project[r]);
+        wz[r] = by_z, uw[r] = by_u, ww[r] = by_w;
       }
+      add_totals<Set, T>(wz, project), add_totals<Set, T>(uw, along);
+      if constexpr (kConstrain) add_totals<Set, T>(ww, square);
+      if (a)
+        for (int64_t r = 0; r < rows; ++r) a[r * row.layers + k] = static_cast<T>(project[r]);
       T factor[kTogether], ratio[kTogether];
       for (int64_t r = 0; r < kTogether; ++r) {
         const Bounded p = bounded<T>(project[r]);
@@ -210,21 +227,29 @@ struct AmortisedBackward {
   template <class Set, bool kConstrain>
   HK_INLINE void forth(int64_t k) const {
     double project[kTogether] = {}, along[kTogether] = {}, square[kTogether] = {}, log[kTogether] = {};
+    Vector<T, Set> uw[kTogether], ww[kTogether];
+    for (int64_t r = rows; r < kTogether; ++r) uw[r] = ww[r] = Vector<T, Set>{};
     for (int64_t r = 0; r < rows; ++r) {
       const T *u = row.u + row.at(r, k), *w = row.w + row.at(r, k);
-      project[r] = a[r * row.layers + k], square[r] = 0;
+      project[r] = a[r * row.layers + k];
       if (grad_log) log[r] = grad_log[r];
+      Vector<T, Set> by_u{}, by_w{};
       for_pieces(row.d, [&](int64_t begin, int64_t end) __attribute__((always_inline)) {
-        Vector<T, Set> uw{}, ww{};
+        if (begin) {
+          along[r] += total<Set, T>(by_u);
+          if constexpr (kConstrain) square[r] += total<Set, T>(by_w);
+          by_u = by_w = Vector<T, Set>{};
+        }
         for_vectors<Set, T>(begin, end, [&](int64_t i, auto load, auto) __attribute__((always_inline)) {
           const Vector<T, Set> across = load(w + i);
-          uw += across * load(u + i);
-          if constexpr (kConstrain) ww += across * across;
+          by_u += across * load(u + i);
+          if constexpr (kConstrain) by_w += across * across;
         });
-        along[r] += total<Set, T>(uw);
-        if constexpr (kConstrain) square[r] += total<Set, T>(ww);
       });
+      uw[r] = by_u, ww[r] = by_w;
     }
+    add_totals<Set, T>(uw, along);
+    if constexpr (kConstrain) add_totals<Set, T>(ww, square);
     double *__restrict value = of(k, kValue), *__restrict slope = of(k, kSlope), *__restrict term = of(k, kTerm);
     double *__restrict weight = of(k, kWeight), *__restrict ratio = of(k, kRatio);
     double *__restrict sigmoid = of(k, kSigmoid), *__restrict squares = of(k, kSquare);
@@ -256,40 +281,55 @@ struct AmortisedBackward {
     const double *value = of(k, kValue), *slope = of(k, kSlope), *term = of(k, kTerm), *weight = of(k, kWeight);
     const double *ratio = of(k, kRatio), *sigmoid = of(k, kSigmoid), *squares = of(k, kSquare);
     const int64_t ahead = rows * row.layers * row.d;  // to the rows after these: into the second cache meanwhile
+    double by_u[kTogether] = {}, by_w[kTogether] = {};
+    Vector<T, Set> gu[kTogether], gw[kTogether];
+    for (int64_t r = rows; r < kTogether; ++r) gu[r] = gw[r] = Vector<T, Set>{};
     for (int64_t r = 0; r < rows; ++r) {
-      const T *u = row.u + row.at(r, k), *w = row.w + row.at(r, k);
-      T *here = g + r * width, *to_u = d_u + row.at(r, k), *to_w = d_w + row.at(r, k);
-      double by_u = 0, by_w = 0;
+      const T *u = row.u + row.at(r, k), *w = row.w + row.at(r, k), *here = g + r * width;
+      Vector<T, Set> along{}, across{};
       for_pieces(row.d, [&](int64_t begin, int64_t end) __attribute__((always_inline)) {
-        Vector<T, Set> gu{}, gw{};
+        if (begin) {
+          by_u[r] += total<Set, T>(along);
+          if constexpr (kConstrain) by_w[r] += total<Set, T>(across);
+          along = across = Vector<T, Set>{};
+        }
         for_vectors<Set, T>(begin, end, [&](int64_t i, auto load, auto) __attribute__((always_inline)) {
           const Vector<T, Set> at = *vectors<Set>(here + i);
           __builtin_prefetch(u + ahead + i, 0, 2);
           __builtin_prefetch(w + ahead + i, 0, 2);
-          gu += at * load(u + i);
-          if constexpr (kConstrain) gw += at * load(w + i);
+          along += at * load(u + i);
+          if constexpr (kConstrain) across += at * load(w + i);
         });
-        by_u += total<Set, T>(gu);
-        if constexpr (kConstrain) by_w += total<Set, T>(gw);
       });
-      double mixed = weight[r];
-      T input_less = 0, across_less = 0;
+      gu[r] = along, gw[r] = across;
+    }
+    add_totals<Set, T>(gu, by_u);
+    if constexpr (kConstrain) add_totals<Set, T>(gw, by_w);
+    T factors[kTogether], mixed[kTogether], project[kTogether], input_less[kTogether] = {}, across_less[kTogether] = {};
+    for (int64_t r = 0; r < kTogether; ++r) {
+      double both = weight[r];
       if constexpr (kConstrain) {
-        by_u += row.d ? ratio[r] * by_w : 0;  // without features the ratio is none
-        const double along = value[r] * by_w / squares[r];
-        mixed = weight[r] * sigmoid[r] + along * (sigmoid[r] - 1);
-        input_less = static_cast<T>(ratio[r] * value[r]), across_less = static_cast<T>(-2 * ratio[r] * along);
+        by_u[r] += row.d ? ratio[r] * by_w[r] : 0;  // without features the ratio is none
+        const double along = value[r] * by_w[r] / squares[r];
+        both = weight[r] * sigmoid[r] + along * (sigmoid[r] - 1);
+        input_less[r] = static_cast<T>(ratio[r] * value[r]), across_less[r] = static_cast<T>(-2 * ratio[r] * along);
       }
-      const double y = slope[r] * (by_u + term[r]);
-      const T factor = static_cast<T>(value[r]), both = static_cast<T>(mixed), project = static_cast<T>(y);
-      d_b[r * row.layers + k] = project;
+      factors[r] = static_cast<T>(value[r]), mixed[r] = static_cast<T>(both);
+      project[r] = static_cast<T>(slope[r] * (by_u[r] + term[r]));
+    }
+    for (int64_t r = 0; r < rows; ++r) {
+      const T *u = row.u + row.at(r, k), *w = row.w + row.at(r, k);
+      T *here = g + r * width, *to_u = d_u + row.at(r, k), *to_w = d_w + row.at(r, k);
+      const T factor = factors[r], both = mixed[r], y = project[r];
+      const T by_input = input_less[r], by_across = across_less[r];
+      d_b[r * row.layers + k] = y;
       for_vectors<Set, T>(0, row.d, [&](int64_t i, auto load, auto store) __attribute__((always_inline)) {
         const Vector<T, Set> along = load(u + i), across = load(w + i), at = *vectors<Set>(here + i);
-        Vector<T, Set> d_across = project * load(to_w + i) + both * along;
-        if constexpr (kConstrain) d_across += input_less * at + across_less * across;
+        Vector<T, Set> d_across = y * load(to_w + i) + both * along;
+        if constexpr (kConstrain) d_across += by_input * at + by_across * across;
         store(d_across, to_w + i);
         store(factor * at + both * across, to_u + i);
-        *vectors<Set>(here + i) = at + project * across;
+        *vectors<Set>(here + i) = at + y * across;
       });
     }
   }

@@ -59,15 +59,6 @@ struct Layout {
   HK_INLINE bool packed() const { return stride == 1 && row_stride == features * feature_stride; }
 };
 
-#if defined(__has_builtin)
-#if __has_builtin(__builtin_shufflevector)
-#define HK_SHUFFLES 1
-#endif
-#endif
-#ifndef HK_SHUFFLES
-#define HK_SHUFFLES 0
-#endif
-
 #if HK_SHUFFLES
 template <class T>
 using Quad = typename VectorOf<T, 16>::type;  // of 16 bytes, whatever T

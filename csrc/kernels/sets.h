@@ -3,11 +3,22 @@
 // body is compiled for the set, so bodies, and the lambdas in them, call HK_INLINE functions alone.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <cstdint>
+#include <utility>
 
 #define HK_INLINE inline __attribute__((always_inline))
+
+#if defined(__has_builtin)
+#if __has_builtin(__builtin_shufflevector)
+#define HK_SHUFFLES 1
+#endif
+#endif
+#ifndef HK_SHUFFLES
+#define HK_SHUFFLES 0
+#endif
 
 #if defined(__x86_64__) && (defined(__clang__) ? __clang_major__ >= 16 : __GNUC__ >= 12)
 #define HK_X86_SETS 1
@@ -124,6 +135,55 @@ HK_INLINE double total(const Vector<T, Set>& lanes) {
   for (int64_t width = kHalf / 2; width; width /= 2)
     for (int64_t l = 0; l < width; ++l) sum[l] += sum[l + width];
   return sum[0];
+}
+
+// ---- Sums of the lanes of several vectors at once: two shuffles and a sum make one vector of two ----
+
+// Of every kBlock lanes the first half (kSecond: the second) of a and b in turns, kUnit lanes at a time.
+template <class Set, class T, int64_t kUnit, int64_t kBlock, bool kSecond, int64_t... kLane>
+HK_INLINE Vector<T, Set> in_turns(const Vector<T, Set>& a, const Vector<T, Set>& b,
+                                  std::integer_sequence<int64_t, kLane...>) {
+  constexpr auto from = [](int64_t lane) {
+    const int64_t place = lane % kBlock, unit = place / kUnit;
+    return lane - place + (kSecond ? kBlock / 2 : 0) + unit / 2 * kUnit + place % kUnit;
+  };
+  constexpr auto second = [](int64_t lane) { return lane % kBlock / kUnit % 2 == 1; };
+#if HK_SHUFFLES
+  return __builtin_shufflevector(a, b, (from(kLane) + (second(kLane) ? kLanes<T, Set> : 0))...);
+#else  // GCC 11
+  return Vector<T, Set>{(second(kLane) ? b : a)[from(kLane)]...};
+#endif
+}
+
+// Lane r of the result is the sum of sums[r]'s lanes, in T. There are no more vectors than lanes; other lanes hold anything.
+template <class Set, class T, int64_t kUnit = 1, size_t kVectors>
+HK_INLINE Vector<T, Set> totals(const Vector<T, Set> (&sums)[kVectors]) {
+  constexpr int64_t kPiece = 16 / sizeof(T), kBlock = kUnit < kPiece ? kPiece : kLanes<T, Set>;  // across pieces last
+  if constexpr (kUnit == kLanes<T, Set>) {
+    static_assert(kVectors == 1);
+    return sums[0];
+  } else {
+    constexpr auto lanes = std::make_integer_sequence<int64_t, kLanes<T, Set>>();
+    Vector<T, Set> fewer[(kVectors + 1) / 2];
+    for (size_t r = 0; r < kVectors; r += 2) {
+      const Vector<T, Set>&a = sums[r], &b = sums[r + 1 < kVectors ? r + 1 : r];
+      fewer[r / 2] = in_turns<Set, T, kUnit, kBlock, false>(a, b, lanes) +
+                     in_turns<Set, T, kUnit, kBlock, true>(a, b, lanes);
+    }
+    return totals<Set, T, kUnit * 2>(fewer);
+  }
+}
+
+// to[r] is the sum of sums[r]'s lanes, in T, for any number of vectors; `to` has room for whole vectors.
+template <class Set, class T, size_t kVectors>
+HK_INLINE void store_totals(const Vector<T, Set> (&sums)[kVectors], T* to) {
+  constexpr size_t kSome = std::min<size_t>(kVectors, kLanes<T, Set>);
+  static_assert(kVectors % kSome == 0);
+  for (size_t r = 0; r < kVectors; r += kSome) {
+    Vector<T, Set> some[kSome];
+    for (size_t i = 0; i < kSome; ++i) some[i] = sums[r + i];
+    *vectors<Set>(to + r) = totals<Set, T>(some);
+  }
 }
 
 // ---- Stores past the caches: results too large to be found there again need not be read before they are written ----

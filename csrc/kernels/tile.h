@@ -207,7 +207,7 @@ struct StaircaseProduct {
 template <class Set, class T, int64_t kFirst, int64_t... kIndex>
 HK_INLINE Vector<T, Set> interleaved(const Vector<T, Set>& a, const Vector<T, Set>& b,
                                      std::integer_sequence<int64_t, kIndex...>) {
-#if __has_builtin(__builtin_shufflevector)
+#if HK_SHUFFLES
   constexpr int64_t n = sizeof...(kIndex);
   return __builtin_shufflevector(a, b, (kFirst + kIndex / 2 + kIndex % 2 * n)...);
 #else  // GCC 11
