@@ -91,6 +91,14 @@ def test_near_the_float64_form_wherever_the_grid_lies(each, stride, variance, pl
         assert (ours - exact).abs().max() <= 60 * torch.finfo(torch.float32).eps * scale
 
 
+@pytest.mark.parametrize("column", [0, 6])
+def test_an_infinite_pixel_is_infinite_for_filters_that_see_it(each, column):
+    """Not NaN, which vectors that reach beyond a row's end would make of it."""
+    image = torch.rand(1, 1, 5, 7)
+    image[0, 0, 2, column] = math.inf
+    assert F.draw_read(image, grid(variance=30.0), 3).eq(math.inf).all()
+
+
 def test_only_what_is_wanted_is_made(monkeypatch):
     from hvae_kernels.ops.draw import autograd
 

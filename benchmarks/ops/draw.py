@@ -82,7 +82,7 @@ ROWS = (
         inputs=_inputs(reads=True),
         forward_bytes=_images(1),  # read the images
         backward_bytes=_images(2),  # and write their gradient
-        flops=_flops(2, 8),
+        flops=_flops(2, 6),
         cases=CASES,
     ),
     Row(
@@ -92,7 +92,7 @@ ROWS = (
         inputs=_inputs(reads=False),
         forward_bytes=_images(1),  # write the images
         backward_bytes=_images(1),  # read their cotangent
-        flops=_flops(2, 6),
+        flops=_flops(2, 4),
         cases=CASES,
     ),
 )

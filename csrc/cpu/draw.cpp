@@ -1,6 +1,8 @@
 // draw_read and draw_write on the CPU: checks, allocation, the parallel loop. The arithmetic is in kernels/draw.h.
 #include "../kernels/draw.h"
 
+#include <numeric>
+
 #include "rows.h"
 
 namespace hk {
@@ -42,13 +44,16 @@ void differentiate(const Sizes& s, bool writes, const Tensor& attention, const M
   const T* of = to_image || to_attention ? data<T>(patches) : nullptr;
   const auto at = [](auto* p, int64_t offset) { return p ? p + offset : nullptr; };
   const int64_t grain = std::max<int64_t>(1, 32768 / std::max<int64_t>(1, image * s.size));
+  Buffer<T> ramp(draw::whole(std::max(s.height, s.width)));
+  std::iota(ramp.begin(), ramp.end(), T(0));
   torch::stable::parallel_for(0, s.batch, grain, [&](int64_t begin, int64_t end) {
     const Scratch<T> scratch(draw::scratch_size<T>(s.height, s.width, s.size));
     for (int64_t i = begin; i < end; ++i)
       run(draw::Sample<T>{.channels = s.channels, .height = s.height, .width = s.width, .size = s.size,
                           .writes = writes, .attention = numbers + i * 5, .image = at(from, i * image),
-                          .patch = at(of, i * patch), .scratch = scratch.data(), .d_image = at(to_image, i * image),
-                          .d_patch = at(to_patch, i * patch), .d_attention = at(to_attention, i * 5)});
+                          .patch = at(of, i * patch), .ramp = ramp.data(), .scratch = scratch.data(),
+                          .d_image = at(to_image, i * image), .d_patch = at(to_patch, i * patch),
+                          .d_attention = at(to_attention, i * 5)});
   });
 }
 

@@ -874,8 +874,9 @@ def draw(dtype: torch.dtype, channels: int, height: int, width: int, size: int, 
     attention = 0.4 * torch.randn(1, 5, dtype=dtype)
     attention[:, 2] -= narrow
     across, along = up(width, 16), up(height, 16)
-    numbers = max(across, along) + 3 * size * (across + along) + height * across + 5 * size * across
-    room = scratch(numbers + up(32 * size // dtype.itemsize, 16), dtype)
+    numbers = 3 * size * (across + along) + 3 * size * across + 2 * size * 16 + height * across + up(4 * size, 16)
+    ramp = torch.arange(max(across, along)).to(dtype)
+    room = ramp, scratch(numbers + up(32 * size // dtype.itemsize, 16), dtype)
 
     def read(image, attention):
         return (draw_read(image, attention, size),)
@@ -884,13 +885,13 @@ def draw(dtype: torch.dtype, channels: int, height: int, width: int, size: int, 
         return (draw_write(patch, attention, (height, width)),)
 
     head = channels, height, width, size
-    fields = *head, 0, attention, image, None, room, None, fresh(patch), None
+    fields = *head, 0, attention, image, None, *room, None, fresh(patch), None
     yield Case("draw::Sample", fields, read, (image, attention), "read")
-    fields = *head, 1, attention, None, patch, room, fresh(image), None, None
+    fields = *head, 1, attention, None, patch, *room, fresh(image), None, None
     yield Case("draw::Sample", fields, write, (patch, attention), "write")
-    fields = *head, 0, attention, image, patch, room, fresh(image), None, fresh(attention)
+    fields = *head, 0, attention, image, patch, *room, fresh(image), None, fresh(attention)
     yield Case("draw::Sample", fields, lambda p, *x: first_order(read, x, (p,)), (patch, image, attention), "read's")
-    fields = *head, 1, attention, image, patch, room, None, fresh(patch), fresh(attention)
+    fields = *head, 1, attention, image, patch, *room, None, fresh(patch), fresh(attention)
     yield Case("draw::Sample", fields, lambda x, *p: first_order(write, p, (x,)), (image, patch, attention), "write's")
 
 
