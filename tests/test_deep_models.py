@@ -324,7 +324,7 @@ def test_a_trajectory_ends_where_the_flow_does():
 SMALL = ["--train-size", "40", "--validation-size", "24", "--batch-size", "16", "--epochs", "2", "--network", "mlp"]
 COMMAND = ["mnist", *SMALL, "--leapfrog-steps", "2", "--likelihood-samples", "7", "--threads", "1"]
 MODELS = ["--model", *study.DEEP, "--flow-layers", "3", "--momenta", "2", "--annealing", "4"]
-KEYS = ["dlgm-K0-S1-A4", "dlgm-planar-K0-S1-L3-A4", "dlgm-nice-K0-S1-L3-A4", "hvi-K2-S1-M2-A4"]
+KEYS = ["dlgm-K0-S1-A4", "dlgm-planar-K0-S1-L3-A4-N100", "dlgm-nice-K0-S1-L3-A4", "hvi-K2-S1-M2-A4"]
 
 
 def hvae(out, *more):
