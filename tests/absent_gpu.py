@@ -39,7 +39,7 @@ from hvae_kernels import _dispatch  # noqa: E402
 BIN = Path(nvidia.__file__).parent / "bin"
 #: Bytes of shared memory that a program may have, by architecture.
 SHARED = {80: 166_912, 90: 232_448}
-DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 #: Tensor cores asynchronously and not, float32 and float64 arithmetic, wide loads, copies past the registers, spills.
 INSTRUCTIONS = ("HGMMA", "HMMA", "DMMA", "FFMA", "DFMA", "LDG.E.128", "LDGSTS", "STG.E.128", "LDL", "STL")
 
@@ -125,10 +125,12 @@ def launch(spec: OpSpec, case: str, dtype: torch.dtype) -> None:
     second_order(spec.op, inputs, upstream, random_like(inputs))
 
 
-def compile_all(ops: list[str], cases: list[str], architecture: int) -> Iterator[tuple[str, str, torch.dtype, Kernel]]:
+def compile_all(
+    ops: list[str], cases: list[str], dtypes: list[str], architecture: int
+) -> Iterator[tuple[str, str, torch.dtype, Kernel]]:
     """``(op, case, dtype, kernel)`` of all that these cases compile and no earlier one did."""
     kernels = install(architecture)
-    for spec, dtype in itertools.product(OPSPECS, DTYPES):
+    for spec, dtype in itertools.product(OPSPECS, map(DTYPES.__getitem__, dtypes)):
         half = dtype is torch.bfloat16
         written = _dispatch.OPS[spec.name].half_precision if half else spec.implementations
         if spec.name not in ops or "triton" not in written or "triton" not in spec.implementations:
@@ -146,12 +148,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--ops", nargs="+", choices=names, default=names)
     parser.add_argument("--cases", nargs="+", default=[], help="of the contract (by default all)")
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
     parser.add_argument("--architecture", type=int, choices=SHARED, default=90)
     parser.add_argument("--instructions", action="store_true", help="count them, too")
     parser.add_argument("--spilled", type=int, metavar="BYTES", help="red if a float32 kernel spills more")
     options = parser.parse_args(arguments)
     red = False
-    for op, case, dtype, kernel in compile_all(options.ops, options.cases, options.architecture):
+    for op, case, dtype, kernel in compile_all(options.ops, options.cases, options.dtypes, options.architecture):
         used = f"{kernel.registers:4} registers, {kernel.spilled:4} B spilled, {kernel.shared:6} B shared"
         line = f"{op:34} {case:16} {str(dtype)[6:]:8} {kernel.name:32} {used}"
         if options.instructions:

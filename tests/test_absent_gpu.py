@@ -35,6 +35,14 @@ def test_every_kernel_compiles(part, tmp_path):
     assert {line.split()[0] for line in lines if "_solve_kernel" in line} >= SOLVED.intersection(ops)
 
 
+@pytest.mark.parametrize("part", range(2))
+def test_kernels_compile_for_sizes_of_one(part, tmp_path):
+    """Triton makes Python's numbers of arguments that are 1, which have none of a tensor's methods."""
+    ops = WRITTEN[part::2]
+    lines = run(tmp_path, TOOL, "--cases", "one_element", "--dtypes", "float32", "--ops", *ops).splitlines()
+    assert {line.split()[0] for line in lines} == set(ops)
+
+
 def test_large_masked_products_use_tensor_cores_asynchronously(tmp_path):
     """In bfloat16; copies run ahead of the products, and nothing is spilled."""
     code = """

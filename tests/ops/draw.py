@@ -162,7 +162,8 @@ MUTATIONS = (
     Mutation(_DRAW, "std::copy_n(rest + (b - inside) * W, width, to + b * width)", "(void)b", _CPP.format("write")),
     Mutation("csrc/cpu/draw.cpp", ".patch = at(of, i * patch)", ".patch = of", _CPP.format("write")),
     Mutation("hvae_kernels/ops/draw/autograd.py", "needs = SOURCE * wanted[0] | ATTENTION * wanted[1]", "needs = SOURCE * wanted[0]", _CPP.format("read")),
+    Mutation(_TRITON, "half = 0.5 - 0.5 * (size * one)", "half = 0.5 - 0.5 * size.to(DTYPE)", "tests/test_absent_gpu.py -k sizes_of_one"),
     Mutation(_TRITON, "value * (step - tl.sum(value * step, axis, keep_dims=True))", "value * step", _INTERPRETED.format("read")),
     Mutation(_TRITON, "tl.store(to + 4, (-scale if WRITES else scale)", "tl.store(to + 4, scale", _INTERPRETED.format("write")),
-    Mutation(_TRITON, "tl.minimum(tl.maximum(tl.floor(place + 0.5), 1.0), length.to(place.dtype))", "tl.floor(place + 0.5)", _TESTS.format("triton")),
+    Mutation(_TRITON, "tl.minimum(tl.maximum(tl.floor(place + 0.5), 1.0), length)", "tl.floor(place + 0.5)", _TESTS.format("triton")),
 )  # fmt: skip

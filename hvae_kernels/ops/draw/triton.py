@@ -15,7 +15,7 @@ from hvae_kernels.ops.draw.autograd import ATTENTION, SOURCE
 @triton.jit
 def _filter(place, length, precision, pixel):
     """A filter at ``place``: values, and derivatives by the place and by log sigma^2; as in csrc/kernels/draw.h."""
-    nearest = tl.minimum(tl.maximum(tl.floor(place + 0.5), 1.0), length.to(place.dtype))
+    nearest = tl.minimum(tl.maximum(tl.floor(place + 0.5), 1.0), length)
     inside = pixel <= length
     step = tl.where(inside, pixel - nearest, 0.0)
     square = step * (step + 2.0 * (nearest - place))
@@ -38,16 +38,17 @@ def _sample_kernel(
     center_x = 0.5 * (width + 1) * (tl.load(numbers).to(DTYPE) + 1.0)
     center_y = 0.5 * (height + 1) * (tl.load(numbers + 1).to(DTYPE) + 1.0)
     precision = exponential(-tl.load(numbers + 2).to(DTYPE))
-    stride = (tl.maximum(width, height) - 1).to(DTYPE) / tl.maximum(size - 1, 1).to(DTYPE)
+    one = tl.full((), 1, DTYPE)  # sizes of 1 are Python's numbers here, which no method casts
+    stride = (tl.maximum(width, height) - 1) * one / (tl.maximum(size - 1, 1) * one)
     stride = stride * exponential(tl.load(numbers + 3).to(DTYPE))
     log_scale = tl.load(numbers + 4).to(DTYPE)
     scale = exponential(-log_scale if WRITES else log_scale)
-    half = 0.5 - 0.5 * size.to(DTYPE)
+    half = 0.5 - 0.5 * (size * one)
     row, column, place = tl.arange(0, BLOCK_HEIGHT), tl.arange(0, BLOCK_WIDTH), tl.arange(0, BLOCK_SIZE)
     filters = place < size
     places = center_x + (place.to(DTYPE) + half) * stride
     across, across_by_place, across_by_variance = _filter(
-        places[:, None], width, precision, (column + 1).to(DTYPE)[None, :]
+        places[:, None], width * one, precision, (column + 1).to(DTYPE)[None, :]
     )
     across = tl.where(filters[:, None], across, 0.0)
     pixels = row[:, None] * width + column[None, :]
@@ -64,7 +65,7 @@ def _sample_kernel(
         mixed = tl.zeros((BLOCK_SIZE, BLOCK_WIDTH), DTYPE)
         for i in range(0, size):
             center = center_y + (i + half) * stride
-            down, down_by_place, down_by_variance = _filter(center, height, precision, (row + 1).to(DTYPE))
+            down, down_by_place, down_by_variance = _filter(center, height * one, precision, (row + 1).to(DTYPE))
             here = place == i
             if image is not None:
                 seen = tl.sum(down[:, None] * x, 0)
