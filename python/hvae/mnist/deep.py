@@ -21,12 +21,15 @@ CONTEXT = 100
 NICE_WIDTH, MOMENTUM_WIDTH = 100, 300
 #: ``softplus`` is 1 there, and with it a planar layer of ``u . w`` the identity.
 IDENTITY = math.log(math.e - 1)
+#: What the encoder's outputs move planar layers by. Outright, with 40 layers on 60,000 digits, the median norm of a
+#: gradient is 306 and the bound falls; by a tenth it is 14, as without layers.
+STEP = 0.1
 
 
 class PlanarModel(Model):
     """A sample of ``q(z_0 | x)`` goes through K planar layers whose parameters are the encoder's for that image.
 
-    They begin as the identity.
+    They begin as the identity, from where the encoder's outputs move them, :data:`STEP` each.
 
     Source: Rezende and Mohamed, Variational inference with normalizing flows, arXiv 1505.05770.
 
@@ -42,12 +45,14 @@ class PlanarModel(Model):
         self.n_layers = n_layers
         w = torch.randn(n_layers, latent) / math.sqrt(latent)
         u = IDENTITY * w / w.square().sum(-1, keepdim=True)
-        networks.widen(encoder, torch.cat([u, w, w.new_zeros(n_layers, 1)], -1).flatten())
+        first = torch.cat([u, w, w.new_zeros(n_layers, 1)], -1)
+        self.register_buffer("first", first)
+        networks.widen(encoder, first.new_zeros(first.numel()))
 
     def transport(self, pixels: Tensor, code: Code, noise: Tensor) -> tuple[Tensor, Tensor | None, Tensor, Decoder]:
         """``(z_K, None, log_abs_det, decode)``."""
         z, _, log_abs_det, decode = super().transport(pixels, code, noise)
-        layers = code.context.unflatten(-1, (self.n_layers, 2 * self.latent + 1)).expand(len(z), -1, -1, -1)
+        layers = (self.first + STEP * code.context.unflatten(-1, self.first.shape)).expand(len(z), -1, -1, -1)
         u, w, b = layers.split([self.latent, self.latent, 1], -1)
         z, planar_log_abs_det = planar_flow(z, u, w, b.squeeze(-1), constrain=True)
         return z, None, log_abs_det + planar_log_abs_det, decode

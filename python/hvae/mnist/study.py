@@ -37,7 +37,7 @@ SANDWICHED = (*MODELS, *SURROGATES, *DEEP, *BRIDGED)
 PRIORS = ("normal", "vamp")
 LEAPFROG_STEPS = {"hvae": 15, "hvae-iaf": 20, "hvi": 8, "uha": 8, "ldvi": 8}
 IAF_WIDTH = {"vae-iaf": 640, "hvae-iaf": 1280, "structured-iaf": 160}
-CLIP_NORM = {"uha": 100, "ldvi": 100, "dlgm-planar": 100}
+CLIP_NORM = {"uha": 100, "ldvi": 100}
 IMPORTANCE_SAMPLES = 40
 COMPONENTS = 500
 NODES, NODE_WIDTH, CONTEXT = 5, 16, 64
@@ -309,8 +309,7 @@ def plan(
 ) -> list[Job]:
     """The jobs of a command; of several ``leapfrog_steps`` each makes one, and None takes each model's own number.
 
-    So it does of ``clip_norm``: leapfrog steps diverge where a decoder is steep for their first step sizes, and many
-    planar layers multiply derivatives until they overflow.
+    So it does of ``clip_norm``: leapfrog steps diverge where a decoder is steep for their first step sizes.
 
     Raises:
         ValueError: a VampPrior or annealing for a model that takes none.
