@@ -1,19 +1,30 @@
 """The kernels on an emulated ARM machine, where its compiler and the emulator are there: arm/check.py."""
 
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 from arm import cases, check
 
 KERNELS = Path(__file__).parents[1] / "csrc" / "kernels"
-TABLE = (Path(check.__file__).with_name("driver.cpp")).read_text()
+TABLE = check.DRIVER.read_text()
 
 
 def test_kernels_on_arm(tmp_path):
     if reason := check.ARM.absent():
         pytest.skip(f"the kernels were not checked on ARM: {reason}")
     assert check.beyond(list(check.outcomes(check.ARM, tmp_path))) == []
+
+
+@pytest.mark.parametrize("compiler", ["clang++-16", "clang++"])
+def test_kernels_are_cpp_for_clang(compiler):
+    """The same table, for this machine; `check.py --native clang++` runs it, too."""
+    if shutil.which(compiler) is None:
+        pytest.skip(f"the kernels were not read by {compiler}, which is not here")
+    flags = [flag for flag in check.build_flags() if flag.startswith(("-std", "-W"))]
+    subprocess.run([compiler, "-fsyntax-only", *flags, check.DRIVER], check=True)
 
 
 @pytest.mark.parametrize("header", sorted(KERNELS.glob("*.h")), ids=lambda path: path.stem)

@@ -99,6 +99,18 @@ def test_an_infinite_pixel_is_infinite_for_filters_that_see_it(each, column):
     assert F.draw_read(image, grid(variance=30.0), 3).eq(math.inf).all()
 
 
+@pytest.mark.parametrize("row", [6, 7, 8])
+@pytest.mark.parametrize("width", [7, 20])
+def test_rows_that_are_not_seen_reach_no_gradient(row, width):
+    """Vectors reach into them from rows that are."""
+    image, attention = torch.rand(1, 1, 9, width), grid(variance=0.002).requires_grad_()
+    patch = torch.ones(1, 1, 1, 1)
+    with hk.use_impl("cpp"):
+        clean = torch.autograd.grad(F.draw_read(image, attention, 1), attention, patch)
+        image[0, 0, row] = math.nan
+        torch.testing.assert_close(torch.autograd.grad(F.draw_read(image, attention, 1), attention, patch), clean)
+
+
 def test_only_what_is_wanted_is_made(monkeypatch):
     from hvae_kernels.ops.draw import autograd
 

@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <limits>
+#include <type_traits>
 
 #include "elementary.h"
 
@@ -15,6 +16,14 @@ HK_INLINE int64_t whole(int64_t n) { return (n + kGroup - 1) / kGroup * kGroup; 
 
 // ---- Products of rows ----
 
+// Rows before `end`, of which the one that is `first` begins at data.
+template <class T>
+struct Segment {
+  const T* data;
+  int64_t first, stride, end;
+  HK_INLINE const T* at(int64_t row) const { return data + (row - first) * stride; }
+};
+
 // Rows of a matrix whose vectors may reach into the next row; those whose vectors would leave it are copies, `width`
 // apart.
 template <class T>
@@ -23,6 +32,10 @@ struct Rows {
   int64_t stride, inside;
   T* rest;
   int64_t width;
+  HK_INLINE Segment<std::remove_const_t<T>> segment(bool copies, int64_t end) const {
+    if (copies) return {rest, inside, width, end};
+    return {data, 0, stride, std::min(end, inside)};
+  }
 };
 // Rows of scratch.
 template <class T>
@@ -74,14 +87,13 @@ HK_INLINE void multiply(const Matrix<T>& a, int64_t n, int64_t valid, T factor, 
           V sums[R][W] = {};
           int64_t k = seen.begin;
           for (const bool rest : {false, true}) {
-            const T* from = rest ? b.rest - b.inside * b.width : b.data;
-            const int64_t stride = rest ? b.width : b.stride, until = rest ? seen.end : std::min(seen.end, b.inside);
-            for (; k < until; ++k) {
+            const Segment<T> rows = b.segment(rest, seen.end);
+            for (; k < rows.end; ++k) {
               V terms[W];
-              for (int w = 0; w < W; ++w) terms[w] = *vectors<Set>(from + k * stride + (v + w) * L);
+              for (int w = 0; w < W; ++w) terms[w] = *vectors<Set>(rows.at(k) + (v + w) * L);
               for (int r = 0; r < R; ++r) {
-                const T weight = a.data[(i + r) * a.row + k * a.column];
-                for (int w = 0; w < W; ++w) sums[r][w] += weight * terms[w];
+                const T entry = a.data[(i + r) * a.row + k * a.column];
+                for (int w = 0; w < W; ++w) sums[r][w] += entry * terms[w];
               }
             }
           }
@@ -101,10 +113,11 @@ HK_INLINE void multiply(const Matrix<T>& a, int64_t n, int64_t valid, T factor, 
 // What the derivatives of filters make of an image's rows, seen through the rows of `spread`: sums over the rows b of
 // derivative[i, b] spread[i] * image[b], lane by lane, with the derivatives by the centres and, a bank of filters behind
 // them, by log sigma^2. to[i] and, behind those of all filters, their second halves: kGroup numbers each, of which the
-// lanes of a vector are written. The product with the image, which both have in common, is made once.
+// lanes of a vector are written. The product with the image, which both have in common, is made once. Of an image's row
+// `valid` numbers count.
 template <class Set, class T>
-HK_INLINE void project(const Matrix<T>& derivatives, int64_t bank, int64_t n, const T* spread,
-                       const Rows<const T>& image, const Window* windows, T* to) {
+HK_INLINE void project(const Matrix<T>& derivatives, int64_t bank, int64_t n, int64_t valid, const T* spread,
+                       const Rows<const T>& image, const T* ramp, const Window* windows, T* to) {
   using V = Vector<T, Set>;
   constexpr int64_t L = kLanes<T, Set>;
   constexpr int kPair = 2, kWide = 4;
@@ -118,16 +131,17 @@ HK_INLINE void project(const Matrix<T>& derivatives, int64_t bank, int64_t n, co
         with_count<kWide>(n / L - v, [&](auto wide) __attribute__((always_inline)) {
           constexpr int W = decltype(wide)::value;
           V across[R][W];
+          const auto counts = *vectors<Set>(ramp + (v + W - 1) * L) < static_cast<T>(valid);
           for (int r = 0; r < R; ++r)
             for (int w = 0; w < W; ++w) across[r][w] = *vectors<Set>(spread + (i + r) * n + (v + w) * L);
           int64_t k = seen.begin;
           for (const bool rest : {false, true}) {
-            const T* from = rest ? image.rest - image.inside * image.width : image.data;
-            const int64_t stride = rest ? image.width : image.stride;
-            for (const int64_t until = rest ? seen.end : std::min(seen.end, image.inside); k < until; ++k) {
+            const Segment<T> rows = image.segment(rest, seen.end);
+            for (; k < rows.end; ++k) {
               V products[R] = {};
               for (int w = 0; w < W; ++w) {
-                const V pixels = *vectors<Set>(from + k * stride + (v + w) * L);
+                V pixels = *vectors<Set>(rows.at(k) + (v + w) * L);
+                if (w == W - 1) pixels = counts ? pixels : V{};
                 for (int r = 0; r < R; ++r) products[r] += across[r][w] * pixels;
               }
               for (int r = 0; r < R; ++r) {
@@ -153,8 +167,7 @@ HK_INLINE void multiply_row(int64_t n, const T* a, int64_t m, const T* b, T fact
   const int64_t blocks = (m + kRows - 1) / kRows;
   for (int64_t block = 0, j = 0; block < blocks; ++block) {
     const int64_t rows = (m - j) / (blocks - block);
-    V sums[kRows];
-    for (V& sum : sums) sum = V{};
+    Vectors<T, Set, kRows> sums{};
     with_count<kRows>(rows, [&](auto count) __attribute__((always_inline)) {
       constexpr int R = decltype(count)::value;
       V some[R] = {};
@@ -173,15 +186,15 @@ HK_INLINE void multiply_row(int64_t n, const T* a, int64_t m, const T* b, T fact
 
 // ---- Filters ----
 
-// exp(x) for x <= 0, and 0 in place of numbers that are not normal: they are slow, and too small to be seen beside 1.
+// exp(x) for x <= 0, and 0 for what is too small to be seen beside 1: shares of it might not be normal, which is slow.
 template <class T>
-constexpr T kLeast = sizeof(T) == 4 ? T(-87) : T(-708);
+constexpr T kLeast = sizeof(T) == 4 ? T(-80) : T(-700);
 template <class T>
 HK_INLINE T weight(T x) {
   return x < kLeast<T> ? T(0) : exp_normal(x < kLeast<T> ? kLeast<T> : x);
 }
 
-// Where a filter lies: twice the way from its centre to the nearest pixel, and that pixel's number, less.
+// Where a filter lies: twice the way from its centre to the nearest pixel, and 1 less that pixel's number.
 template <class T>
 struct Place {
   T twice, first;
@@ -198,8 +211,8 @@ HK_INLINE void for_groups(int64_t width, Window window, const F& f) {
 
 // `size` filters on pixels 1 to `length`, their centres `stride` apart around `center`: rows of whole(length) numbers,
 // then, if kDerivatives, as many by the centres and by log sigma^2. Pixels are counted from the one that is nearest to
-// the centre, where the exponent is 0: the sum is at least 1, and nothing cancels. Further from it than `radius` all
-// weights are 0: windows, of each filter, are what is left. ramp: 0, 1, ...
+// the centre, where the exponent is 0: the sum is at least 1, and nothing cancels. Further from it than `radius` and a
+// pixel all weights are 0: windows, of each filter, are what is left. ramp: 0, 1, ...
 template <class Set, bool kDerivatives, class T>
 HK_INLINE void filters(int64_t size, int64_t length, double center, double stride, double precision, double radius,
                        const T* ramp, T* to, Window* windows, Place<T>* places) {
@@ -228,8 +241,7 @@ HK_INLINE void filters(int64_t size, int64_t length, double center, double strid
   for (int64_t begin = 0; begin < size; begin += kRows) {
     const int64_t rows = std::min<int64_t>(kRows, size - begin);
     constexpr int kAll = kDerivatives ? 4 : 1;  // sums of weights, of steps and of squares
-    V sums[kAll * kRows];
-    for (V& sum : sums) sum = V{};
+    Vectors<T, Set, kAll * kRows> sums{};
     for (int64_t r = 0; r < rows; ++r) {
       const T* row = to + (begin + r) * width;
       const Place<T> place = places[begin + r];
@@ -322,7 +334,7 @@ struct Sample {
     Window* windows = reinterpret_cast<Window*>(rest + sizes.rest + sizes.places);
     const double gamma = static_cast<double>(attention[4]);
     const double logs[4] = {static_cast<double>(attention[3]), -static_cast<double>(attention[2]),
-                            writes ? -gamma : gamma, 0};
+                            writes ? -gamma : gamma, 0};  // four: whole vectors
     double powers[4];
     exponentials<T>(logs, powers);
     const double reach = static_cast<double>(std::max(width, height) - 1) / std::max<int64_t>(size - 1, 1);
@@ -357,8 +369,8 @@ struct Sample {
         multiply<Set>(Matrix<T>{p, size, size, size, 1}, W, width, T(1), whole_rows<const T>(across, W),
                       whole_rows(spread, W), ramp, all);
       if constexpr (kAttention)
-        project<Set>(Matrix<T>{along + size * H, size, height, H, 1}, size * H, W, spread, rows_of_image, windows,
-                     projected);
+        project<Set>(Matrix<T>{along + size * H, size, height, H, 1}, size * H, W, width, spread, rows_of_image, ramp,
+                     windows, projected);
       if (d_patch)
         for (int64_t i = 0; i < size; ++i)
           multiply_row<Set>(W, read + i * W, size, across, factor, d_patch + (c * size + i) * size);
@@ -385,8 +397,7 @@ struct Sample {
           const T *row = spread + i * W, *column = mixed + i * W, *down = read + i * W, *over = across + i * W;
           const T* by_rows = projected + i * kGroup;
           using V = Vector<T, Set>;
-          V sums[4];  // of the patch, by y, by x, by log sigma^2
-          sums[0] = sums[2] = V{};
+          Vectors<T, Set, 4> sums{};  // of the patch, by y, by x, by log sigma^2
           sums[1] = *vectors<Set>(by_rows), sums[3] = *vectors<Set>(by_rows + size * kGroup);
           for (int64_t v = 0; v < W; v += kLanes<T, Set>) {
             const V at_column = *vectors<Set>(column + v);

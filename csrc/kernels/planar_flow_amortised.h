@@ -33,7 +33,7 @@ HK_INLINE void for_pieces(int64_t d, const F& f) {
   for (int64_t begin = 0; begin < d; begin += kShort) f(begin, std::min(d, begin + kShort));
 }
 
-#if HK_X86_SETS
+#if HK_X86_SETS && !defined(__clang__)
 template <class Set, class T>
 struct Numbers {
   T at[kLanes<T, Set>];
@@ -45,7 +45,7 @@ HK_INLINE unsigned short first_lanes(int64_t n) { return static_cast<unsigned sh
 // together one by one are waited for.
 template <class Set, class T>
 HK_INLINE Vector<T, Set> part(const T* p, int64_t n) {
-#if HK_X86_SETS
+#if HK_X86_SETS && !defined(__clang__)
   if constexpr (Set::kVectorBytes == 64) {
     Vector<T, Set> value;
     const unsigned short mask = first_lanes(n);
@@ -74,7 +74,7 @@ HK_INLINE Vector<T, Set> part(const T* p, int64_t n) {
 }
 template <class Set, class T>
 HK_INLINE void store_part(Vector<T, Set> value, T* p, int64_t n) {
-#if HK_X86_SETS
+#if HK_X86_SETS && !defined(__clang__)
   if constexpr (Set::kVectorBytes == 64) {
     const unsigned short mask = first_lanes(n);
     if constexpr (sizeof(T) == 4)
@@ -102,9 +102,13 @@ HK_INLINE void for_vectors(int64_t begin, int64_t end, const F& f) {
       [left](Vector<T, Set> value, T* p) __attribute__((always_inline)) { store_part<Set>(value, p, left); });
 }
 
-// to[r] += the sum of sums[r]'s lanes, of each row.
+// A vector of sums for each row.
+template <class T, class Set>
+using RowSums = Vectors<T, Set, kTogether>;
+
+// to[r] += the sum of sums[r]'s lanes, which is taken in T: there are no more of them than of a piece.
 template <class Set, class T>
-HK_INLINE void add_totals(const Vector<T, Set> (&sums)[kTogether], double* to) {
+HK_INLINE void add_totals(const RowSums<T, Set>& sums, double* to) {
   T lanes[std::max(kTogether, kLanes<T, Set>)];
   store_totals<Set, T>(sums, lanes);
   for (int64_t r = 0; r < kTogether; ++r) to[r] += lanes[r];
@@ -141,7 +145,7 @@ struct AmortisedForward {
     constexpr int64_t kAhead = 1024 / sizeof(T);  // of each row's layers, more rows than a CPU follows by itself
     double logs[kTogether] = {}, project[kTogether] = {}, along[kTogether] = {}, square[kTogether] = {};
     for (int64_t k = 0; k < row.layers; ++k) {
-      Vector<T, Set> wz[kTogether], uw[kTogether], ww[kTogether];
+      RowSums<T, Set> wz, uw, ww;
       for (int64_t r = rows; r < kTogether; ++r) wz[r] = uw[r] = ww[r] = Vector<T, Set>{};
       for (int64_t r = 0; r < rows; ++r) {
         const T *u = row.u + row.at(r, k), *w = row.w + row.at(r, k), *here = z + r * width;
@@ -227,7 +231,7 @@ struct AmortisedBackward {
   template <class Set, bool kConstrain>
   HK_INLINE void forth(int64_t k) const {
     double project[kTogether] = {}, along[kTogether] = {}, square[kTogether] = {}, log[kTogether] = {};
-    Vector<T, Set> uw[kTogether], ww[kTogether];
+    RowSums<T, Set> uw, ww;
     for (int64_t r = rows; r < kTogether; ++r) uw[r] = ww[r] = Vector<T, Set>{};
     for (int64_t r = 0; r < rows; ++r) {
       const T *u = row.u + row.at(r, k), *w = row.w + row.at(r, k);
@@ -282,7 +286,7 @@ struct AmortisedBackward {
     const double *ratio = of(k, kRatio), *sigmoid = of(k, kSigmoid), *squares = of(k, kSquare);
     const int64_t ahead = rows * row.layers * row.d;  // to the rows after these: into the second cache meanwhile
     double by_u[kTogether] = {}, by_w[kTogether] = {};
-    Vector<T, Set> gu[kTogether], gw[kTogether];
+    RowSums<T, Set> gu, gw;
     for (int64_t r = rows; r < kTogether; ++r) gu[r] = gw[r] = Vector<T, Set>{};
     for (int64_t r = 0; r < rows; ++r) {
       const T *u = row.u + row.at(r, k), *w = row.w + row.at(r, k), *here = g + r * width;

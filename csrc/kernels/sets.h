@@ -139,10 +139,16 @@ HK_INLINE double total(const Vector<T, Set>& lanes) {
 
 // ---- Sums of the lanes of several vectors at once: two shuffles and a sum make one vector of two ----
 
+// So many vectors, aligned to their size: clang takes what a reference refers to for aligned.
+template <class T, class Set, size_t kVectors>
+struct alignas(Set::kVectorBytes) Vectors {
+  Vector<T, Set> at[kVectors];
+  HK_INLINE Vector<T, Set>& operator[](size_t i) { return at[i]; }
+};
+
 // Of every kBlock lanes the first half (kSecond: the second) of a and b in turns, kUnit lanes at a time.
 template <class Set, class T, int64_t kUnit, int64_t kBlock, bool kSecond, int64_t... kLane>
-HK_INLINE Vector<T, Set> in_turns(const Vector<T, Set>& a, const Vector<T, Set>& b,
-                                  std::integer_sequence<int64_t, kLane...>) {
+HK_INLINE Vector<T, Set> in_turns(Vector<T, Set> a, Vector<T, Set> b, std::integer_sequence<int64_t, kLane...>) {
   constexpr auto from = [](int64_t lane) {
     const int64_t place = lane % kBlock, unit = place / kUnit;
     return lane - place + (kSecond ? kBlock / 2 : 0) + unit / 2 * kUnit + place % kUnit;
@@ -155,18 +161,19 @@ HK_INLINE Vector<T, Set> in_turns(const Vector<T, Set>& a, const Vector<T, Set>&
 #endif
 }
 
-// Lane r of the result is the sum of sums[r]'s lanes, in T. There are no more vectors than lanes; other lanes hold anything.
+// Lane r of the result is the sum of sums[r]'s lanes, in T. There are no more vectors than lanes; other lanes hold
+// anything.
 template <class Set, class T, int64_t kUnit = 1, size_t kVectors>
-HK_INLINE Vector<T, Set> totals(const Vector<T, Set> (&sums)[kVectors]) {
+HK_INLINE Vector<T, Set> totals(const Vectors<T, Set, kVectors>& sums) {
   constexpr int64_t kPiece = 16 / sizeof(T), kBlock = kUnit < kPiece ? kPiece : kLanes<T, Set>;  // across pieces last
   if constexpr (kUnit == kLanes<T, Set>) {
     static_assert(kVectors == 1);
-    return sums[0];
+    return sums.at[0];
   } else {
     constexpr auto lanes = std::make_integer_sequence<int64_t, kLanes<T, Set>>();
-    Vector<T, Set> fewer[(kVectors + 1) / 2];
+    Vectors<T, Set, (kVectors + 1) / 2> fewer;
     for (size_t r = 0; r < kVectors; r += 2) {
-      const Vector<T, Set>&a = sums[r], &b = sums[r + 1 < kVectors ? r + 1 : r];
+      const Vector<T, Set> a = sums.at[r], b = sums.at[r + 1 < kVectors ? r + 1 : r];
       fewer[r / 2] = in_turns<Set, T, kUnit, kBlock, false>(a, b, lanes) +
                      in_turns<Set, T, kUnit, kBlock, true>(a, b, lanes);
     }
@@ -174,14 +181,15 @@ HK_INLINE Vector<T, Set> totals(const Vector<T, Set> (&sums)[kVectors]) {
   }
 }
 
-// to[r] is the sum of sums[r]'s lanes, in T, for any number of vectors; `to` has room for whole vectors.
+// to[r] is the sum of sums[r]'s lanes, in T, for fewer vectors than lanes or a multiple of those. Whole vectors are
+// written.
 template <class Set, class T, size_t kVectors>
-HK_INLINE void store_totals(const Vector<T, Set> (&sums)[kVectors], T* to) {
+HK_INLINE void store_totals(const Vectors<T, Set, kVectors>& sums, T* to) {
   constexpr size_t kSome = std::min<size_t>(kVectors, kLanes<T, Set>);
   static_assert(kVectors % kSome == 0);
   for (size_t r = 0; r < kVectors; r += kSome) {
-    Vector<T, Set> some[kSome];
-    for (size_t i = 0; i < kSome; ++i) some[i] = sums[r + i];
+    Vectors<T, Set, kSome> some;
+    for (size_t i = 0; i < kSome; ++i) some[i] = sums.at[r + i];
     *vectors<Set>(to + r) = totals<Set, T>(some);
   }
 }

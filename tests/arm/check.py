@@ -29,6 +29,7 @@ from torch import Tensor  # noqa: E402
 
 from hvae_kernels import testing  # noqa: E402
 
+DRIVER = Path(__file__).with_name("driver.cpp")
 #: As in the contract.
 DOUBLE_TOLERANCE = 1e-12
 #: What an argument is, as driver.cpp numbers it.
@@ -72,10 +73,13 @@ class Outcome:
 def build(target: Target, folder: Path) -> Path:
     """The driver, compiled as the extension is."""
     driver = folder / "driver"
-    flags = runpy.run_path(str(ROOT / "setup.py"), run_name="flags")["FLAGS"]
-    source = Path(__file__).with_name("driver.cpp")
-    subprocess.run([*target.compiler, *flags, str(source), "-o", str(driver)], check=True)
+    subprocess.run([*target.compiler, *build_flags(), str(DRIVER), "-o", str(driver)], check=True)
     return driver
+
+
+def build_flags() -> list[str]:
+    """The extension's."""
+    return runpy.run_path(str(ROOT / "setup.py"), run_name="flags")["FLAGS"]
 
 
 def outcomes(target: Target, folder: Path) -> Iterator[Outcome]:

@@ -52,7 +52,7 @@ def one(function: Callable[..., Tensor], **small: Any) -> Callable[..., tuple[Te
     return lambda *inputs, **options: (function(*inputs, **{**small, **options}),)
 
 
-FAR = "a weight that is no normal number is 0, and what no filter weighs is not read"
+FAR = "a weight that is very small is 0, and rows that no filter near weighs are not read"
 CASES = {
     "plain": {"shape": (7, 6)},
     "no_rows": {"shape": (0, 5)},
@@ -156,8 +156,8 @@ MUTATIONS = (
     Mutation(_DRAW, "* (at_x + at_y);", "* at_x;", _CPP.format("read")),
     Mutation(_DRAW, "scale * by_stride * stride", "scale * by_stride", _CPP.format("read")),
     Mutation(_DRAW, "< end ? sums[r][w] * factor : V{}", "< end + 1 ? sums[r][w] * factor : V{}", _TESTS.format("infinite")),
-    Mutation(_DRAW, "for (const int64_t until = rest ? seen.end :", "for (const int64_t until = rest ? k :", _CPP.format("read")),
-    Mutation(_DRAW, "until = rest ? seen.end : std::min(seen.end, b.inside);", "until = std::min(seen.end, b.inside);", _CPP.format("read")),
+    Mutation(_DRAW, "if (copies) return {rest, inside, width, end};", "if (copies) return {rest, inside, width, inside};", _CPP.format("read")),
+    Mutation(_DRAW, "if (w == W - 1) pixels = counts ? pixels : V{};", "", _TESTS.format("not_seen")),
     Mutation(_DRAW, "by_variance[r] += at[bank] * products[r];", "by_variance[r] += at[0] * products[r];", _CPP.format("write")),
     Mutation(_DRAW, "std::copy_n(rest + (b - inside) * W, width, to + b * width)", "(void)b", _CPP.format("write")),
     Mutation("csrc/cpu/draw.cpp", ".patch = at(of, i * patch)", ".patch = of", _CPP.format("write")),
