@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from test_cpu_sets import each_set
 
 import hvae_kernels as hk
 from hvae_kernels import functional as F
@@ -99,13 +100,14 @@ def test_an_infinite_pixel_is_infinite_for_filters_that_see_it(each, column):
     assert F.draw_read(image, grid(variance=30.0), 3).eq(math.inf).all()
 
 
+@each_set
 @pytest.mark.parametrize("row", [6, 7, 8])
 @pytest.mark.parametrize("width", [7, 20])
-def test_rows_that_are_not_seen_reach_no_gradient(row, width):
+def test_rows_that_are_not_seen_reach_no_gradient(row, width, cpu_set):
     """Vectors reach into them from rows that are."""
     image, attention = torch.rand(1, 1, 9, width), grid(variance=0.002).requires_grad_()
     patch = torch.ones(1, 1, 1, 1)
-    with hk.use_impl("cpp"):
+    with hk.use_impl("cpp"), hk.use_cpu(cpu_set):
         clean = torch.autograd.grad(F.draw_read(image, attention, 1), attention, patch)
         image[0, 0, row] = math.nan
         torch.testing.assert_close(torch.autograd.grad(F.draw_read(image, attention, 1), attention, patch), clean)

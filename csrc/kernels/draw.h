@@ -121,14 +121,15 @@ HK_INLINE void project(const Matrix<T>& derivatives, int64_t bank, int64_t n, in
   using V = Vector<T, Set>;
   constexpr int64_t L = kLanes<T, Set>;
   constexpr int kPair = 2, kWide = 4;
+  const int64_t all = (valid + L - 1) / L;
   for (int64_t i = 0; i < derivatives.m; i += kPair)
     with_count<kPair>(derivatives.m - i, [&](auto row_count) __attribute__((always_inline)) {
       constexpr int R = decltype(row_count)::value;
       Window seen = windows[i];
       for (int r = 1; r < R; ++r) seen = both(seen, windows[i + r]);
       V by_place[R] = {}, by_variance[R] = {};
-      for (int64_t v = 0; v < n / L;)
-        with_count<kWide>(n / L - v, [&](auto wide) __attribute__((always_inline)) {
+      for (int64_t v = 0; v < all;)
+        with_count<kWide>(all - v, [&](auto wide) __attribute__((always_inline)) {
           constexpr int W = decltype(wide)::value;
           V across[R][W];
           const auto counts = *vectors<Set>(ramp + (v + W - 1) * L) < static_cast<T>(valid);
