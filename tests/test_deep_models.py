@@ -335,7 +335,7 @@ def test_a_trajectory_ends_where_the_flow_does():
 SMALL = ["--train-size", "40", "--validation-size", "24", "--batch-size", "16", "--epochs", "2", "--network", "mlp"]
 COMMAND = ["mnist", *SMALL, "--leapfrog-steps", "2", "--likelihood-samples", "7", "--threads", "1"]
 MODELS = ["--model", *study.DEEP, "--flow-layers", "3", "--momenta", "2", "--annealing", "4"]
-KEYS = ["dlgm-K0-S1-A4", "dlgm-planar-K0-S1-L3-A4", "dlgm-nice-K0-S1-L3-A4", "hvi-K2-S1-M2-A4"]
+KEYS = ["dlgm-K0-S1-A4", "dlgm-planar-K0-S1-L3-A4", "dlgm-nice-K0-S1-L3-A4", "hvi-K2-S1-M2-A4-N100"]
 
 
 def hvae(out, *more):
@@ -367,7 +367,7 @@ def test_results_and_report(finished, capsys):
     table = check_what_is_seen(lambda out, *more: hvae(out, *MODELS, *more), finished, capsys)
     assert [line.split(",")[0] for line in table[-4:]] == [key.split("-K")[0] for key in KEYS]
     text = (finished / "report.md").read_text()
-    for name in (*(f"samples-{key}" for key in KEYS), "trajectories-hvi-K2-S1-M2-A4"):
+    for name in (*(f"samples-{key}" for key in KEYS), "trajectories-hvi-K2-S1-M2-A4-N100"):
         assert f"({name}.png)" in text
     assert "| hvi, K = 2, 2 momenta, annealed for 4 updates " in text
     assert "- A maxout network has 40 latent dimensions" in text

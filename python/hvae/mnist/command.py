@@ -86,7 +86,8 @@ def _training_arguments(add: Callable[..., Any]) -> None:
         help="in which structured models learn their gates, by default a quarter",
     )
     add("--annealing", type=integer(0), default=0, metavar="STEPS", help="in which the log joint's weight grows to 1")
-    add("--clip-norm", type=integer(0), metavar="NORM", help="of gradients; 0: any; by default 100 for uha and ldvi")
+    clipped = f"of gradients; 0: any; by default 100 for {', '.join(study.CLIP_NORM)}"
+    add("--clip-norm", type=integer(0), metavar="NORM", help=clipped)
     add("--decoder", type=Path, metavar="FILE", help="a finished job's, whose decoder all models take and keep")
 
 
