@@ -172,14 +172,14 @@ def test_hamiltonian_inference_by_its_formula():
         return torch.autograd.grad(joint(z).sum(), z)[0]
 
     for forward, reverse, gamma in zip(model.forward_models, model.reverse_models, others, strict=True):
-        loc, log_scale = forward.layers(torch.cat([z, context], -1)).split(3, -1)
+        loc, log_scale = (0.1 * forward.layers(torch.cat([z, context], -1))).split(3, -1)
         v = loc + log_scale.exp() * gamma
         expected = expected - Normal(loc, log_scale.exp()).log_prob(v).sum(-1)
         for _ in range(2):
             v = v + model.hamiltonian.step_size / 2 * slope(z)
             z = z + model.hamiltonian.step_size * v
             v = v + model.hamiltonian.step_size / 2 * slope(z)
-        loc, log_scale = reverse.layers(torch.cat([z, context], -1)).split(3, -1)
+        loc, log_scale = (0.1 * reverse.layers(torch.cat([z, context], -1))).split(3, -1)
         expected = expected + Normal(loc, log_scale.exp()).log_prob(v).sum(-1)
     torch.testing.assert_close(model(x, eps[None])[0], expected + joint(z))
 
@@ -206,12 +206,12 @@ def test_where_leapfrog_leaves_the_posterior_as_it_is_every_weight_is_the_eviden
     linear_momenta(model)
     variance = 1 - model.hamiltonian.step_size.square() * precision_of(plain) / 4
     for momentum in (*model.forward_models, *model.reverse_models):
-        momentum.layers.bias[LATENT:] = variance.log() / 2
+        momentum.layers.bias[LATENT:] = variance.log() / 2 / deep.STEP
     x, eps = torch.randn(5, PIXELS, dtype=torch.float64), noise(model, 50, 5)
     z, *_ = model.transport(x, model.encode(x), eps)
     assert (z - plain.transport(x, plain.encode(x), eps[..., :LATENT])[0]).abs().mean() > 0.1
     torch.testing.assert_close(model(x, eps), plain.evidence(x).expand(50, -1))
-    model.reverse_models[0].layers.bias += 0.1
+    model.reverse_models[0].layers.bias += 1.0
     assert (expected_bound(model, x) < plain.evidence(x) - 1e-3).all()
 
 
@@ -227,7 +227,7 @@ def test_with_the_exact_way_back_the_gap_is_the_divergence_of_z(monkeypatch):
     offset, scales, momenta = (torch.rand(3, LATENT, dtype=torch.float64) + 0.5).unbind()
     layer.bias[:LATENT] += offset
     layer.bias[LATENT : 2 * LATENT] = scales.log()
-    model.forward_models[0].layers.bias[LATENT:] = momenta.log()
+    model.forward_models[0].layers.bias[LATENT:] = momenta.log() / deep.STEP
     a, b = 1 - step**2 * precision / 2, step  # one step: (y, v) to (a y + b v, c y + a v)
     c = -precision * step * (1 - step**2 * precision / 4)
     maps = torch.stack([torch.stack([a, b], -1), torch.stack([c, a], -1)], -2).matrix_power(3)
@@ -235,16 +235,16 @@ def test_with_the_exact_way_back_the_gap_is_the_divergence_of_z(monkeypatch):
     covariance = maps @ torch.diag_embed(torch.stack([scales, momenta], -1).square()) @ maps.mT
     gain = covariance[:, 0, 1] / covariance[:, 0, 0]
     back = model.reverse_models[0].layers
-    back.weight[:LATENT, : 2 * LATENT] = torch.cat([gain.diag(), -gain.diag()], -1)
-    back.bias[:LATENT] = mean[:, 1] - gain * mean[:, 0]
-    back.bias[LATENT:] = (covariance[:, 1, 1] - gain * covariance[:, 0, 1]).log() / 2
+    back.weight[:LATENT, : 2 * LATENT] = torch.cat([gain.diag(), -gain.diag()], -1) / deep.STEP
+    back.bias[:LATENT] = (mean[:, 1] - gain * mean[:, 0]) / deep.STEP
+    back.bias[LATENT:] = (covariance[:, 1, 1] - gain * covariance[:, 0, 1]).log() / 2 / deep.STEP
     end = Normal(mean[:, 0], covariance[:, 0, 0].sqrt())
     gap = torch.distributions.kl_divergence(end, Normal(torch.zeros_like(precision), precision.rsqrt())).sum()
     x = torch.randn(5, PIXELS, dtype=torch.float64)
     exact = plain.evidence(x) - gap
     torch.testing.assert_close(expected_bound(model, x), exact)
     for parameter in (back.weight, back.bias):
-        parameter[:LATENT] += 0.1 * torch.randn_like(parameter[:LATENT])
+        parameter[:LATENT] += torch.randn_like(parameter[:LATENT])
         assert (expected_bound(model, x) < exact).all(), "no other Gaussian of the way back is better"
 
 
@@ -257,7 +257,7 @@ def test_the_expected_bound_is_never_above_the_evidence(n_steps, step_size_logit
     linear_momenta(model)
     model.hamiltonian.step_size_logit.fill_(step_size_logit)
     for momentum in (*model.forward_models, *model.reverse_models):
-        momentum.layers.weight[:LATENT].normal_(std=0.2), momentum.layers.bias.normal_(std=0.5)
+        momentum.layers.weight[:LATENT].normal_(std=2.0), momentum.layers.bias.normal_(std=5.0)
     x = torch.randn(50, PIXELS, dtype=torch.float64)
     assert (expected_bound(model, x) < plain.evidence(x)).all()
 

@@ -35,8 +35,8 @@ MORE_NOTES = {
 - A maxout network has 40 latent dimensions, and two hidden layers of 400 units, each the largest of 4 linear maps, in
   the encoder and in the decoder. dlgm has a diagonal Gaussian posterior, which planar layers carry on whose parameters
   are the encoder's for each image (dlgm-planar), additive couplings of alternating halves (dlgm-nice), or leapfrog
-  steps with a learned model of the momentum's way back (hvi). Layers begin as the identity, from where a tenth of the
-  encoder's outputs moves planar ones; leapfrog steps begin short.
+  steps with a learned model of the momentum's way back (hvi). Layers begin as the identity, momenta as N(0, I),
+  leapfrog steps short; a tenth of networks' outputs moves planar layers and momenta.
 - Printed figures are of other settings, and stand beside runs of any network. Those of dlgm, dlgm-planar and dlgm-nice,
   from memory: 500,000 updates of RMSprop at 1e-5 with 100 images each, the log joint annealed in the first 10,000.
   Those of hvi are another paper's, of another network: log-likelihoods by importance sampling, no bounds. The *train*
