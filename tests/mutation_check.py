@@ -110,6 +110,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation("python/hvae/runs.py", '("experiment", *fixed, *made)', '("experiment", *fixed)', "tests/test_runs.py -k told"),
     Mutation("python/hvae/annealed.py", "-iwae_bound(-backward)", "iwae_bound(backward)", "tests/test_priors.py -k sandwich"),
     Mutation("python/hvae/mnist/models.py", "self.decoder.train(mode and not self.frozen)", "self.decoder.train(mode)", "tests/test_mnist_annealed.py -k decoder_is_kept and conv"),
+    Mutation("python/hvae/mnist/deep.py", "(self.first + STEP * code.context", "(self.first + code.context", "tests/test_deep_models.py -k planar_layers_by_a_tenth"),
+    Mutation("python/hvae/mnist/deep.py", "(STEP * self.layers(", "(self.layers(", "tests/test_deep_models.py -k by_its_formula"),
     Mutation("python/hvae/mnist/train.py", "            self.bound_gradients(step)\n", "", "tests/test_mnist_annealed.py -k every_update_is_clipped"),
     Mutation("python/hvae/mnist/command.py", "clip_norm=args.clip_norm,", "", "tests/test_mnist_annealed.py -k command_clips"),
     Mutation("python/hvae/mnist/train.py", "if not self.job.clip_norm:", "if False:", "tests/test_mnist_annealed.py -k overflows"),
