@@ -118,6 +118,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation("python/hvae/mnist/train.py", "(parameters.values(), self.job.clip_norm, norm)", "([], self.job.clip_norm, norm)", "tests/test_mnist_annealed.py -k clipped"),
     Mutation("python/hvae/mnist/models.py", "self.decoder.requires_grad_(False)", "self.decoder", "tests/test_mnist_annealed.py -k decoder_is_kept and mlp"),
     Mutation("python/hvae/mnist/study.py", "(self.n_steps + 1) if self.n_steps", "self.n_steps if self.n_steps", "tests/test_mnist_annealed.py -k passes"),
+    Mutation("python/hvae/draw/models.py", "gates = held + F.linear(", "gates = F.linear(", "tests/test_draw_study.py -k formulas"),
     Mutation("python/hvae/priors/likelihood.py", "log_weight + density", "density", "tests/test_priors.py -k quadrature"),
     Mutation("python/hvae/priors/train.py", "range(state.sandwich.shape[1], n_points", "range(0, n_points", "tests/test_priors.py -k kill"),
     Mutation("python/hvae/experiment.py", "setattr(self.state, name, part.state_dict())", "pass", "tests/test_priors.py -k killed"),

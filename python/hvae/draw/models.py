@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hvae.data.mnist import N_PIXELS, SIDE
@@ -18,6 +20,10 @@ READ, WRITE = 2, 5
 #: How they begin, in shares of the image's side: from the first to the last, of a read at most a quarter from one to
 #: the next; and the gain of a read.
 READ_SPAN, WRITE_SPAN, READ_STRIDE, READ_GAIN = 0.4, 0.6, 1 / 4, 4.0
+
+
+#: Of an LSTM cell: ``(hidden, cell)``, each ``(B, units)``.
+State = tuple[Tensor, Tensor]
 
 
 class Drawn(NamedTuple):
@@ -52,6 +58,24 @@ class Picture(NamedTuple):
     writes: Tensor | None
 
 
+class Encoder(nn.LSTMCell):
+    """An LSTM cell, of whose inputs the first may be the same in every step."""
+
+    def holding(self, first: Tensor) -> Callable[[Tensor, State], State]:
+        """The cell as a function of its other inputs and its state; the product of ``first (B, c)`` is made once."""
+        of_first, of_rest = self.weight_ih.tensor_split([first.shape[-1]], -1)
+        held = F.linear(first, of_first, self.bias_ih)
+
+        def step(rest: Tensor, state: State) -> State:
+            hidden, cell = state
+            gates = held + F.linear(rest, of_rest) + F.linear(hidden, self.weight_hh, self.bias_hh)
+            enter, keep, candidate, leave = gates.chunk(4, -1)
+            cell = keep.sigmoid() * cell + enter.sigmoid() * candidate.tanh()
+            return leave.sigmoid() * cell.tanh(), cell
+
+        return step
+
+
 class Draw(nn.Module):
     """In each of T steps: ``x^ = x - sigmoid(c)``, ``r = read(x, x^)``, ``z ~ q(encoder(r, h))``, ``h = decoder(z)``.
 
@@ -81,7 +105,7 @@ class Draw(nn.Module):
     ):
         super().__init__()
         self.steps, self.attention, self.hidden, self.latent, self.read = steps, attention, hidden, latent, read
-        self.encoder = nn.LSTMCell((2 * read**2 if attention else 2 * N_PIXELS) + hidden, hidden)
+        self.encoder = Encoder((2 * read**2 if attention else 2 * N_PIXELS) + hidden, hidden)
         self.posterior = nn.Linear(hidden, 2 * latent)
         self.decoder = nn.LSTMCell(latent, hidden)
         self.write = nn.Linear(hidden, WRITE**2 if attention else N_PIXELS)
@@ -102,13 +126,13 @@ class Draw(nn.Module):
     def run(self, pixels: Tensor, noise: Tensor) -> tuple[Drawn, Picture]:
         """:meth:`forward`, and how the canvas and the windows moved."""
         x = pixels.to(noise.dtype)
-        canvas, states = self._begin(noise)
-        encoded, decoded = states
+        canvas, (encoded, decoded) = self._begin(noise)
+        encode = self.encoder if self.attention else self.encoder.holding(x)
         divergence = log_ratio = x.new_zeros(len(x))
         canvases, reads, writes = [], [], []
         for step_noise in noise:
             seen, at = self._read(x, x - canvas.sigmoid(), decoded[0])
-            encoded = self.encoder(torch.cat([seen, decoded[0]], -1), encoded)
+            encoded = encode(torch.cat([seen, decoded[0]], -1), encoded)
             loc, log_scale = self.posterior(encoded[0]).chunk(2, -1)
             z = loc + log_scale.exp() * step_noise
             divergence = divergence + standard_normal_divergence(loc, log_scale)
@@ -132,14 +156,15 @@ class Draw(nn.Module):
             writes.append(to)
         return self._picture(canvases, [None], writes)
 
-    def _begin(self, noise: Tensor) -> tuple[Tensor, tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]]:
+    def _begin(self, noise: Tensor) -> tuple[Tensor, tuple[State, State]]:
         batch = noise.shape[1]
         first, second, third, fourth = (state.expand(batch, -1) for state in self.states)
         return self.canvas.expand(batch, -1), ((first, second), (third, fourth))
 
     def _read(self, x: Tensor, error: Tensor, state: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Patches of both, or the error alone, as the image is the same in every step; and the attention's numbers."""
         if not self.attention:
-            return torch.cat([x, error], -1), None
+            return error, None
         at = self.read_at(state)
         images = torch.stack([x, error], 1).unflatten(-1, (SIDE, SIDE))
         return draw_read(images, at, self.read).flatten(1), at
