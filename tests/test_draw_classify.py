@@ -109,10 +109,10 @@ def test_measures_are_the_cross_entropy_and_the_wrong_ones():
     loss, wrong = classify.measures(logits, labels)
     torch.testing.assert_close(loss, -(logits.log_softmax(-1)[range(7), labels.long()]).sum())
     assert wrong == 3
-    images = torch.arange(7.0)[:, None]
+    images = torch.arange(0, 70, 10, dtype=torch.uint8)[:, None]  # intensities, of which the model sees [0, 1]
     model = nn.Sequential(nn.Linear(1, 10))
     mean, error = classify.evaluate(model, images.repeat(100, 1), labels.repeat(100))
-    loss, wrong = classify.measures(model(images), labels)
+    loss, wrong = classify.measures(model(images / 255), labels)
     assert mean == pytest.approx(loss.item() / 7, rel=1e-5)
     assert error == pytest.approx(wrong.item() / 7)
 

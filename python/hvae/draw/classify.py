@@ -66,9 +66,9 @@ class Setting(experiment.Setting):
         return experiment.generator(self.seed, *purpose)
 
     def images(self, pixels: Tensor, others: Tensor, *purpose: object) -> Tensor:
-        """Cluttered images ``(B, side, side)`` of digits, in [0, 1]."""
+        """Cluttered images ``(B, side, side)`` of digits, uint8."""
         images, _ = cluttered(pixels, others, self.side, self.pieces, self.generator("clutter", *purpose))
-        return images / 255
+        return images
 
     def validation(self, digits: Digits) -> Tensor:
         """All of validation, cluttered once and for all, ``(N, side, side)``."""
@@ -148,7 +148,7 @@ def train_epoch(
     total = torch.zeros(2, dtype=torch.float64)
     for step, chosen in enumerate(order.split(study.BATCH_SIZE)):
         images = setting.images(digits.pixels[chosen], digits.pixels, epoch, step)
-        loss, wrong = measures(model(images), digits.labels[chosen])
+        loss, wrong = measures(model(images / 255), digits.labels[chosen])
         optimizer.zero_grad()
         (loss / len(chosen)).backward()
         nn.utils.clip_grad_norm_(model.parameters(), study.LARGEST_GRADIENT)
@@ -163,7 +163,7 @@ def evaluate(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[float, f
     """The mean cross-entropy in nats, and the part of the images that is classified wrong."""
     total = torch.zeros(2, dtype=torch.float64)
     for batch, given in zip(images.split(EVALUATION_BATCH), labels.split(EVALUATION_BATCH), strict=True):
-        loss, wrong = measures(model(batch), given)
+        loss, wrong = measures(model(batch / 255), given)
         total += torch.stack([loss.double(), wrong])
     loss_mean, error = (total / len(images)).tolist()
     return loss_mean, error
@@ -178,9 +178,9 @@ def measures(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 @torch.no_grad()
 def pictures(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Any]:
     """Images ``(B, side, side)``, uint8, labels and what they are taken for; of a reader its numbers ``(T, B, 5)``."""
-    kept = {"images": (images * 255).round().to(torch.uint8), "labels": labels}
+    kept = {"images": images, "labels": labels}
     if isinstance(model, Reader):
-        logits, kept["reads"] = model.run(images)
+        logits, kept["reads"] = model.run(images / 255)
     else:
-        logits = model(images)
+        logits = model(images / 255)
     return kept | {"predicted": logits.argmax(-1)}
