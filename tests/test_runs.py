@@ -80,6 +80,16 @@ def test_writers_of_one_file_do_not_meet(tmp_path):
     assert partials(tmp_path) == []
 
 
+def test_what_a_killed_command_left_half_written_is_in_nobodys_way(tmp_path):
+    finished_run(tmp_path)
+    left = tmp_path / "jobs" / "one.1-2.partial.pt"
+    left.write_bytes(b"PK")
+    assert [path.name for path in runs.state_files(tmp_path)] == ["one.pt"]
+    with open_directory(tmp_path, resume=True):
+        assert not left.exists()
+    assert torch.equal(load(tmp_path), torch.ones(64))
+
+
 # ---- Of this run, and of no other ----
 
 
@@ -126,6 +136,13 @@ def test_a_flipped_bit_is_found_wherever_it_is(tmp_path):
         path.write_bytes(damaged)
         with contextlib.suppress(StudyError):
             assert torch.equal(load(tmp_path), torch.ones(64))  # zip's own padding and dates
+
+
+def test_tensors_of_a_gpu_are_read_without_one(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")
+        finished_run(tmp_path)
+    assert load(tmp_path).device.type == "cpu"
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,8 @@ Row = dict[str, Any]
 UNTOLD = ("run", "command", "quiet")
 #: In a directory of state files: what they were all made with.
 RUN = "run.json"
+#: In the names of files that are being written.
+PARTIAL = ".partial"
 
 
 class StudyError(Exception):
@@ -49,7 +51,8 @@ def understood(path: Path) -> Iterator[None]:
 def open_directory(args: argparse.Namespace, **fixed: Any) -> Iterator[dict[str, Any]]:
     """Make ``args.out`` and hold it; gives its config, with ``fixed``, the seed among it, in which all its runs agree.
 
-    A directory that holds other results, or at which another command is at work, is refused.
+    A directory that holds other results, or at which another command is at work, is refused. What a killed command left
+    half written is removed.
     """
     plain = {name: value if isinstance(value, int | list | None) else str(value) for name, value in vars(args).items()}
     config = {
@@ -67,6 +70,8 @@ def open_directory(args: argparse.Namespace, **fixed: Any) -> Iterator[dict[str,
     try:
         with FileLock(args.out / "lock", timeout=0):
             _require_agreement(args, config, fixed)
+            for partial in jobs.glob(f"*{PARTIAL}*"):
+                partial.unlink()
             write(jobs / RUN, json.dumps({name: config[name] for name in ("experiment", *fixed)}, indent=1).encode())
             yield config
     except Timeout as error:
@@ -77,7 +82,7 @@ def open_directory(args: argparse.Namespace, **fixed: Any) -> Iterator[dict[str,
 def _require_agreement(args: argparse.Namespace, config: dict[str, Any], fixed: dict[str, Any]) -> None:
     jobs = args.out / "jobs"
     has_results = (args.out / "results.json").exists()
-    if not args.resume and (has_results or any(jobs.glob("*.pt"))):
+    if not args.resume and (has_results or state_files(args.out)):
         raise StudyError(f"{args.out} holds results already: add --resume to go on with them, or choose another --out")
     made = _run_of(jobs) or {}
     for before in (read_results(args.out)[0] if has_results else {}, made):
@@ -99,6 +104,11 @@ def _run_of(jobs: Path) -> dict[str, Any] | None:
         raise unreadable(path) from error
 
 
+def state_files(directory: Path) -> list[Path]:
+    """Of the jobs of a run."""
+    return [path for path in (directory / "jobs").glob("*.pt") if not path.stem.endswith(PARTIAL)]
+
+
 # ---- Files, whole or not at all ----
 
 
@@ -109,7 +119,7 @@ def writing(path: Path) -> Iterator[Path]:
     Raises:
         StudyError: the system would not write it: no space, no permission.
     """
-    partial = path.with_name(f"{path.stem}.{os.getpid()}-{threading.get_ident()}.partial{path.suffix}")
+    partial = path.with_name(f"{path.stem}.{os.getpid()}-{threading.get_ident()}{PARTIAL}{path.suffix}")
     try:
         yield partial
         os.replace(partial, path)
@@ -172,7 +182,7 @@ def load(kind: Callable[..., Any], path: Path) -> Any:
         StudyError: the file is damaged or holds anything else, or is of a run with another seed, other data...
     """
     try:
-        state = torch.load(path, weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
         if state.pop("sha256") != checksum(state):
             raise ValueError("the checksum differs")
         run = json.loads(state.pop("run"))
