@@ -227,7 +227,7 @@ def test_resume_adds_to_a_finished_run_of_the_same_kind(finished, capsys):
     assert "was made with epochs" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("change", [lambda row: row.pop("train_bound"), lambda row: row.update(read="x")])
+@pytest.mark.parametrize("change", [lambda row: row.pop("train_bound"), lambda row: row.update(job="x")])
 def test_rows_of_another_form_are_one_sentence(change, finished, tmp_path, capsys):
     content = results(finished)
     change(content["rows"][0])

@@ -98,7 +98,7 @@ def test_report_says_where_a_printed_run_turned_nan():
 
 def test_time_table_adds_up():
     rows = [
-        {"dim": dim, "method": method, "leapfrog_steps": 1, "setting": "corrected", "dataset": r, "seconds": 1.5}
+        {"job": f"corrected-d{dim}-{method}-K1", "dataset": r, "dim": dim, "seconds": 1.5}
         for dim in (25, 50) for method in ("hvae", "iaf") for r in (0, 1)
     ]  # fmt: skip
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in report.time_table(rows).splitlines()]
@@ -336,7 +336,7 @@ def test_a_corrupt_file_is_named_and_can_be_deleted(name, corrupt, finished, tmp
     "change",
     [
         lambda row: row.pop("leapfrog_steps"),
-        lambda row: row.update(setting="other"),
+        lambda row: row.update(job="other-d7-vb-K0"),
         lambda row: row.update(method=["vb"]),
         lambda row: row.update(dim="25"),
         lambda row: row.update(seconds=None),

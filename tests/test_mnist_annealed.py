@@ -134,12 +134,15 @@ def test_the_sandwich_holds_the_exact_value():
 # ---- The command ----
 
 TINY = ["--train-size", "48", "--validation-size", "24", "--batch-size", "16", "--epochs", "2", "--network", "mlp"]
-TINY += ["--likelihood-samples", "5", "--likelihood-images", "22", "--sandwich-images", "21", "--sandwich-bridges", "3"]
+TINY += ["--likelihood-samples", "5", "--likelihood-images", "22"]
+SANDWICH = ["--sandwich-images", "21", "--sandwich-bridges", "3"]
 MODELS = ["--model", "uha", "ldvi", "--leapfrog-steps", "1", "2"]
 
 
 def hvae(out, *more):
-    return cli.main(["mnist", *TINY, *MODELS, "--threads", "1", "--out", str(out), *more])
+    models = [] if "--model" in more else MODELS
+    sandwich = [] if "--sandwich-images" in more else SANDWICH
+    return cli.main(["mnist", *TINY, *sandwich, *models, "--threads", "1", "--out", str(out), *more])
 
 
 @pytest.fixture(scope="module")
@@ -191,6 +194,12 @@ def test_a_killed_run_goes_on_to_the_same_bits(finished, tmp_path, monkeypatch):
         assert all(torch.equal(resumed.model[name], value) for name, value in whole.model.items())
 
 
+@pytest.mark.parametrize("model", ["uha", "ldvi"])
+def test_without_bridges_it_is_an_auto_encoder(model, tmp_path):
+    assert hvae(tmp_path, "--model", model, "--leapfrog-steps", "0", "--sandwich-images", "0") == 0
+    assert train.State.load(tmp_path / "jobs" / f"{model}-K0-S1-N100.pt").finished
+
+
 def test_a_sandwich_is_of_a_whole_run(finished, capsys):
     assert hvae(finished, "--resume", "--sandwich-images", "0") == 1
     assert "was made with sandwich_images 21, not None" in capsys.readouterr().err
@@ -200,8 +209,21 @@ def test_a_sandwich_is_of_a_whole_run(finished, capsys):
 
 
 def held(out, file, *more):
-    options = [*TINY, "--model", "vae", "iwae", "hvae", "uha", "ldvi", "--leapfrog-steps", "2"]
-    return cli.main(["mnist", *options, "--importance-samples", "4", "--decoder", str(file), "--out", str(out), *more])
+    options = [*TINY, *([] if "--sandwich-images" in more else SANDWICH), "--decoder", str(file)]
+    if "--model" not in more:
+        options += [
+            "--model",
+            "vae",
+            "iwae",
+            "hvae",
+            "uha",
+            "ldvi",
+            "--leapfrog-steps",
+            "2",
+            "--importance-samples",
+            "4",
+        ]
+    return cli.main(["mnist", *options, "--out", str(out), *more])
 
 
 @pytest.mark.parametrize("network", ["mlp", "conv"])
@@ -218,6 +240,7 @@ def test_a_decoder_is_kept(network, tmp_path, capsys):
     assert results["config"]["decoder"]["job"] == "vae-K0-S1"
     report = (tmp_path / "held" / "report.md").read_text()
     assert "the decoder of vae-K0-S1 after 2 epochs" in report
+    assert "printed, validation" not in report
     assert "costs.png" in report
     capsys.readouterr()
     assert hvae(tmp_path / "held", "--network", network, "--model", "vae", "--resume") == 1
@@ -228,7 +251,7 @@ def test_a_decoder_is_kept(network, tmp_path, capsys):
     ("change", "said"),
     [
         (lambda state, path: path.unlink(), "no such file; expected a job's"),
-        (lambda state, path: path.write_bytes(b"0"), "corrupt"),
+        (lambda state, path: path.write_bytes(b"0"), "uha-K1-S1-N100.pt: corrupt, or no job's of hvae mnist"),
         (lambda state, path: state.pictures.clear(), "is not finished"),
         (lambda state, path: state.model.pop("decoder.layers.0.weight"), "is of another network than --network mlp"),
     ],
@@ -261,12 +284,22 @@ def test_decoder_passes_are_those_that_run(model, monkeypatch):
     assert sum(rows) == 2 * job.decoder_passes
 
 
+VAMP = ("--prior", "vamp", "--components", "9")
+
+
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        (["--model", "helmholtz"], "--sandwich-images: helmholtz has none"),
-        (["--model", "uha", "--prior", "vamp", "--components", "9"], "--sandwich-images: with --prior normal alone"),
-        (["--model", "uha", "--prior", "vamp", "--components", "9", "--sandwich-images", "0"], "uha takes none"),
+        (["--model", "helmholtz", *SANDWICH], "--sandwich-images: helmholtz has none"),
+        (["--model", "uha", *VAMP, *SANDWICH], "--sandwich-images: with --prior normal alone"),
+        (["--model", "uha", *VAMP], "uha takes none"),
+        (["--model", "vae", "hvae", *VAMP, "--decoder", "x.pt"], "--decoder: with --prior normal alone"),
+        (
+            ["--model", "vae", "--leapfrog-steps", "3"],
+            "--leapfrog-steps: only --model hvae hvae-iaf hvi uha ldvi has any",
+        ),
+        (["--model", "vae", "--importance-samples", "3"], "--importance-samples: only --model iwae iwae-stl iwae-dreg"),
+        (["--model", "uha", "--sandwich-bridges", "3"], "--sandwich-bridges: only --sandwich-images have any"),
     ],
 )
 def test_what_a_model_does_not_have_is_refused(wrong, said, tmp_path, capsys):

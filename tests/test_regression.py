@@ -60,3 +60,9 @@ def test_report(data, monkeypatch, tmp_path, capsys):
     ratios = {row[1]: float(row[4]) for row in rows if len(row) == 6 and row[1].isdigit()}
     assert 0.5 < ratios["1"] < 2, "one row: both estimators are the same"
     assert ratios["256"] > 5
+
+
+def test_a_file_in_the_place_of_the_folder_is_one_sentence(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert regression.main(["--out", str(tmp_path / "file"), "--quiet"]) == 1
+    assert capsys.readouterr().err.startswith("hvae.regression: ")

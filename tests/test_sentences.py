@@ -432,7 +432,8 @@ def test_no_more_of_a_line_is_read_than_shows_that_it_is_too_long(tmp_path, monk
 
 # ---- The command ----
 
-SIZES = ("--train-size=300", "--held-out-size=40", "--epochs=2", "--annealing-epochs=1", "--hidden=12", "--latent=3")
+OF_GRAMMAR = ("--train-size=300", "--held-out-size=40")
+SIZES = ("--epochs=2", "--annealing-epochs=1", "--hidden=12", "--latent=3")
 SIZES += ("--likelihood-sentences=45", "--likelihood-samples=7")
 
 
@@ -443,7 +444,8 @@ def fewer(monkeypatch):
 
 
 def hvae(out, *more):
-    return cli.main(["sentences", *SIZES, "--out", str(out), *more])
+    size = () if any(option.startswith("--data") for option in more) else OF_GRAMMAR
+    return cli.main(["sentences", *SIZES, *size, "--out", str(out), *more])
 
 
 @pytest.fixture(scope="module")
@@ -551,6 +553,20 @@ def test_a_text_of_ones_own(tmp_path, capsys):
 def test_wrong_arguments(wrong, tmp_path):
     with pytest.raises(SystemExit):
         hvae(tmp_path, wrong)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (["--min-count", "2"], "--min-count: only a text, --data FILE, has any"),
+        (["--max-words", "9"], "--max-words: only a text, --data FILE, has any"),
+        (["--data", "x", "--train-size", "9"], "--train-size: only --data grammar has any"),
+        (["--data", "x", "--held-out-size", "9"], "--held-out-size: only --data grammar has any"),
+    ],
+)
+def test_options_of_the_other_data_are_refused(wrong, said, tmp_path, capsys):
+    assert cli.main(["sentences", *wrong, "--out", str(tmp_path)]) == 1
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -49,11 +49,12 @@ def test_tables_fit(study, change):
 def test_other_tables_fit():
     headers, lines = chairs.STUDY.summary({}, [widened(chair(method)) for method in ("gaussian", "embedding")])
     check_table(terminal.table(headers, lines))
-    row = {"method": "reader", "train_error": -1e-5, "validation_error": -1e-5, "seconds": 1e-5}
-    headers, lines = cli.STUDIES["draw"].summary({"task": "classify"}, [{**row, "glimpses": n} for n in (0, 4, 8)])
+    row = {"train_error": -1e-5, "validation_error": -1e-5, "seconds": 1e-5}
+    rows = [{**row, "job": job} for job in ("convolutional", "reader-T4", "reader-T8")]
+    headers, lines = cli.STUDIES["draw"].summary({"task": "classify"}, rows)
     check_table(terminal.table(headers, lines))
     config, rows = results("mnist")
-    rows = [{**rows[0], "method": "helmholtz", "units": [200] * 40}]
+    rows = [{**rows[0], "job": "helmholtz-K0-S1-U" + "x".join(["200"] * 40)}]
     headers, lines = cli.STUDIES["mnist"].summary(config, rows)
     check_table(terminal.table(headers, lines))
 

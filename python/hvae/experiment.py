@@ -182,11 +182,10 @@ class Study(Generic[J, S]):
         run: runs the command, in the end by :meth:`keep_results`.
         state: the kind of its jobs' states; those of :meth:`train_jobs` begin without arguments.
         job: the job of a key in a run of this config; ValueError or IndexError where there is none.
-        rows: of a finished job, for ``results.json``.
+        rows: of a finished job, for ``results.json``, where each is given the job's key, too.
         tables: the report's parts, from the config and the rows.
         summary: headers and lines of the table that the command prints, from the same.
-        figures: draws in a directory, from its finished jobs and all rows; returns the report's last parts.
-        job_of_row: for rows that are to outlive their job's state file; LookupError for a row of no job.
+        figures: draws in a directory, from its finished jobs; returns the report's last parts, each with its heading.
         epilog: below the help.
     """
 
@@ -199,8 +198,7 @@ class Study(Generic[J, S]):
     rows: Callable[[J, S, Config], list[Row]]
     tables: Callable[[Config, list[Row]], list[str]]
     summary: Callable[[Config, list[Row]], tuple[list[str], list[list[Any]]]]
-    figures: Callable[[Path, list[tuple[J, S]], list[Row]], list[str]]
-    job_of_row: Callable[[Row], J] | None = None
+    figures: Callable[[Path, list[tuple[J, S]]], list[str]]
     epilog: str | None = None
 
     def register(self, commands: Any) -> None:
@@ -247,15 +245,18 @@ class Study(Generic[J, S]):
         self.report(args.out, args.quiet)
 
     def write_results(self, directory: Path, config: Config) -> set[str]:
-        """Collect every finished job in the directory, of this and of earlier commands; returns the keys of those."""
+        """Collect every finished job in the directory, of this and of earlier commands; returns the keys of those.
+
+        Rows outlive the state files of their jobs.
+        """
         finished = self.finished_jobs(directory, config)
         keys = {job.key for job, _ in finished}
-        rows = [row for job, state in finished for row in self.rows(job, state, config)]
+        rows = [{"job": job.key, **row} for job, state in finished for row in self.rows(job, state, config)]
         path = directory / "results.json"
-        if self.job_of_row and path.exists():
+        if path.exists():
             with runs.understood(path):
-                kept = [row for row in runs.read_results(directory)[1] if self.job_of_row(row).key not in keys]
-                rows = sorted([*rows, *kept], key=lambda row: self.job_of_row(row).order)
+                kept = [row for row in runs.read_results(directory)[1] if row["job"] not in keys]
+                rows = sorted([*rows, *kept], key=lambda row: self.job(row["job"], config).order)
         runs.write_results(directory, config, rows)
         return keys
 
@@ -268,17 +269,22 @@ class Study(Generic[J, S]):
         terminal.show(headers, lines, None if quiet else directory / "report.md")
 
     def write_report(self, directory: Path) -> None:
-        """Write ``report.md`` and the figures of a run's directory."""
+        """Write ``report.md`` and the figures of a run's directory, these anew only from the states of all its jobs."""
         config, rows = runs.read_results(directory)
+        path = directory / "report.md"
         with runs.understood(directory / "results.json"):
-            parts = self.tables(config, rows)
-        parts += self.figures(directory, self.finished_jobs(directory, config), rows)
+            parts, keys = self.tables(config, rows), {row["job"] for row in rows}
+        jobs = self.finished_jobs(directory, config)
+        if keys <= {job.key for job, _ in jobs}:
+            parts += self.figures(directory, jobs)
+        elif path.exists():
+            parts.append(_figures_in(path.read_text(encoding="utf-8")))
         text = "\n\n".join(part.strip() for part in parts) + "\n"
-        runs.write(directory / "report.md", text.encode())
+        runs.write(path, text.encode())
 
     def finished_jobs(self, directory: Path, config: Config) -> list[tuple[J, S]]:
         """The finished jobs whose state the directory keeps, in the tables' order."""
-        paths = (directory / "jobs").glob("*.pt")
+        paths = runs.state_files(directory)
         states = [(self._job_of(path, config), self.state.load(path)) for path in paths]
         return sorted(((job, state) for job, state in states if state.finished), key=lambda item: item[0].order)
 
@@ -288,6 +294,12 @@ class Study(Generic[J, S]):
             return self.job(path.stem, config)
         except (ValueError, IndexError) as error:
             raise runs.unreadable(path) from error
+
+
+def _figures_in(report: str) -> str:
+    """A report's figures, which come last, from their first heading on."""
+    tables, picture, _ = report.partition("![")
+    return report[tables.rfind("\n## ") :] if picture else ""
 
 
 def state_path(directory: Path, job: Job) -> Path:

@@ -128,7 +128,7 @@ def draw(path: Path, variances: dict[str, list[float]]) -> None:
 
 
 def run(out: Path, seed: int) -> tuple[list[str], list[list[Any]]]:
-    """The whole example; writes ``report.md`` and ``variance.png`` and returns the table to print."""
+    """The whole example; writes ``report.md`` and ``variance.png`` in ``out`` and returns the table to print."""
     torch.manual_seed(seed)
     data = make_data()
     best = exact_layer(data)
@@ -159,14 +159,13 @@ posterior standard deviations, and of the logarithm of the ratio of the standard
 
 {experiment.table(["sampled", "means", "log-scales"], trained)}
 """
-    out.mkdir(parents=True, exist_ok=True)
     runs.write(out / "report.md", report.encode())
     draw(out / "variance.png", variances)
     return headers, measured
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Run the example and print its table."""
+def main(arguments: list[str] | None = None) -> int:
+    """Run the example and print its table; returns its exit status."""
     parser = argparse.ArgumentParser(prog="hvae.regression", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/regression"), metavar="DIR")
     parser.add_argument("--seed", type=experiment.seed, default=12345)
@@ -174,9 +173,15 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if not options.quiet:
         print(f"hvae.regression: results go to {options.out}", file=sys.stderr, flush=True)
-    headers, lines = run(options.out, options.seed)
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+        headers, lines = run(options.out, options.seed)
+    except (runs.StudyError, OSError) as error:
+        print(f"hvae.regression: {error}", file=sys.stderr)
+        return 1
     terminal.show(headers, lines, None if options.quiet else options.out / "report.md")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

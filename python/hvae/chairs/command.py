@@ -71,5 +71,5 @@ STUDY = Study(
     rows=lambda job, state, config: [report.row_of(job, state, Setting.of(config))],
     tables=report.tables,
     summary=report.summary,
-    figures=lambda directory, jobs, rows: figures.draw(directory, jobs),
+    figures=figures.draw,
 )

@@ -76,10 +76,9 @@ class Gallery:
         view = View(self.azimuths[azimuth], ELEVATIONS[elevation], zoom)
         return torch.from_numpy(picture(style, view, self.size))
 
-    def indices(self, unseen: bool | None) -> Tensor:
-        """Of pictures seen in training, ``(N, 3)``: chair, azimuth, elevation; of those held out; of all with None."""
-        chosen = torch.ones_like(self.unseen) if unseen is None else self.unseen == unseen
-        return chosen.unsqueeze(-1).expand(self.shades.shape[:3]).nonzero()
+    def indices(self, unseen: bool) -> Tensor:
+        """Of pictures seen in training, or of those held out, ``(N, 3)``: chair, azimuth, elevation."""
+        return (self.unseen == unseen).unsqueeze(-1).expand(self.shades.shape[:3]).nonzero()
 
     def target(self, index: Tensor) -> Target:
         """The pictures of indices ``(B, 3)``."""

@@ -89,7 +89,7 @@ def load_labels(source: str = "sample", n_train: int = N_TRAIN, n_validation: in
     """Of the digits that :func:`load` returns for the same arguments, with the same errors."""
     readers = {
         "sample": _sample_labels,
-        "torchvision": lambda: Labels(*(part.targets for part in _torchvision_parts())),
+        "torchvision": _torchvision_labels,
     }
     train, validation = readers.get(source, lambda: _folder_labels(Path(source)))()
     for labels, count in ((train, n_train), (validation, n_validation)):

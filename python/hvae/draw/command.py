@@ -133,7 +133,7 @@ def _rows(job: Any, state: State, config: Config) -> list[Row]:
     return [report.row_of(job, state, Setting.of(config))]
 
 
-def _figures(directory: Path, jobs: list[tuple[Any, State]], rows: list[Row]) -> list[str]:
+def _figures(directory: Path, jobs: list[tuple[Any, State]]) -> list[str]:
     if jobs and isinstance(jobs[0][0], classify.Job):
         return glimpses.draw(directory, jobs)
     return figures.draw(directory, jobs)

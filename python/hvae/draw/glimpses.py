@@ -54,7 +54,7 @@ def summary(config: Config, rows: list[Row]) -> tuple[list[str], list[list[Any]]
     """Of the table that the command prints."""
     lines = []
     for row in rows:
-        job = Job(row["glimpses"])
+        job = Job.from_key(row["job"])
         errors = [100 * row[name] for name in ("train_error", "validation_error")]
         lines.append([job.label, *errors, *job.published, row["seconds"]])
     return ["model", "train error, %", "validation error, %", "printed", "printed, RAM", "seconds"], lines
@@ -64,7 +64,7 @@ def error_table(rows: list[Row]) -> str:
     """One line a model, beside the printed figures."""
     lines = []
     for row in rows:
-        job = Job(row["glimpses"])
+        job = Job.from_key(row["job"])
         errors = [100 * row[name] for name in ("train_error", "validation_error")]
         lines.append([job.label, *errors, *job.published, row["epochs"], row["seconds"] / row["epochs"]])
     headers = ["model", "train", "validation", "printed", "printed, RAM", "epochs", "seconds an epoch"]

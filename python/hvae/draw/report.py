@@ -67,7 +67,7 @@ def summary(config: Config, rows: list[Row]) -> tuple[list[str], list[list[Any]]
     """Of the table that the command prints."""
     lines = []
     for row in rows:
-        job = Job(row["read"], row["draw_steps"], config["seed"])
+        job = Job.from_key(row["job"], config["seed"])
         figures = [row[name] for name in ("train_bound", "validation_bound", "log_likelihood")]
         lines.append([job.label, *figures, PUBLISHED.get(job.read), row["seconds"]])
     return ["model", "train", "validation", "log-likelihood", "printed, T = 64", "seconds"], lines
@@ -77,7 +77,7 @@ def bound_table(config: Config, rows: list[Row]) -> str:
     """One line a model, beside the printed figure."""
     lines = []
     for row in rows:
-        job = Job(row["read"], row["draw_steps"], config["seed"])
+        job = Job.from_key(row["job"], config["seed"])
         ours = [row[name] for name in ("train_bound", "validation_bound", "log_likelihood")]
         cost = [row["likelihood_images"], row["likelihood_samples"], row["epochs"], row["seconds"] / row["epochs"]]
         lines.append([job.label, *ours, PUBLISHED.get(job.read), *cost])

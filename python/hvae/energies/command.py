@@ -54,5 +54,5 @@ STUDY = Study(
     rows=lambda job, state, config: [report.row_of(job, state)],
     tables=report.tables,
     summary=report.summary,
-    figures=lambda directory, jobs, rows: figures.draw(directory, jobs),
+    figures=figures.draw,
 )

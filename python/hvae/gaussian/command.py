@@ -233,5 +233,4 @@ STUDY = Study(
     tables=report.tables,
     summary=report.summary,
     figures=report.drawn,
-    job_of_row=report.job_of,
 )

@@ -59,21 +59,10 @@ def summary(config: Config, rows: list[Row]) -> tuple[list[str], list[list[Any]]
     return ["method", "d", "setting", *errors, "bound", "seconds"], lines
 
 
-def drawn(directory: Path, jobs: figures.Jobs, rows: list[Row]) -> list[str]:
-    """The report's figures, drawn anew only from the states of all the rows' jobs."""
-    if {job.key for job, _ in jobs} >= {job_of(row).key for row in rows}:
-        titles = figures.draw(directory, jobs)
-    else:
-        titles = [t if (directory / figures.name(i)).exists() else None for i, t in enumerate(figures.TITLES, 1)]
-    shown = [(number, title) for number, title in enumerate(titles, 1) if title]
+def drawn(directory: Path, jobs: figures.Jobs) -> list[str]:
+    """The report's figures."""
+    shown = [(number, title) for number, title in enumerate(figures.draw(directory, jobs), 1) if title]
     return [f"## Figure {number}. {title}\n\n![{title}]({figures.name(number)})" for number, title in shown]
-
-
-def job_of(row: Row) -> Job:
-    """The job that a row is from; raises ``LookupError`` for one that is not known here."""
-    if row["setting"] not in SETTINGS or row["method"] not in ALL_METHODS:
-        raise LookupError(f"{row['setting']}, {row['method']}")
-    return Job(row["setting"], row["dim"], row["method"], row["leapfrog_steps"])
 
 
 def error_table(name: str, rows: list[Row]) -> str:
@@ -130,7 +119,7 @@ def time_table(rows: list[Row]) -> str:
     """Seconds of training, all data sets of a row together, a column a dimension."""
     dims = sorted({row["dim"] for row in rows})
     seconds: dict[tuple, dict[int, float]] = defaultdict(lambda: defaultdict(float))
-    for job, row in sorted(((job_of(row), row) for row in rows), key=lambda item: item[0].order):
+    for job, row in sorted(((Job.from_key(row["job"]), row) for row in rows), key=lambda item: item[0].order):
         for label in (method_label(job.method, job.n_steps), "all"):
             seconds[job.setting, label][job.dim] += row["seconds"]
     lines = [

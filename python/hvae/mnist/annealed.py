@@ -27,7 +27,7 @@ class AnnealedModel(Model):
         encoder: pixels to location and log scale, ``(B, 2 * latent)``.
         decoder: latents to logits ``(B, 784)``.
         latent: d.
-        n_bridges: K.
+        n_bridges: K; 0 for none, which leaves the encoder's Gaussian.
         score_width: None, or the width of a score's hidden layers.
         memory: ``"store"`` for the graphs of all bridges; else states are kept.
         compile: compile the potential's gradient.
@@ -44,6 +44,10 @@ class AnnealedModel(Model):
         compile: bool = False,
     ):
         super().__init__(encoder, decoder, latent)
+        self.noise_features = (2 + n_bridges) * latent if n_bridges else latent
+        self.annealed = None
+        if not n_bridges:
+            return
         self.annealed = AnnealedHamiltonianFlow(
             latent,
             n_bridges,
@@ -52,7 +56,6 @@ class AnnealedModel(Model):
             memory="store" if memory == "store" else "states",
             compile=compile,
         )
-        self.noise_features = (2 + n_bridges) * latent if n_bridges else latent
 
     def log_weights(self, pixels: Tensor, code: Code, noise: Tensor) -> Tensor:
         """``log p(x, z_K) - log q(z_0 | x) + log w``, ``(S, B)``."""
@@ -67,7 +70,7 @@ class AnnealedModel(Model):
         first, *others = noise.split(self.latent, dim=-1)
         z = code.loc + code.log_scale.exp() * first
         log_q = standard_normal_log_prob(first) - code.log_scale.sum(-1)
-        if not self.annealed.n_bridges:
+        if self.annealed is None:
             return z, -log_q, self.decoder
         decode, params = self.decoder.hold(z.flatten(0, 1))
         # views: to the gradient at z_0, batch norms that depend on z_0, and so on q, are constants

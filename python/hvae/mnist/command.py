@@ -25,8 +25,7 @@ from hvae.terminal import Screen
 
 Watcher = Callable[[Trainer], None]
 MEMORY = ("reversible", "store")
-#: In a run's config where there is a sandwich.
-SANDWICH = ("sandwich_images", "sandwich_bridges")
+SANDWICH_BRIDGES = 200
 
 
 def arguments(add: Callable[..., Any]) -> None:
@@ -75,9 +74,8 @@ def _training_arguments(add: Callable[..., Any]) -> None:
     add(
         "--importance-samples",
         type=integer(),
-        default=study.IMPORTANCE_SAMPLES,
         metavar="S",
-        help="of the bounds of iwae and its kin",
+        help=f"of the bounds of iwae and its kin, by default {study.IMPORTANCE_SAMPLES}",
     )
     add(
         "--gate-epochs",
@@ -101,7 +99,8 @@ def _evaluation_arguments(add: Callable[..., Any]) -> None:
     )
     sandwich = functools.partial(add, metavar="N")
     sandwich("--sandwich-images", type=integer(0), default=0, help="drawn from each model, whose likelihood is bounded")
-    sandwich("--sandwich-bridges", type=integer(), default=200, help="of annealed importance sampling, for that")
+    bridges = f"of annealed importance sampling, for that; by default {SANDWICH_BRIDGES}"
+    sandwich("--sandwich-bridges", type=integer(), help=bridges)
 
 
 def _running_arguments(add: Callable[..., Any]) -> None:
@@ -155,9 +154,15 @@ def run(args: argparse.Namespace) -> None:
             for _ in STUDY.train_jobs(args.out, jobs, train, Screen(quiet=True)):
                 pass
             return
-        sandwich = {name: getattr(args, name) for name in SANDWICH if args.sandwich_images}
+        names = ("sandwich_images", "sandwich_bridges")
+        sandwich = dict(zip(names, _sandwich(args), strict=True)) if args.sandwich_images else {}
         with runs.open_directory(args, **asdict(setting), **sandwich, **about) as config:
             STUDY.run_jobs(args, config, jobs, train)
+
+
+def _sandwich(args: argparse.Namespace) -> tuple[int, int]:
+    """Images and bridges."""
+    return args.sandwich_images, args.sandwich_bridges or SANDWICH_BRIDGES
 
 
 def _decoder(args: argparse.Namespace, setting: Setting) -> tuple[dict[str, Tensor] | None, dict[str, Any]]:
@@ -168,7 +173,10 @@ def _decoder(args: argparse.Namespace, setting: Setting) -> tuple[dict[str, Tens
         raise StudyError(f"--decoder: {others[0]} has its own; for {' '.join(study.SANDWICHED)}")
     if not args.decoder.is_file():
         raise StudyError(f"--decoder {args.decoder}: no such file; expected a job's, DIR/jobs/vae-K0-S1.pt")
-    state = State.load(args.decoder)
+    try:
+        state = State.load(args.decoder)
+    except StudyError as error:
+        raise StudyError(f"--decoder {args.decoder}: corrupt, or no job's of hvae mnist") from error
     if not state.finished:
         raise StudyError(f"--decoder {args.decoder}: that job is not finished; go on with its run, with --resume")
     prefix = "decoder."
@@ -192,16 +200,21 @@ def _plan(args: argparse.Namespace) -> list[Job]:
     if args.gate_epochs and not structured:
         raise StudyError(f"--gate-epochs: only --model {' '.join(study.STRUCTURED)} has gates")
     for option, given, models in (
+        ("--leapfrog-steps", args.leapfrog_steps is not None, tuple(study.LEAPFROG_STEPS)),
+        ("--importance-samples", args.importance_samples is not None, study.IMPORTANCE_WEIGHTED),
         ("--flow-layers", args.flow_layers is not None, study.LAYERED),
         ("--momenta", args.momenta is not None, ("hvi",)),
         ("--units", args.units is not None, ("helmholtz",)),
     ):
         if given and not set(args.model) & set(models):
             raise StudyError(f"{option}: only --model {' '.join(models)} has any")
+    if args.sandwich_bridges and not args.sandwich_images:
+        raise StudyError("--sandwich-bridges: only --sandwich-images have any")
     if args.sandwich_images and (others := [model for model in args.model if model not in study.SANDWICHED]):
         raise StudyError(f"--sandwich-images: {others[0]} has none; there is for {' '.join(study.SANDWICHED)}")
-    if args.sandwich_images and components:
-        raise StudyError("--sandwich-images: with --prior normal alone")
+    for option, given in (("--sandwich-images", args.sandwich_images), ("--decoder", args.decoder)):
+        if given and components:
+            raise StudyError(f"{option}: with --prior normal alone")
     gate_epochs = args.gate_epochs or max(args.epochs // 4, 1)
     if structured and gate_epochs > args.epochs:
         raise StudyError(f"--gate-epochs {gate_epochs} is more than --epochs")
@@ -209,7 +222,7 @@ def _plan(args: argparse.Namespace) -> list[Job]:
         return study.plan(
             args.model,
             args.leapfrog_steps,
-            args.importance_samples,
+            args.importance_samples or study.IMPORTANCE_SAMPLES,
             components,
             gate_epochs,
             flow_layers=study.FLOW_LAYERS if args.flow_layers is None else args.flow_layers,
@@ -233,9 +246,8 @@ def _train(
     args: argparse.Namespace,
     decoder: dict[str, Tensor] | None,
 ) -> None:
-    sandwich = args.sandwich_images, args.sandwich_bridges
     leapfrog = {"memory": args.memory, "compile": args.compile}
-    trainer = Trainer(job, setting, state, path, args.device, leapfrog, decoder, sandwich)
+    trainer = Trainer(job, setting, state, path, args.device, leapfrog, decoder, _sandwich(args))
     with ExitStack() as stack:
         if distributed.rank() == 0:
             trainer.watchers.append(_shown(screen, trainer))
@@ -273,7 +285,8 @@ def _scalars(stack: ExitStack, directory: Path, state: State) -> Watcher:
         nonlocal written
         for record in state.history[written:]:
             for name in ("train", "validation", "elbo"):
-                writer.add_scalar(f"bound/{name}", record[name], record["epoch"])
+                if record[name] is not None:
+                    writer.add_scalar(f"bound/{name}", record[name], record["epoch"])
         written = len(state.history)
 
     return write
@@ -290,5 +303,5 @@ STUDY = Study(
     rows=lambda job, state, config: [report.row_of(job, state, Setting.of(config))],
     tables=report.tables,
     summary=report.summary,
-    figures=lambda directory, jobs, rows: report.drawn(directory, jobs),
+    figures=report.drawn,
 )

@@ -67,7 +67,8 @@ def draw_curves(path: Path, jobs: Sequence[tuple[Job, State]]) -> Path:
     for job, state in jobs:
         epochs = [record["epoch"] for record in state.history]
         (line,) = axes.plot(epochs, [-record["validation"] for record in state.history], label=job.label, marker=".")
-        axes.plot(epochs, [-record["train"] for record in state.history], color=line.get_color(), linestyle="--")
+        trained = [(record["epoch"], -record["train"]) for record in state.history if record["train"] is not None]
+        axes.plot(*zip(*trained, strict=True), color=line.get_color(), linestyle="--")
     lowest = min(-record["validation"] for _, state in jobs for record in state.history)
     axes.set(xlabel="epochs", ylabel="negative bound, nats an image", title="Validation, and training dashed")
     axes.set_ylim(bottom=lowest - 8, top=lowest + 60)

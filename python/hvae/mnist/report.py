@@ -14,7 +14,8 @@ from hvae.runs import Row
 
 NOTES = f"""Figures are means over images, in nats an image, with every constant.
 
-- *train*: the training bound, averaged over the last epoch's steps, with each batch's own batch-norm statistics.
+- *train*: the training bound, averaged over the last epoch's steps, with each batch's own batch-norm statistics; none
+  where the log joint was annealed in it, as what was maximised then is no bound.
 - *validation*: the same bound of the validation images after the last epoch, with running statistics.
 - *validation, last {LAST_EPOCHS}*: its mean over the last {LAST_EPOCHS} epochs.
 - *one sample*: the validation bound of one sample, by which all models compare like for like.
@@ -39,13 +40,12 @@ MORE_NOTES = {
   leapfrog steps short; a tenth of networks' outputs moves planar layers and momenta.
 - Printed figures are of other settings, and stand beside runs of any network. Those of dlgm, dlgm-planar and dlgm-nice,
   from memory: 500,000 updates of RMSprop at 1e-5 with 100 images each, the log joint annealed in the first 10,000.
-  Those of hvi are another paper's, of another network: log-likelihoods by importance sampling, no bounds. The *train*
-  bound of a model is the annealed objective as long as that lasts.
+  Those of hvi are another paper's, of another network: log-likelihoods by importance sampling, no bounds.
 """,
     BRIDGED: """\
 - uha carries a sample of the encoder's Gaussian along K bridges to the model's posterior, one leapfrog step each, with
   learned temperatures, step sizes and refreshment of the momentum; ldvi has a network in the momentum's way back, too.
-  The printed bounds of uha are of another setting: stochastically binarised digits, perceptrons of 450 units.
+  The printed bounds of uha are of stochastically binarised digits, perceptrons of 450 units, and many more updates.
 """,
     ("helmholtz",): """\
 - A Helmholtz machine has layers of bits instead of latent dimensions, from below, and learns by wake-sleep, not by a
@@ -93,13 +93,13 @@ def tables(config: Config, rows: list[Row]) -> list[str]:
         about += ", and leave it as it is: they differ in the posterior alone."
     methods = {row["method"] for row in rows}
     more = [note for models, note in MORE_NOTES.items() if methods.intersection(models)]
-    return ["# MNIST", about, "".join([NOTES, *more]), bound_table(rows), *sandwich_table(config, rows)]
+    return ["# MNIST", about, "".join([NOTES, *more]), bound_table(config, rows), *sandwich_table(config, rows)]
 
 
 def summary(config: Config, rows: list[Row]) -> tuple[list[str], list[list[Any]]]:
     """Of the table that the command prints."""
     names = ["train_bound", "validation_bound", "elbo", "log_likelihood", "seconds"]
-    lines = [[Job.of_row(row).label, *(row[name] for name in names)] for row in rows]
+    lines = [[Job.from_key(row["job"]).label, *(row[name] for name in names)] for row in rows]
     return ["model", "train", "validation", "one sample", "log-likelihood", "seconds"], lines
 
 
@@ -111,15 +111,16 @@ def drawn(directory: Path, jobs: list[tuple[Job, State]]) -> list[str]:
     return parts
 
 
-def bound_table(rows: list[Row]) -> str:
-    """Ours beside the printed figures, one line a model."""
+def bound_table(config: Config, rows: list[Row]) -> str:
+    """Ours beside the printed figures, of which none is of another model's decoder; one line a model."""
     lines = []
     for row in rows:
-        job = Job.of_row(row)
+        job = Job.from_key(row["job"])
         ours = [row[name] for name in ("train_bound", "validation_bound", "validation_bound_last_epochs", "elbo")]
         likelihood = [row["log_likelihood"], row["likelihood_images"], row["likelihood_samples"]]
         cost = [row["epochs"], row["seconds"] / row["epochs"]]
-        lines.append([job.label, *ours, *job.published(row["network"]), *likelihood, job.decoder_passes, *cost])
+        printed = (None,) * 3 if config.get("decoder") else job.published(row["network"])
+        lines.append([job.label, *ours, *printed, *likelihood, job.decoder_passes, *cost])
     headers = [
         *("model", "train", "validation", f"validation, last {LAST_EPOCHS}", "one sample"),
         *("printed, train", "printed, validation", "printed, log-likelihood"),
@@ -134,7 +135,7 @@ def sandwich_table(config: Config, rows: list[Row]) -> list[str]:
     for row in rows:
         if "sandwich_lower" in row:
             lower, upper = row["sandwich_lower"], row["sandwich_upper"]
-            lines.append([Job.of_row(row).label, lower, upper, upper - lower, row["sandwich_images"]])
+            lines.append([Job.from_key(row["job"]).label, lower, upper, upper - lower, row["sandwich_images"]])
     if not lines:
         return []
     about = f"""\

@@ -18,7 +18,7 @@ class State(experiment.State):
     """With a record an epoch in its history.
 
     It holds ``train`` and ``validation`` bounds and the one-sample ``elbo`` of the validation images, each a mean over
-    images.
+    images; ``train`` is None while the log joint is annealed.
 
     Attributes:
         model: the model's state dict.

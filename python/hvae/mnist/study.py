@@ -24,6 +24,7 @@ MODELS = ("vae", "iwae", "hvae", "vae-iaf", "hvae-iaf")
 STRUCTURED = ("structured", "structured-iaf")
 #: The encoder's gradient by a surrogate: the model, and the surrogate.
 SURROGATES = {"vae-stl": ("vae", "stl"), "iwae-stl": ("iwae", "stl"), "iwae-dreg": ("iwae", "dreg")}
+IMPORTANCE_WEIGHTED = ("iwae", "iwae-stl", "iwae-dreg")
 #: Deep latent Gaussian models: a maxout network by default, and a posterior each.
 DEEP = ("dlgm", "dlgm-planar", "dlgm-nice", "hvi")
 LAYERED = ("dlgm-planar", "dlgm-nice")
@@ -196,13 +197,6 @@ class Job:
                 return job
         raise ValueError(f"no job is named {key}")
 
-    @classmethod
-    def of_row(cls, row: dict[str, Any]) -> Job:
-        """The job of a row of ``results.json``, which may be older than some fields."""
-        options = {name: row.get(name, 0) for name in KEYS.values()}
-        units = tuple(row.get("units", ()))
-        return cls(row["method"], row["leapfrog_steps"], row["importance_samples"], **options, units=units)
-
     @property
     def order(self) -> tuple[Any, ...]:
         """Where the job stands in tables."""
@@ -237,13 +231,17 @@ class Job:
         return f"gradients clipped at {self.clip_norm}" if self.clip_norm else "gradients not clipped"
 
     def published(self, network: str) -> tuple[float | None, float | None, float | None]:
-        """The printed figures: bounds of training and of validation, and log-likelihood; of the report, its network."""
+        """The printed figures: bounds of training and of validation, and log-likelihood; of the report, its network.
+
+        Of as many steps, samples and momenta, too.
+        """
         if self.model == "hvi":
-            return None, None, PUBLISHED_HVI.get(self.n_steps)
+            return None, None, PUBLISHED_HVI.get(self.n_steps) if self.momenta == 1 else None
         if self.model in PUBLISHED_DEEP:
             return None, PUBLISHED_DEEP[self.model].get(self.flow_layers or self.n_steps), None
-        its_own = network.startswith("conv") and not self.components
-        return PUBLISHED.get(self.model, (None,) * 3) if its_own else (None,) * 3
+        steps, samples = LEAPFROG_STEPS.get(self.model, 0), IMPORTANCE_SAMPLES if self.model == "iwae" else 1
+        alike = (self.n_steps, self.samples, self.components) == (steps, samples, 0) and network.startswith("conv")
+        return PUBLISHED.get(self.model, (None,) * 3) if alike else (None,) * 3
 
     def joint_weight(self, step: int) -> float:
         """Of ``log p(x, z)`` in a step of training, counted from 0."""
@@ -321,7 +319,7 @@ def plan(
         job = Job(
             model,
             n_steps,
-            samples=importance_samples if SURROGATES.get(model, (model,))[0] == "iwae" else 1,
+            samples=importance_samples if model in IMPORTANCE_WEIGHTED else 1,
             components=components,
             gate_epochs=gate_epochs if model in STRUCTURED else 0,
             flow_layers=flow_layers if model in LAYERED else 0,

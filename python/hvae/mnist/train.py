@@ -79,10 +79,14 @@ class Trainer:
         for watcher in self.watchers:
             watcher(self)
 
-    def train_epoch(self, pixels: Tensor) -> float:
-        """One pass over the images ``(N, 784)``; returns the mean of the bounds on the way."""
+    def train_epoch(self, pixels: Tensor) -> float | None:
+        """One pass over the images ``(N, 784)``; returns the mean of the bounds on the way.
+
+        None where the log joint was annealed in any of its steps: what was maximised then is no bound.
+        """
         self.model.train()
         self.model.begin_epoch(self.state.epoch)
+        annealed = self.job.joint_weight(self.step) < 1
         total = torch.zeros((), dtype=torch.float64)
         for step, batch in enumerate(pixels.split(self.setting.batch_size)):
             noise = self.noise((self.job.samples, len(batch)), "train", self.state.epoch, step)
@@ -98,14 +102,15 @@ class Trainer:
             total += bounds.detach().double().sum().cpu()
             self.step += 1
             self.report()
-        return distributed.all_reduce(total).item() / len(pixels)
+        mean = distributed.all_reduce(total).item() / len(pixels)
+        return None if annealed else mean
 
     def bound_gradients(self, step: int) -> None:
         """Clip the gradient; stop before one that is not finite reaches the parameters, and name the step.
 
         A norm that overflows leaves no direction: clipped, such a gradient is zero.
         """
-        parameters = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        parameters = {name: p for name, p in self.model.named_parameters() if p.grad is not None}
         gradients = {name: p.grad for name, p in parameters.items()}
         norm = torch.nn.utils.get_total_norm(gradients.values())
         if not bool(norm.isfinite()):

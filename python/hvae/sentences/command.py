@@ -30,10 +30,12 @@ def arguments(add: Callable[..., Any]) -> None:
     """The command's own."""
     add("--models", nargs="+", choices=METHODS, default=list(METHODS), metavar="MODEL", help=", ".join(METHODS))
     add("--data", default="grammar", help="'grammar', whose probabilities are known, or a text, one sentence a line")
-    add("--train-size", type=integer(), default=study.N_TRAIN, help="sentences of the grammar for training")
-    add("--held-out-size", type=integer(2), default=study.N_HELD_OUT, help="sentences of the grammar held out")
-    add("--min-count", type=integer(), default=3, help="rarer words of a text are unknown")
-    add("--max-words", type=integer(maximum=1000), default=40, help="longer sentences of a text are left out")
+    of_grammar, of_text = functools.partial(add, group="the grammar"), functools.partial(add, group="a text")
+    of_grammar("--train-size", type=integer(), help=f"sentences for training, by default {study.N_TRAIN}")
+    of_grammar("--held-out-size", type=integer(2), help=f"sentences held out, by default {study.N_HELD_OUT}")
+    of_text("--min-count", type=integer(), help=f"rarer words are unknown, by default {study.MIN_COUNT}")
+    limit = f"longer sentences are left out, by default {study.MAX_WORDS}"
+    of_text("--max-words", type=integer(maximum=1000), help=limit)
     add("--epochs", type=integer(), default=study.EPOCHS, help="of training")
     add("--hidden", type=integer(), default=study.HIDDEN, help="units of the LSTMs")
     add("--latent", type=integer(), default=study.LATENT, help="dimensions of z")
@@ -48,7 +50,17 @@ def arguments(add: Callable[..., Any]) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
-    corpus = study.corpus(args.data, args.seed, args.train_size, args.held_out_size, args.min_count, args.max_words)
+    for option, given, grammar in (
+        ("--train-size", args.train_size, True),
+        ("--held-out-size", args.held_out_size, True),
+        ("--min-count", args.min_count, False),
+        ("--max-words", args.max_words, False),
+    ):
+        if given and grammar != (args.data == "grammar"):
+            raise StudyError(f"{option}: only {'--data grammar' if grammar else 'a text, --data FILE,'} has any")
+    sizes = args.train_size or study.N_TRAIN, args.held_out_size or study.N_HELD_OUT
+    limits = args.min_count or study.MIN_COUNT, args.max_words or study.MAX_WORDS
+    corpus = study.corpus(args.data, args.seed, *sizes, *limits)
     setting = Setting(
         seed=args.seed,
         data=args.data,
@@ -68,7 +80,7 @@ def run(args: argparse.Namespace) -> None:
         raise StudyError(f"--annealing-epochs {setting.annealing_epochs} is more than --epochs {setting.epochs}")
     said = {
         **{"vocabulary": len(corpus.vocabulary), "unknown": corpus.unknown, "left_out": corpus.left_out},
-        **{"min_count": args.min_count, "max_words": args.max_words},
+        **dict(zip(("min_count", "max_words"), limits, strict=True)),
     }
     jobs = [Job(name, args.seed) for name in dict.fromkeys(args.models)]
     with experiment.threads(args.threads), runs.open_directory(args, **asdict(setting), corpus=said) as config:
@@ -90,5 +102,5 @@ STUDY = Study(
     rows=lambda job, state, config: [report.row_of(job, state, Setting.of(config))],
     tables=report.tables,
     summary=report.summary,
-    figures=lambda directory, jobs, rows: figures.draw(directory, jobs),
+    figures=figures.draw,
 )

@@ -24,7 +24,8 @@ from what it has to predict; an inputless decoder sees none, in evaluation neith
 
 - *bound*: the negative bound, all held-out sentences, one sample each; for a network without z the likelihood itself.
 - *KL*: the divergence of q(z | x) from the prior in it.
-- *NLL*: minus log p(x) by importance sampling from q; *perplexity* its exponential a word, the end being a word.
+- *NLL*: minus log p(x) by importance sampling from q, of the first held-out sentences, as many as *sentences* says;
+  *perplexity*: its exponential a word, the end being a word.
 - *above the truth*: NLL minus that of the truth on the same sentences, with two paired standard errors.
 - *active*: dimensions of z with `Var_x(E_q[z]) > {measure.ACTIVE}` (Burda et al., section 5.2).
 - Adam at 2e-3, batches of {study.BATCH_SIZE}, gradients clipped to a norm of 5; words of {study.EMBEDDING} dimensions,
@@ -104,15 +105,16 @@ def _above(row: Row) -> str | None:
 
 def likelihood_table(rows: list[Row]) -> str:
     """One line a model, the truth first."""
-    headers = ["model", "bound", "KL", "NLL", "perplexity", "above the truth", "active", "of", "samples"]
+    headers = ["model", "bound", "KL", "NLL", "perplexity", "above the truth", "active", "of"]
+    headers += ["sentences", "samples"]
     lines = []
     for row in rows:
         divergence = row["divergence"] if row["dim"] else None
         scores = [-row["bound"], divergence, -row["log_likelihood"], row["perplexity"], _above(row)]
-        cost = [row["active_units"], row["dim"] or None, row["likelihood_samples"]]
+        cost = [row["active_units"], row["dim"] or None, row["likelihood_sentences"], row["likelihood_samples"]]
         lines.append([METHODS[row["method"]].label, *scores, *cost])
     if rows and rows[0].get("true_log_likelihood") is not None:
-        lines.insert(0, ["truth", None, None, -rows[0]["true_log_likelihood"], *[None] * 5])
+        lines.insert(0, ["truth", None, None, -rows[0]["true_log_likelihood"], *[None] * 6])
     return table(headers, lines)
 
 

@@ -15,6 +15,8 @@ from hvae.sentences.data import Batch, Corpus
 from hvae.sentences.models import SentenceModel
 
 N_TRAIN, N_HELD_OUT = 30_000, 2_000
+#: Of a text: rarer words are unknown, longer sentences are left out.
+MIN_COUNT, MAX_WORDS = 3, 40
 EPOCHS = 10
 ANNEALING_EPOCHS = 5
 BATCH_SIZE = 128
