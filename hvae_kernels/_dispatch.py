@@ -67,9 +67,10 @@ class _State:
     choices: ClassVar = [_Choice(validate(os.environ.get("HVAE_KERNELS_IMPL") or "auto", "HVAE_KERNELS_IMPL"))]
 
 
-@contextlib.contextmanager
-def use_impl(implementation: str) -> Iterator[None]:
+def use_impl(implementation: str) -> contextlib.AbstractContextManager[None]:
     """Choose the implementation of every op called inside the ``with`` block, for the whole process.
+
+    Nothing is chosen before the block is entered.
 
     Where blocks of several threads overlap, the one entered last counts for all of them while it is open. For one call,
     and whatever other threads do, every function takes ``implementation=``.
@@ -89,7 +90,12 @@ def use_impl(implementation: str) -> Iterator[None]:
         >>> with hk.use_impl("reference"):
         ...     z, rho = hk.functional.gaussian_leapfrog(one, one, one, 0 * one, 0.1 * one, one)
     """
-    choice = _Choice(validate(implementation, "use_impl"))
+    return _chosen(validate(implementation, "use_impl"))
+
+
+@contextlib.contextmanager
+def _chosen(implementation: str) -> Iterator[None]:
+    choice = _Choice(implementation)
     _State.choices.append(choice)
     try:
         yield
@@ -145,11 +151,21 @@ def _lookup(name: str, requested: str, device_type: str, dtype: torch.dtype) -> 
     raise RuntimeError(f"{name}: no implementation for {dtype} tensors on {device_type}")
 
 
+def _lookup_in_transforms(name: str, requested: str, device_type: str, dtype: torch.dtype) -> str:
+    """The same where transforms of ``torch.func`` are at work."""
+    if not _torch.forward_within_forward():
+        return _lookup(name, requested, device_type, dtype)
+    if requested not in ("auto", "reference"):
+        reason = _library.FORWARD_WITHIN_FORWARD
+        raise RuntimeError(f"{name}: implementation {requested!r} was asked for but cannot be used: {reason}")
+    return "reference"
+
+
 @_torch.constant_in_graph
 def _lookup_in_graph(name: str, requested: str, device_type: str, dtype: torch.dtype) -> str:
     """The same for Dynamo."""
     _library.register_opaque()
-    return _lookup(name, requested, device_type, dtype)
+    return _lookup_in_transforms(name, requested, device_type, dtype)
 
 
 def resolve(name: str, tensor: torch.Tensor, implementation: str | None = None) -> str:
@@ -157,7 +173,8 @@ def resolve(name: str, tensor: torch.Tensor, implementation: str | None = None) 
     choice = _State.choices[-1].implementation if implementation is None else validate(implementation, name)
     if torch.compiler.is_compiling():
         return _lookup_in_graph(name, choice, tensor.device.type, tensor.dtype)
-    return _lookup(name, choice, tensor.device.type, tensor.dtype)
+    lookup = _lookup_in_transforms if _torch.functorch_is_active() else _lookup
+    return lookup(name, choice, tensor.device.type, tensor.dtype)
 
 
 def config() -> dict[str, Any]:
@@ -218,7 +235,9 @@ def _cpu() -> dict[str, Any]:
     except RuntimeError:
         chosen = None
     others = {
-        name: reason or f"available: use_cpu({name!r}) selects it" for name, reason in sets.items() if name != chosen
+        name: reason or f"available: 'with use_cpu({name!r}):' selects it"
+        for name, reason in sets.items()
+        if name != chosen
     }
     return {"requested": _extension.REQUESTED_CPU, "chosen": chosen, "others": others}
 
@@ -229,7 +248,8 @@ def _choice(op: Op, device: str) -> dict[str, Any]:
     except RuntimeError:
         chosen = None
     others = {
-        name: _or_error(why_not, op, name, device, FULL_PRECISION[0]) or f"available: use_impl({name!r}) selects it"
+        name: _or_error(why_not, op, name, device, FULL_PRECISION[0])
+        or f"available: 'with use_impl({name!r}):' selects it"
         for name in IMPLEMENTATIONS
         if name != chosen
     }

@@ -261,22 +261,24 @@ class SmoothDoubleBackward(_Derivative):
 
     @staticmethod
     def backward(ctx, *upstream):
-        scheme, tensors = ctx.call.scheme, ctx.saved_tensors
-        n, m = len(scheme.inputs), len(scheme.outputs)
-        inputs = [tensors[n + m] if x is None else x for x in tensors[n + m :]]  # what only passes through is not kept
-        results = _library.vjp_of_double_backward(
-            scheme.reference(*ctx.call.options),
-            directions=tensors[:n],
-            cotangents=tensors[n : n + m],
-            inputs=tuple(inputs),
-            upstream=upstream,
-        )
+        results = SmoothDoubleBackward._plain(ctx, _library.vjp_of_double_backward, upstream)
         return (None, None, *only(results, ctx.needs_input_grad[2:]))
 
     @staticmethod
-    def jvp(ctx, *tangents):
-        name = ctx.call.scheme.name
-        raise NotImplementedError(f"{name}: forward mode through its second derivatives is not provided")
+    def jvp(ctx, _, __, *tangents):
+        scheme = ctx.call.scheme
+        results = SmoothDoubleBackward._plain(ctx, _library.jvp_of_double_backward, tangents)
+        written = scheme.written(scheme.outputs + scheme.inputs, ctx.needs)
+        return tuple([x if w else x.new_empty(0) for x, w in zip(results, written, strict=True)])
+
+    @staticmethod
+    def _plain(ctx, derivative, vectors):
+        """``derivative`` of the plain formula, for or in the direction of ``vectors``."""
+        scheme, tensors = ctx.call.scheme, ctx.saved_tensors
+        n, m = len(scheme.inputs), len(scheme.outputs)
+        inputs = [tensors[n + m] if x is None else x for x in tensors[n + m :]]  # what only passes through is not kept
+        reference = scheme.reference(*ctx.call.options)
+        return derivative(reference, tensors[:n], tensors[n : n + m], tuple(inputs), vectors)
 
     @staticmethod
     def vmap(info, in_dims, call, needs, *tensors):

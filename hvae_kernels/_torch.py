@@ -25,6 +25,8 @@ __all__ = ["InstanceNorm", "InverseTransform", "NormBase"]
 #: Of each symbol the versions of torch it was seen in.
 SEEN = {
     "torch._C._are_functorch_transforms_active": "2.10 to 2.14",
+    "torch._C._functorch.TransformType.Jvp": "2.10 to 2.14",
+    "torch._C._functorch.get_interpreter_stack": "2.10 to 2.14",
     "torch._C._functorch.is_legacy_batchedtensor": "2.10 to 2.14",
     "torch._C._functorch.unwrap_if_dead": "2.10 to 2.14",
     "torch._C._get_cudnn_enabled": "2.10 to 2.14",
@@ -57,6 +59,12 @@ unwrap_if_dead: Callable[[torch.Tensor], torch.Tensor] = torch._C._functorch.unw
 def forward_mode_is_active() -> bool:
     """Whether there is a level of forward-mode differentiation."""
     return forward_ad._current_level >= 0
+
+
+def forward_within_forward() -> bool:
+    """Whether a ``jvp`` is at work inside another one, whose derivative torch's custom Functions silently lose."""
+    transforms = torch._C._functorch.get_interpreter_stack() or ()
+    return sum(transform.key() == torch._C._functorch.TransformType.Jvp for transform in transforms) > 1
 
 
 #: The hooks of all modules of the process, those of forward passes and those of backward passes.

@@ -638,6 +638,48 @@ def test_forward_mode(spec, implementation, device):
 
 
 @each_row
+def test_forward_mode_of_second_derivatives(spec, implementation, device):
+    """``jvp`` of a gradient of a gradient's part."""
+    inputs = spec.make(torch.float64, device, **spec.small)
+    direction, tangents, every = random_like(inputs), random_like(inputs), tuple(range(len(inputs)))
+
+    def third(function):
+        def energy(*args):
+            return sum(y.sin().sum() for y in function(*args))
+
+        def pairing(*args):
+            gradients = torch.func.grad(energy, every)(*args)
+            return sum((h * g).sum() for h, g in zip(direction, gradients, strict=True))
+
+        return torch.func.jvp(torch.func.grad(pairing, every), inputs, tangents)[1]
+
+    with hk.use_impl(implementation):
+        results = third(spec.op)
+    assert_equal(results, third(spec.reference))
+
+
+@each_row
+def test_forward_mode_of_forward_mode(spec, implementation, device):
+    """Torch loses the outer derivative of a kernel, so the reference runs there, or an explicit choice is refused."""
+    inputs = spec.make(torch.float64, device, **spec.small)
+    inner, outer = random_like(inputs), random_like(inputs)
+
+    def twice(function):
+        def once(*args):
+            return torch.func.jvp(lambda *args: tuple(function(*args)), args, inner)[1]
+
+        return torch.func.jvp(once, inputs, outer)[1]
+
+    expected = twice(spec.reference)
+    with hk.use_impl(implementation):
+        if implementation == "reference":
+            return assert_equal(twice(spec.op), expected)
+        with pytest.raises(RuntimeError, match=f"implementation {implementation!r} .* jvp within jvp"):
+            twice(spec.op)
+    assert_equal(twice(spec.op), expected)
+
+
+@each_row
 def test_functional_gradients(spec, implementation, device):
     """``torch.func.grad`` with an ordinary backward outside, and ``jacrev``."""
     inputs = small(spec, device)
