@@ -1,4 +1,4 @@
-"""``docs/measured.md`` and README's summary, generated from CSV files: ``python benchmarks/tables.py``."""
+"""Tables of ``docs/measured.md``, README and ``docs/guides/slower.md`` from CSV: ``python benchmarks/tables.py``."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ if str(ROOT) not in sys.path:
 from benchmarks import results  # noqa: E402 - needs the repository on the path
 from benchmarks.results import Record  # noqa: E402
 
-#: Where all tables stand, and where the summary does.
-MEASURED, README = ROOT / "docs" / "measured.md", ROOT / "README.md"
+#: Where all tables stand, where the summary does, and what is slower than torch.
+MEASURED, README, SLOWER = ROOT / "docs" / "measured.md", ROOT / "README.md", ROOT / "docs" / "guides" / "slower.md"
 
 BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
 SUMMARY_BEGIN, SUMMARY_END = "<!-- summary:begin -->", "<!-- summary:end -->"
@@ -23,6 +23,7 @@ STEP_BEGIN, STEP_END = "<!-- step:begin -->", "<!-- step:end -->"
 SWAP_BEGIN, SWAP_END = "<!-- accelerate:begin -->", "<!-- accelerate:end -->"
 SBI_BEGIN, SBI_END = "<!-- sbi:begin -->", "<!-- sbi:end -->"
 SPLINE_BEGIN, SPLINE_END = "<!-- splines:begin -->", "<!-- splines:end -->"
+SLOWER_BEGIN, SLOWER_END = "<!-- slower:begin -->", "<!-- slower:end -->"
 
 
 def replace_between(document: str, content: str, begin: str = BEGIN, end: str = END) -> str | None:
@@ -289,7 +290,38 @@ def update_summary(document: Path, folder: Path = results.RESULTS) -> str:
     return f"{document.name}: summary written from {folder}"
 
 
+# ---- What is slower ----
+
+#: Of the speed of eager torch or of ``torch.compile``: what is nearer to 1 differs from one run to the next.
+AS_FAST = 0.95
+
+
+def slower(folder: Path = results.RESULTS) -> str:
+    """A line for whatever a CSV file has below :data:`AS_FAST`."""
+    rows = []
+    for path in sorted(folder.glob("*.csv")):
+        for r in results.read(path):
+            factors = [r[f"speedup_vs_{rival}"] for rival in ("eager", "compile")]
+            if r["implementation"] == "hvae_kernels" and any(f and float(f) < AS_FAST for f in factors):
+                case = f"`{r['op']}` {r['size']}" + ("" if r["dtype"] == "float32" else f", {r['dtype']}")
+                rows.append(
+                    (case, r["direction"].replace("+", " + "), results.machine(r), *map(results.times, factors))
+                )
+    headers = ("op, size", "direction", "on", "vs eager", "vs compiled")
+    return results.table(headers, sorted(rows), "github")
+
+
+def update_slower(document: Path, folder: Path = results.RESULTS) -> str:
+    """Rewrite the table of ``document``; returns one sentence that says what happened."""
+    text = replace_between(document.read_text(), slower(folder), SLOWER_BEGIN, SLOWER_END)
+    if text is None:
+        return f"{document.name} has no markers {SLOWER_BEGIN} and {SLOWER_END}: no table written"
+    document.write_text(text)
+    return f"{document.name}: written from {folder}"
+
+
 if __name__ == "__main__":
     print(update(MEASURED))
     print(update_flows(MEASURED))
     print(update_summary(README))
+    print(update_slower(SLOWER))

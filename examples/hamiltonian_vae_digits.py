@@ -54,8 +54,8 @@ def train(model: VAE, digits: mnist.Digits) -> float:
         optimizer.step()
         if step % 40 == 39:
             print(f"  step {step + 1}: bound {-loss.item():.1f} nats")
-    # no no_grad(): the trajectory needs the gradient of the potential
-    return model.bound(unseen).mean().item()
+    with torch.no_grad():
+        return model.bound(unseen).mean().item()
 
 
 def main() -> None:

@@ -68,6 +68,22 @@ def features(function: str, argument: str, x: Tensor, size: int) -> None:
         raise value_error(function, argument, f"a tensor of shape (..., {size})", x)
 
 
+def broadcasts(function: str, argument: str, x: Tensor, batch: torch.Size) -> None:
+    """Require dimensions but for the last that broadcast to these."""
+    try:
+        shape: torch.Size | None = torch.broadcast_shapes(batch, x.shape[:-1])
+    except RuntimeError:
+        shape = None
+    if shape != batch:
+        expected = f"of a batch shape that broadcasts to {tuple(batch)}, that of the features"
+        raise value_error(function, argument, expected, x)
+
+
+def has_shape(x: Tensor, *shapes: tuple[int, ...]) -> bool:
+    """Whether it is one of these; Dynamo does not compare symbolic sizes for ``in``."""
+    return any(x.shape == shape for shape in shapes)
+
+
 def flag(function: str, argument: str, value: bool) -> None:
     """Require True or False: any other object would count as one of them, silently."""
     if not isinstance(value, bool):
@@ -80,17 +96,23 @@ def generator(function: str, value: torch.Generator | None) -> None:
         raise type_error(function, "generator", "a torch.Generator or None", value)
 
 
-def integer(function: str, argument: str, value: int, least: int) -> None:
-    """Require an integer of at least ``least``."""
-    if not isinstance(value, numbers.Integral) or isinstance(value, bool):
-        raise type_error(function, argument, f"an integer of at least {least}", value)
-    if value < least:
-        raise value_error(function, argument, f"an integer of at least {least}", value)
+def integer(function: str, argument: str, value: int, least: int | None = None) -> None:
+    """Require an integer, of at least ``least``."""
+    expected = "an integer" if least is None else f"an integer of at least {least}"
+    if not is_integer(value):
+        raise type_error(function, argument, expected, value)
+    if least is not None and value < least:
+        raise value_error(function, argument, expected, value)
+
+
+def is_integer(value: object) -> bool:
+    """Python's, or NumPy's; not True and False."""
+    return isinstance(value, (int, numbers.Integral)) and not isinstance(value, bool)
 
 
 def widths(function: str, hidden_features: int | Sequence[int]) -> list[int]:
     """Of hidden layers: one, or one for each."""
-    given = [hidden_features] if isinstance(hidden_features, int) else hidden_features
+    given: Any = [hidden_features] if is_integer(hidden_features) else hidden_features
     if not isinstance(given, (list, tuple)):
         expected = "an integer of at least 1, or a list or tuple of them"
         raise type_error(function, "hidden_features", expected, hidden_features)

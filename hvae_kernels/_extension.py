@@ -6,7 +6,6 @@ import contextlib
 import functools
 import importlib
 import os
-from collections.abc import Iterator
 
 from hvae_kernels import _checks
 from hvae_kernels._blocks import Blocks
@@ -85,9 +84,10 @@ def _choose(choice: str, source: str) -> None:
 _blocks = Blocks(cpu_set, lambda choice: _choose(choice, "use_cpu"))
 
 
-@contextlib.contextmanager
-def use_cpu(instruction_set: str) -> Iterator[None]:
+def use_cpu(instruction_set: str) -> contextlib.AbstractContextManager[None]:
     """Choose the instruction set of the C++ kernels inside the ``with`` block, for the whole process.
+
+    Nothing is chosen before the block is entered.
 
     For tests and benchmarks: a set below the best shows what machines without it get. Results of two sets differ by
     rounding; calls that are under way in other threads while the set changes are of either. Where blocks of several
@@ -110,5 +110,4 @@ def use_cpu(instruction_set: str) -> Iterator[None]:
     _validate(instruction_set, "use_cpu")
     if cpu_set() is None:
         raise RuntimeError(f"use_cpu: instruction set {instruction_set!r} was asked for, but {why_absent()}")
-    with _blocks(instruction_set):
-        yield
+    return _blocks(instruction_set)

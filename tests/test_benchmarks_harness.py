@@ -268,6 +268,19 @@ def test_tables_show_every_set_of_a_device(tmp_path):
     assert "A Device, 2 threads, avx2, torch 2.13.0" in document.read_text()
 
 
+def test_what_is_slower_is_told(tmp_path):
+    key = {"op": "an_op", "size": "(2, 3)", "dtype": "float32", "implementation": "hvae_kernels", "cpu": "avx2"}
+    speeds = {"forward": ("0.90", "1.5"), "backward": ("1.2", "0.96"), "forward+backward": ("3", "0.5")}
+    records = [
+        dict.fromkeys(results.FIELDS, "") | key | {"direction": x, "speedup_vs_eager": a, "speedup_vs_compile": b}
+        for x, (a, b) in speeds.items()
+    ]
+    results.write(tmp_path / "a.csv", records)
+    told = [line.split("|")[2].strip() for line in tables.slower(tmp_path).splitlines()[2:]]
+    assert told == ["forward", "forward + backward"]
+    assert tables.slower() in tables.SLOWER.read_text(), "python benchmarks/tables.py"
+
+
 #: What each of the libraries that rivals are made of goes by, once it has read the environment.
 HELD = """
 import json, sys

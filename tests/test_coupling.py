@@ -140,6 +140,13 @@ def test_bad_arguments(options, error, message):
         hk.nn.CouplingFlow(**given)
 
 
+class Pair(torch.nn.Module):
+    """No conditioner."""
+
+    def forward(self, z):
+        return z, z
+
+
 def test_bad_calls():
     flow, z = flow_of("affine"), torch.randn(3, 5, dtype=F64)
     with pytest.raises(ValueError, match="context must be None"):
@@ -148,6 +155,14 @@ def test_bad_calls():
         flow_of("affine", context_features=2)(z)
     with pytest.raises(ValueError, match=r"z must be a tensor of shape \(\.\.\., 5\)"):
         flow(z[:, :4])
+    with pytest.raises(ValueError, match=r"CouplingFlow: context must be of a batch shape that broadcasts to \(3,\)"):
+        flow_of("affine", context_features=2)(z, torch.randn(4, 2, dtype=F64))
+    with pytest.raises(ValueError, match=r"CouplingFlow: conditioner must be to return a tensor of shape \(3, 2, 3\)"):
+        hk.nn.CouplingFlow(5, [], conditioner=Pair())(z)
+    with pytest.raises(ValueError, match="order must be absent, as orders says it"):
+        hk.nn.FlowStack.autoregressive(hk.nn.MaskedAutoregressiveFlow, 2, 5, [8], order=[0, 1, 2, 3, 4])
+    with pytest.raises(TypeError, match="flows must be a sequence of flows, got HamiltonianFlow"):
+        hk.nn.FlowStack([hk.nn.HamiltonianFlow(5, 2)])
     with pytest.raises(ValueError, match="conditioner must be absent"):
         hk.nn.FlowStack.coupling(2, 5, [8], conditioner=torch.nn.Identity())
     underflows = flow_of("affine")

@@ -260,6 +260,32 @@ def test_flow_without_recorded_gradients():
     assert not z.requires_grad
 
 
+@pytest.mark.parametrize("precision", [torch.tensor([1.0, 2.0, 0.5]), torch.eye(3) + 0.1])
+def test_replicas_share_a_potential(precision):
+    flows, z, gamma = hk.nn.HamiltonianFlow(3, 4, replicas=2).double(), double(2, 5, 3), double(2, 5, 3)
+    potential = hk.nn.GaussianPotential(torch.nn.Parameter(precision.double()), torch.nn.Parameter(double(3)))
+    leaves = [*potential.parameters(), *flows.parameters()]
+
+    def all_of(potential):
+        z_K, rho_K, _ = flows(z, gamma, potential)
+        return z_K, rho_K, *torch.autograd.grad((z_K.sin() + rho_K.cos()).sum(), leaves)
+
+    torch.testing.assert_close(all_of(potential), all_of(lambda z: potential(z)))
+
+
+@pytest.mark.parametrize("replicas", [None, 2])
+def test_flows_of_learned_step_sizes_compile_for_any_batch(replicas):
+    flow = hk.nn.HamiltonianFlow(3, 4, replicas=replicas)
+    potentials = [hk.nn.GaussianPotential(x, torch.zeros(3)) for x in (torch.ones(3), torch.eye(3))]
+    potentials.append(lambda z: z.square().square().sum(-1))
+    for potential in potentials:
+        torch._dynamo.reset()
+        compiled = torch.compile(flow, backend="aot_eager", fullgraph=True, dynamic=True)
+        for rows in (5, 7):
+            z, gamma = torch.randn(2, rows, 3).unbind() if replicas is None else torch.randn(2, replicas, rows, 3)
+            torch.testing.assert_close(compiled(z, gamma, potential), flow(z, gamma, potential))
+
+
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_replicas_are_independent_flows(schedule):
     flows = hk.nn.HamiltonianFlow(3, 4, tempering=schedule, replicas=2)

@@ -345,6 +345,20 @@ def test_module_under_compile():
     assert torch.isfinite(torch.autograd.grad(compiled.sum(), built.weight_log_scale)[0]).all()
 
 
+def test_a_compiled_module_takes_a_last_short_batch():
+    built = torch.compile(hk.nn.LocalReparamLinear(5, 3), backend="aot_eager", fullgraph=True)
+    torch._dynamo.reset()
+    assert [len(built(torch.randn(n, 5))) for n in (8, 3, 5)] == [8, 3, 5]
+
+
+def test_the_mean_is_float32_under_autocast_as_samples_are():
+    built, x = hk.nn.LocalReparamLinear(5, 3), torch.randn(4, 5)
+    expected = built.eval()(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(built(x), expected)
+        assert built(x.bfloat16()).dtype == built.train()(x).dtype == torch.float32
+
+
 # ---- Bad input ----
 
 
@@ -383,3 +397,6 @@ def test_module_bad_input():
         hk.nn.LocalReparamLinear(2, 1, prior_scale=0)
     with pytest.raises(ValueError, match=r"LocalReparamLinear: x must be a tensor of shape \(\.\.\., 2\)"):
         hk.nn.LocalReparamLinear(2, 1)(torch.ones(4, 3))
+    for mode in (True, False):
+        with pytest.raises(TypeError, match="must have the dtype of"):
+            hk.nn.LocalReparamLinear(2, 1).train(mode)(torch.ones(4, 2).double())

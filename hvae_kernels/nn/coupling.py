@@ -141,6 +141,7 @@ class CouplingFlow(Flow):
             if context is None:
                 raise _checks.value_error(name, "context", f"a tensor of shape (..., {self.context_features})", context)
             _checks.features(name, "context", context, self.context_features)
+            _checks.broadcasts(name, "context", context, z.shape[:-1])
         elif context is not None:
             raise _checks.value_error(name, "context", "None, as context_features is 0", context)
         if not _library.autocasts(z):
@@ -151,7 +152,7 @@ class CouplingFlow(Flow):
         passing = z.index_select(-1, self.passing)
         parameters = self.conditioner(passing, context) if self.context_features else self.conditioner(passing)
         expected = (*z.shape[:-1], tail.outputs_of(self.gate), len(self.transformed))
-        if parameters.shape != expected:
+        if not isinstance(parameters, Tensor) or parameters.shape != expected:
             raise _checks.value_error(name, "conditioner", f"to return a tensor of shape {expected}", parameters)
         return parameters
 

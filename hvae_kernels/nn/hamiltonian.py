@@ -252,7 +252,7 @@ class HamiltonianFlow(nn.Module):
             gamma: standard normal momenta of ``z``'s shape.
             potential: energies ``(...)`` of positions; a :class:`GaussianPotential` takes the fused path, any other
                 module or function, and one with hooks or with another ``forward``, goes through
-                :func:`functional.leapfrog`.
+                :func:`functional.leapfrog`; of replicas one of each, ``(R, 1, d)``, or one for all.
             params: the tensors that need gradients through such a potential; by default a module's parameters.
 
         Returns:
@@ -279,9 +279,12 @@ class HamiltonianFlow(nn.Module):
         params: Iterable[Tensor] | None,
         alpha: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        if is_gaussian(potential):
+        if is_gaussian(potential) and (self.replicas is None or not potential.dense):
             op = functional.dense_gaussian_leapfrog if potential.dense else functional.gaussian_leapfrog
-            return op(z, rho, potential.precision, potential.loc, self.step_size, alpha)
+            precision, loc = potential.precision, potential.loc
+            if self.replicas is not None and loc.dim() == 1:  # one potential for all replicas
+                precision, loc = (x.expand(self.replicas, 1, -1) for x in (precision, loc))
+            return op(z, rho, precision, loc, self.step_size, alpha)
         if self.replicas is not None:
             return reference.leapfrog(z, rho, potential, self.step_size, alpha, gradient=self.gradient)
         known = params is not None or isinstance(potential, nn.Module)

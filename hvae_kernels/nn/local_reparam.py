@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hvae_kernels import _checks
+from hvae_kernels import _checks, _library
 from hvae_kernels.ops.local_reparam_linear import local_reparam_linear
 
 #: exp(-10) is the variance that implementations of variational dropout begin with: samples close to their mean.
@@ -87,6 +88,8 @@ class LocalReparamLinear(nn.Module):
     def forward(self, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """``x (..., in_features)`` to a sample ``(..., out_features)``; in ``eval`` mode to its mean.
 
+        Under autocast both are float32.
+
         Args:
             x: inputs.
             generator: where the noise comes from; torch's global generator without one.
@@ -94,9 +97,15 @@ class LocalReparamLinear(nn.Module):
         _checks.features("LocalReparamLinear", "x", x, self.in_features)
         _checks.generator("LocalReparamLinear", generator)
         if not self.training:
-            return nn.functional.linear(x, self.weight_loc, self.bias_loc)
+            mean = functools.partial(nn.functional.linear, weight=self.weight_loc, bias=self.bias_loc)
+            if _library.autocasts(x):
+                return _library.in_float32(mean, x)
+            _checks.same_kind("LocalReparamLinear", weight_loc=self.weight_loc, x=x)
+            return mean(x)
         kind: dict[str, Any] = {"dtype": self.weight_loc.dtype, "device": x.device}
-        noise = torch.randn(*x.shape[:-1], self.out_features, generator=generator, **kind)
+        if generator is not None:  # under torch.compile with symbolic sizes torch refuses None
+            kind["generator"] = generator
+        noise = torch.randn(*x.shape[:-1], self.out_features, **kind)
         weights, biases = (self.weight_loc, self.weight_log_scale), (self.bias_loc, self.bias_log_scale)
         return local_reparam_linear(x, *weights, *biases, noise)
 

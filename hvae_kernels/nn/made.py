@@ -204,13 +204,7 @@ class MADE(nn.Module):
             raise _checks.value_error("MADE", "context", f"a tensor of shape (..., {self.context_features})", context)
         _checks.features("MADE", "context", context, self.context_features)
         _checks.same_kind("MADE", weight=self.context.weight, context=context)
-        try:
-            shape: torch.Size | None = torch.broadcast_shapes(batch, context.shape[:-1])
-        except RuntimeError:
-            shape = None
-        if shape != batch:
-            expected = f"of a batch shape that broadcasts to {tuple(batch)}, that of the features"
-            raise _checks.value_error("MADE", "context", expected, context)
+        _checks.broadcasts("MADE", "context", context, batch)
         return self.context(context).expand(*batch, self.context.out_features)
 
     def network(self, tail: Gate | Spline, context: Tensor | None, batch: torch.Size) -> Network:

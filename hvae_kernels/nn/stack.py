@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from hvae_kernels import _checks, _live
+from hvae_kernels.nn.annealed import AnnealedHamiltonianFlow
 from hvae_kernels.nn.autoregressive import InverseAutoregressiveFlow
 from hvae_kernels.nn.coupling import CouplingFlow
 from hvae_kernels.nn.flow import Flow
+from hvae_kernels.nn.hamiltonian import HamiltonianFlow
 
 
 class FlowStack(Flow):
@@ -41,7 +43,7 @@ class FlowStack(Flow):
             raise _checks.type_error("FlowStack", "flows", "a sequence of flows", flows)
         flows = list(flows)
         for flow in flows:
-            if not isinstance(flow, nn.Module):
+            if not isinstance(flow, nn.Module) or isinstance(flow, HamiltonianFlow | AnnealedHamiltonianFlow):
                 raise _checks.type_error("FlowStack", "flows", "a sequence of flows", flow)
         sizes: set[Any] = {getattr(flow, "features", None) for flow in flows}
         if len(sizes) != 1 or None in sizes:
@@ -95,6 +97,8 @@ class FlowStack(Flow):
         _checks.integer("FlowStack", "features", features, 1)
         _checks.generator("FlowStack", generator)
         _checks.one_of("FlowStack", "orders", orders, ("reversed", "permuted", "same"))
+        if "order" in options:
+            raise _checks.value_error("FlowStack", "order", "absent, as orders says it", options["order"])
         flows = []
         for place in range(n_layers):
             order = list(range(features))

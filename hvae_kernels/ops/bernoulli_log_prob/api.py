@@ -113,8 +113,7 @@ def _validate(logits: Tensor, value: Tensor, event_ndims: int) -> None:
         _checks.same_kind(NAME, logits=logits, value=value)
     if value.device != logits.device:
         raise _checks.value_error(NAME, "value", f"on the device of logits, {logits.device}", value)
-    if not isinstance(event_ndims, int) or isinstance(event_ndims, bool):
-        raise TypeError(f"{NAME}: event_ndims must be an integer, got {_checks.describe(event_ndims)}")
+    _checks.integer(NAME, "event_ndims", event_ndims)
     if not 0 <= event_ndims <= logits.dim():
         raise _checks.value_error(NAME, "event_ndims", f"between 0 and logits' {logits.dim()} dimensions", event_ndims)
     first, own_first = logits.dim() - event_ndims, value.dim() - event_ndims

@@ -289,7 +289,7 @@ def _check_shapes(
         raise _checks.value_error(name, "precision", f"of shape {precision_shape}", precision)
     if loc.shape != (features,):
         raise _checks.value_error(name, "loc", f"of shape ({features},)", loc)
-    if step_size.dim() and step_size.shape not in ((features,), (tempering.shape[0], features)):
+    if step_size.dim() and not _checks.has_shape(step_size, (features,), (tempering.shape[0], features)):
         expected = f"of shape (), ({features},) or (K, d) = ({tempering.shape[0]}, {features})"
         raise _checks.value_error(name, "step_size", expected, step_size)
 
@@ -306,6 +306,6 @@ def _check_replica_shapes(
     for argument, tensor in (("precision", precision), ("loc", loc)):
         if tensor.shape != (replicas, 1, features):
             raise _checks.value_error(name, argument, f"of shape (R, 1, d) = ({replicas}, 1, {features})", tensor)
-    if step_size.shape not in ((replicas, 1, features), (replicas, n_steps, features)):
+    if not _checks.has_shape(step_size, (replicas, 1, features), (replicas, n_steps, features)):
         expected = f"of shape (R, 1, d) or (R, K, d) with R, K, d = {replicas}, {n_steps}, {features}"
         raise _checks.value_error(name, "step_size", expected, step_size)

@@ -127,8 +127,7 @@ def _run(
 
 def _validate(name: str, log_weights: Tensor, dim: int) -> None:
     _checks.same_kind(name, log_weights=log_weights)
-    if not isinstance(dim, int) or isinstance(dim, bool):
-        raise TypeError(f"{name}: dim must be an integer, got {_checks.describe(dim)}")
+    _checks.integer(name, "dim", dim)
     if not -log_weights.dim() <= dim < log_weights.dim():
         raise _checks.value_error(name, "dim", f"one of log_weights' {log_weights.dim()} dimensions", dim)
     if log_weights.shape[dim] == 0:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from hvae_kernels import _checks, _dispatch, _library, _torch
 from hvae_kernels.ops.leapfrog import statistics
 from hvae_kernels.ops.leapfrog.autograd import ReversibleLeapfrog
-from hvae_kernels.ops.leapfrog.field import NAME, Field, functional_gradient, modules_called
-from hvae_kernels.ops.leapfrog.reference import Potential
+from hvae_kernels.ops.leapfrog.field import NAME, Field, modules_called
+from hvae_kernels.ops.leapfrog.reference import Potential, functional_gradient
 from hvae_kernels.ops.leapfrog_update.trajectory import coefficients, leapfrog_trajectory, update_of
 
 MEMORY = ("reversible", "store")
@@ -200,7 +200,7 @@ def _flat(
     if z.shape[: len(batch)] != batch or (not batch and z.dim() > 1):
         expected = f"a function with energies (B,), one for each position in z {tuple(z.shape)}"
         raise _checks.value_error(NAME, "potential", expected, f"energies of shape {tuple(batch)}")
-    if step_size.dim() and step_size.shape not in (event, (n_steps, *event)):
+    if step_size.dim() and not _checks.has_shape(step_size, event, (n_steps, *event)):
         expected = f"of shape (), {tuple(event)} or {(n_steps, *event)}"
         raise _checks.value_error(NAME, "step_size", expected, step_size)
     features = math.prod(event)

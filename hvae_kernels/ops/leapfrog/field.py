@@ -15,7 +15,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from hvae_kernels import _checks, _live
 from hvae_kernels.ops.leapfrog import statistics
-from hvae_kernels.ops.leapfrog.reference import Potential, gradient_of
+from hvae_kernels.ops.leapfrog.reference import Potential, functional_gradient, gradient_of
 from hvae_kernels.ops.leapfrog.state import Context, Snapshot, tensors_held
 
 NAME = "leapfrog"
@@ -183,16 +183,6 @@ class Field:
                 got = f"{once.__name__}, which is once_differentiable"
                 raise _checks.value_error(self.function, self.argument, expected, got)
         return watched
-
-
-def functional_gradient(potential: Potential, z: Tensor) -> tuple[Tensor, Tensor]:
-    """``(grad U(z), U(z))`` for ``torch.func`` and ``torch.compile``, which do not take ``torch.autograd.grad``."""
-
-    def total(position: Tensor) -> tuple[Tensor, Tensor]:
-        energy = potential(position)
-        return energy.sum(), energy
-
-    return torch.func.grad(total, has_aux=True)(z)
 
 
 #: Inductor's C++ kernels over tensors of both memory layouts may write past their end (pytorch/pytorch#196681). A

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from hvae_kernels import _checks
+from hvae_kernels import _checks, _torch
 from hvae_kernels.ops.gaussian_leapfrog.reference import trajectory
 
 Potential = Callable[[Tensor], Tensor]
@@ -17,8 +17,15 @@ def leapfrog(
     z: Tensor, rho: Tensor, potential: Potential, step_size: Tensor, tempering: Tensor, *, gradient: str = "full"
 ) -> tuple[Tensor, Tensor]:
     """``z (..., d)`` with energies ``(...)``; shapes of the others as in :func:`gaussian_leapfrog`, replicas too."""
-    record = torch.is_grad_enabled() and gradient == "full"
-    return trajectory(z, rho, lambda position: gradient_of(potential, position, record)[0], step_size, tempering)
+    full = gradient == "full"
+
+    def field(position: Tensor) -> Tensor:
+        if torch.compiler.is_compiling() or _torch.functorch_is_active():
+            grad, _ = functional_gradient(potential, position)
+            return grad if full else grad.detach()
+        return gradient_of(potential, position, full and torch.is_grad_enabled())[0]
+
+    return trajectory(z, rho, field, step_size, tempering)
 
 
 def gradient_of(
@@ -36,3 +43,13 @@ def gradient_of(
         expected = "a differentiable function of z"
         raise _checks.value_error(function, argument, expected, "energies that do not depend on it")
     return grad, energy
+
+
+def functional_gradient(potential: Potential, z: Tensor) -> tuple[Tensor, Tensor]:
+    """The same for ``torch.func`` and ``torch.compile``, which do not take ``torch.autograd.grad``."""
+
+    def total(position: Tensor) -> tuple[Tensor, Tensor]:
+        energy = potential(position)
+        return energy.sum(), energy
+
+    return torch.func.grad(total, has_aux=True)(z)
