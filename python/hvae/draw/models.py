@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from hvae.data.mnist import N_PIXELS, SIDE
 from hvae.densities import standard_normal_divergence, standard_normal_log_prob
+from hvae.importance import Scored
 from hvae_kernels.functional import bernoulli_log_prob, draw_read, draw_write
 
 HIDDEN, LATENT = 256, 100
@@ -24,30 +25,6 @@ READ_SPAN, WRITE_SPAN, READ_STRIDE, READ_GAIN = 0.4, 0.6, 1 / 4, 4.0
 
 #: Of an LSTM cell: ``(hidden, cell)``, each ``(B, units)``.
 State = tuple[Tensor, Tensor]
-
-
-class Drawn(NamedTuple):
-    """What B images came to.
-
-    Attributes:
-        log_likelihood: ``log p(x | z)``, ``(B,)``.
-        divergence: ``KL(q(z | x) | p(z))`` as the sum of the steps' closed forms, ``(B,)``.
-        log_ratio: ``log p(z) - log q(z | x)`` at the samples, ``(B,)``; minus its mean is the divergence's.
-    """
-
-    log_likelihood: Tensor
-    divergence: Tensor
-    log_ratio: Tensor
-
-    @property
-    def bound(self) -> Tensor:
-        """Of ``log p(x)``, by one sample of the likelihood."""
-        return self.log_likelihood - self.divergence
-
-    @property
-    def log_weight(self) -> Tensor:
-        """``log p(x, z) - log q(z | x)``: its exponential is p(x) on average."""
-        return self.log_likelihood + self.log_ratio
 
 
 class Picture(NamedTuple):
@@ -118,12 +95,12 @@ class Draw(nn.Module):
         self.canvas = nn.Parameter(torch.zeros(N_PIXELS) if canvas is None else canvas.clone())
         self.states = nn.Parameter(torch.zeros(4, hidden))
 
-    def forward(self, pixels: Tensor, noise: Tensor) -> Drawn:
+    def forward(self, pixels: Tensor, noise: Tensor) -> Scored:
         """Images ``(B, 784)`` and standard normals ``(T, B, latent)``, of each step its own."""
         result, _ = self.run(pixels, noise)
         return result
 
-    def run(self, pixels: Tensor, noise: Tensor) -> tuple[Drawn, Picture]:
+    def run(self, pixels: Tensor, noise: Tensor) -> tuple[Scored, Picture]:
         """:meth:`forward`, and how the canvas and the windows moved."""
         x = pixels.to(noise.dtype)
         canvas, (encoded, decoded) = self._begin(noise)
@@ -142,7 +119,7 @@ class Draw(nn.Module):
             canvas, to = self._write(canvas, decoded[0])
             for kept, value in ((canvases, canvas), (reads, at), (writes, to)):
                 kept.append(value)
-        drawn = Drawn(bernoulli_log_prob(canvas, pixels), divergence, log_ratio)
+        drawn = Scored(bernoulli_log_prob(canvas, pixels), divergence, log_ratio)
         return drawn, self._picture(canvases, reads, writes)
 
     def generate(self, noise: Tensor) -> Picture:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hvae import experiment
+from hvae import experiment, importance
 from hvae.draw import study
 from hvae.draw.models import Draw
 from hvae.draw.study import Job, Setting
@@ -96,13 +96,13 @@ def mean_bound(job: Job, model: Draw, images: Tensor, epoch: int) -> float:
 @torch.no_grad()
 def log_likelihood(model: Draw, images: Tensor, n_samples: int, noise: Callable[[int, tuple], Tensor]) -> Tensor:
     """``log 1/S sum_s p(x, z_s) / q(z_s | x)`` of images ``(B, 784)``, ``(B,)`` in float64; a few samples at a time."""
-    total = torch.full((len(images),), -math.inf, dtype=torch.float64)
-    for number, done in enumerate(range(0, n_samples, SAMPLES_AT_A_TIME)):
-        samples = min(SAMPLES_AT_A_TIME, n_samples - done)
+
+    def log_weights(number: int, samples: int) -> Tensor:
         repeated = images.repeat(samples, 1)
-        weights = model(repeated, noise(number, (model.steps, len(repeated), model.latent))).log_weight
-        total = torch.logaddexp(total, weights.double().view(samples, -1).logsumexp(0))
-    return total - math.log(n_samples)
+        scored = model(repeated, noise(number, (model.steps, len(repeated), model.latent)))
+        return scored.log_weight.view(samples, -1)
+
+    return importance.log_mean_weight(log_weights, n_samples, SAMPLES_AT_A_TIME)
 
 
 def estimate(

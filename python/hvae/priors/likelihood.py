@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from hvae import annealed
+from hvae import annealed, importance
 from hvae.densities import Mixture, standard_normal_log_prob
 from hvae.priors.models import LATENT, VAE
 from hvae_kernels.functional import gaussian_mixture_log_prob
@@ -26,13 +26,14 @@ def by_importance_sampling(model: VAE, x: Tensor, n_samples: int, generator: tor
     at most ``log p(x)`` in expectation. Samples come a few at a time.
     """
     bound = torch.zeros(len(x), dtype=torch.float64)
-    total = torch.full_like(bound, -math.inf)
-    for done in range(0, n_samples, SAMPLES_AT_A_TIME):
-        noise = torch.randn(min(SAMPLES_AT_A_TIME, n_samples - done), *x.shape, generator=generator)
-        log_weights = model.log_weights(x, noise).double()
-        bound += log_weights.sum(0)
-        total = torch.logaddexp(total, log_weights.logsumexp(0))
-    return bound / n_samples, total - math.log(n_samples)
+
+    def log_weights(_: int, samples: int) -> Tensor:
+        weights = model.log_weights(x, torch.randn(samples, *x.shape, generator=generator)).double()
+        bound.add_(weights.sum(0))
+        return weights
+
+    total = importance.log_mean_weight(log_weights, n_samples, SAMPLES_AT_A_TIME)
+    return bound / n_samples, total
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hvae import importance
 from hvae.sentences import grammar, study
 from hvae.sentences.data import Batch, Corpus, Sentences
 from hvae.sentences.models import SentenceModel
@@ -26,13 +27,12 @@ N_SHOWN, N_LINES_SHOWN = 8, 3
 def log_likelihood(model: SentenceModel, batch: Batch, n_samples: int, noise: Callable[[int, tuple], Tensor]) -> Tensor:
     """``log 1/S sum_s p(x, z_s) / q(z_s | x)`` of B sentences, ``(B,)`` in float64; a few samples at a time."""
     size = len(batch.words)
-    total = torch.full((size,), -math.inf, dtype=torch.float64)
-    for number, done in enumerate(range(0, n_samples, SAMPLES_AT_A_TIME)):
-        samples = min(SAMPLES_AT_A_TIME, n_samples - done)
+
+    def log_weights(number: int, samples: int) -> Tensor:
         repeated = Batch(batch.words.repeat(samples, 1), batch.lengths.repeat(samples))
-        weights = model(repeated, noise(number, (samples * size, model.latent))).log_weight
-        total = torch.logaddexp(total, weights.double().view(samples, size).logsumexp(0))
-    return total - math.log(n_samples)
+        return model(repeated, noise(number, (samples * size, model.latent))).log_weight.view(samples, size)
+
+    return importance.log_mean_weight(log_weights, n_samples, SAMPLES_AT_A_TIME)
 
 
 @torch.no_grad()

@@ -2,41 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hvae.densities import standard_normal_divergence, standard_normal_log_prob
+from hvae.importance import Scored
 from hvae.sentences.data import BEGIN, END, PADDING, UNKNOWN, Batch
 
 #: How many logits are computed at once.
 LARGEST = 1 << 24
-
-
-class Scored(NamedTuple):
-    """What B sentences came to.
-
-    Attributes:
-        log_likelihood: ``log p(x | z)``, ``(B,)``.
-        divergence: ``KL(q(z | x) | p(z))``, ``(B,)``.
-        log_ratio: ``log p(z) - log q(z | x)`` at the sample, ``(B,)``; minus its mean is the divergence's.
-    """
-
-    log_likelihood: Tensor
-    divergence: Tensor
-    log_ratio: Tensor
-
-    @property
-    def bound(self) -> Tensor:
-        """Of ``log p(x)``, by one sample of the likelihood."""
-        return self.log_likelihood - self.divergence
-
-    @property
-    def log_weight(self) -> Tensor:
-        """``log p(x, z) - log q(z | x)``: its exponential is p(x) on average."""
-        return self.log_likelihood + self.log_ratio
 
 
 class SentenceModel(nn.Module):
