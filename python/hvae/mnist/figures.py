@@ -102,7 +102,7 @@ def draw_grid(path: Path, grid: Tensor, title: str) -> None:
 
     rows, columns, _ = grid.shape
     image = grid.view(rows, columns, SIDE, SIDE).transpose(1, 2).reshape(rows * SIDE, columns * SIDE)
-    figure = Figure(figsize=(columns * 0.6, rows * 0.6 + 0.4), layout="constrained")
+    figure = Figure(figsize=(max(columns * 0.6, 4.0), rows * 0.6 + 0.4), layout="constrained")  # room for the title
     axes = figure.subplots()
     axes.imshow(image.tolist(), cmap="gray_r", vmin=0, vmax=255)
     axes.set_axis_off()
