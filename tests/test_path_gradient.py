@@ -602,7 +602,7 @@ def test_what_is_no_flow(flow, given):
 
 def test_a_hamiltonian_flow_has_no_density_of_positions():
     flow = hk.nn.HamiltonianFlow(D, 2)
-    for given in (flow, hk.nn.FlowStack([flow])):
+    for given in (flow, [flow]):
         with pytest.raises(TypeError, match=r"flow must be a flow of positions alone.*HamiltonianFlow"):
             hk.path_log_prob(given, torch.zeros(2, D))
 
