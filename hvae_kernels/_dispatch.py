@@ -235,7 +235,7 @@ def _cpu() -> dict[str, Any]:
     except RuntimeError:
         chosen = None
     others = {
-        name: reason or f"available: 'with use_cpu({name!r}):' selects it"
+        name: reason or f"available: `with use_cpu({name!r}):` selects it"
         for name, reason in sets.items()
         if name != chosen
     }
@@ -249,7 +249,7 @@ def _choice(op: Op, device: str) -> dict[str, Any]:
         chosen = None
     others = {
         name: _or_error(why_not, op, name, device, FULL_PRECISION[0])
-        or f"available: 'with use_impl({name!r}):' selects it"
+        or f"available: `with use_impl({name!r}):` selects it"
         for name in IMPLEMENTATIONS
         if name != chosen
     }

@@ -71,7 +71,7 @@ class OpFunction(torch.autograd.Function):
     def apply(cls, *args):
         if _torch.functorch_is_active():
             if _torch.forward_within_forward():  # of what was pulled back to here, as other calls take the reference
-                raise NotImplementedError(f"hvae_kernels: {FORWARD_WITHIN_FORWARD}")
+                raise NotImplementedError(f"{cls.__name__}: {FORWARD_WITHIN_FORWARD} (implementation='reference')")
             return super().apply(*args)
         args = [_torch.unwrap_if_dead(x) if isinstance(x, Tensor) else x for x in args]
         return super(torch.autograd.Function, cls).apply(*args)

@@ -680,6 +680,31 @@ def test_forward_mode_of_forward_mode(spec, implementation, device):
 
 
 @each_row
+def test_forward_mode_of_forward_mode_of_what_was_pulled_back(spec, implementation, device):
+    """Of a kernel that ran before: right, or refused."""
+    inputs = spec.make(torch.float64, device, **spec.small)
+    cotangents = random_like(spec.reference(*inputs))
+    inner, outer = random_like(cotangents), random_like(cotangents)
+
+    def twice(function):
+        _, pull = torch.func.vjp(lambda *args: tuple(function(*args)), *inputs)
+
+        def once(*args):
+            return torch.func.jvp(lambda *args: pull(tuple(x.square() for x in args)), args, inner)[1]
+
+        return torch.func.jvp(once, cotangents, outer)[1]
+
+    with hk.use_impl(implementation):
+        try:
+            results = twice(spec.op)
+        except NotImplementedError as error:
+            if "jvp within jvp" not in str(error):
+                raise
+            return
+    assert_equal(results, twice(spec.reference))
+
+
+@each_row
 def test_functional_gradients(spec, implementation, device):
     """``torch.func.grad`` with an ordinary backward outside, and ``jacrev``."""
     inputs = small(spec, device)

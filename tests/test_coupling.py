@@ -157,7 +157,9 @@ def test_bad_calls():
         flow(z[:, :4])
     with pytest.raises(ValueError, match=r"CouplingFlow: context must be of a batch shape that broadcasts to \(3,\)"):
         flow_of("affine", context_features=2)(z, torch.randn(4, 2, dtype=F64))
-    with pytest.raises(ValueError, match=r"CouplingFlow: conditioner must be to return a tensor of shape \(3, 2, 3\)"):
+    with pytest.raises(
+        ValueError, match=r"CouplingFlow: conditioner must be a network that returns a tensor of shape \(3, 2, 3\)"
+    ):
         hk.nn.CouplingFlow(5, [], conditioner=Pair())(z)
     with pytest.raises(ValueError, match="order must be absent, as orders says it"):
         hk.nn.FlowStack.autoregressive(hk.nn.MaskedAutoregressiveFlow, 2, 5, [8], order=[0, 1, 2, 3, 4])

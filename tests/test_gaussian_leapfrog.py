@@ -271,6 +271,10 @@ def test_replicas_share_a_potential(precision):
         return z_K, rho_K, *torch.autograd.grad((z_K.sin() + rho_K.cos()).sum(), leaves)
 
     torch.testing.assert_close(all_of(potential), all_of(lambda z: potential(z)))
+    expected = flows(z, gamma, potential)
+    with torch.inference_mode():
+        torch.testing.assert_close(flows(z, gamma, potential), expected)
+        torch.testing.assert_close(flows(z, gamma, lambda z: potential(z)), expected)
 
 
 @pytest.mark.parametrize("replicas", [None, 2])

@@ -357,6 +357,10 @@ def test_the_mean_is_float32_under_autocast_as_samples_are():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(built(x), expected)
         assert built(x.bfloat16()).dtype == built.train()(x).dtype == torch.float32
+        half = hk.nn.LocalReparamLinear(5, 3, dtype=torch.bfloat16)
+        assert half(x).dtype == half.eval()(x).dtype == half(x.bfloat16()).dtype == torch.float32
+        with pytest.raises(TypeError, match="must have the dtype of weight_loc"):
+            built.eval()(x.double())
 
 
 # ---- Bad input ----

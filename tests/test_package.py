@@ -94,7 +94,7 @@ def test_config_and_show_config_name_every_implementation(capsys):
             assert {choice["chosen"], *choice["others"]} == set(_dispatch.IMPLEMENTATIONS)
     here = found["ops"]["gaussian_leapfrog"]["cpu"]
     assert here["chosen"] == "cpp"
-    assert here["others"]["reference"] == "available: 'with use_impl('reference'):' selects it"
+    assert here["others"]["reference"] == "available: `with use_impl('reference'):` selects it"
     hk.show_config()
     text = capsys.readouterr().out
     assert set(_dispatch.OPS) <= set(re.findall(r"\w+", text))
@@ -131,7 +131,7 @@ def test_a_set_is_used_and_put_back(name):
         assert found["chosen"] == _extension.cpu_set() == name
         assert set(found["others"]) == set(SETS) - {name}
         for other in set(HERE) - {name}:
-            assert found["others"][other] == f"available: 'with use_cpu({other!r}):' selects it"
+            assert found["others"][other] == f"available: `with use_cpu({other!r}):` selects it"
         with hk.use_cpu("auto"):
             assert _extension.cpu_set() == HERE[-1]
         assert _extension.cpu_set() == name

@@ -2,11 +2,13 @@
 
 import json
 import re
+import shlex
 import shutil
 from pathlib import Path
 
 import pytest
 from hvae import cli
+from hvae.mnist import command as mnist
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 REPORTS = sorted(path.parent.name for path in DOCS.glob("*/results.json"))
@@ -36,3 +38,39 @@ def test_rows_name_their_jobs(name):
     study = cli.STUDIES[results["config"]["experiment"]]
     for row in results["rows"]:
         assert study.job(row["job"], results["config"]).key == row["job"]
+
+
+def test_without_a_report_pictures_are_shown_all_the_same(tmp_path):
+    out = shutil.copytree(DOCS / "draw", tmp_path / "draw", ignore=shutil.ignore_patterns("jobs", "report.md"))
+    assert cli.main(["report", str(out), "--quiet"]) == 0
+    assert set(re.findall(r"\(([^)]+\.png)\)", (out / "report.md").read_text())) == {p.name for p in out.glob("*.png")}
+
+
+def test_results_from_before_rows_named_their_jobs_are_written_anew(tmp_path):
+    out, command = tmp_path / "run", ["priors", "--priors", "normal", "--epochs", "1"]
+    assert cli.main([*command, "--out", str(out)]) == 0
+    results = json.loads((out / "results.json").read_text())
+    for row in results["rows"]:
+        del row["job"]
+    (out / "results.json").write_text(json.dumps(results))
+    assert cli.main([*command, "--out", str(out), "--resume"]) == 0
+    assert [row["job"] for row in json.loads((out / "results.json").read_text())["rows"]] == ["normal-0"]
+
+
+def documented():
+    """The ``hvae`` commands of the documents, with their variables filled in."""
+    for path in (*sorted(DOCS.rglob("*.md")), DOCS.parent / "README.md"):
+        text = path.read_text()
+        for block in re.findall(r"^```\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+            setting = re.search(r'SETTING="(.*?)"', block, re.DOTALL)
+            block = block.replace("$SETTING", setting[1] if setting else "").replace("\\\n", " ").replace("$k", "8")
+            for line in re.findall(r"(?:^|do )(hvae .*?)(?:;|$)", block, re.MULTILINE):
+                yield shlex.split(line, comments=True)[1:]
+        yield from (shlex.split(x)[1:] for x in re.findall(r"`(hvae [^`]+)`", text) if re.search(r" -", x))
+
+
+@pytest.mark.parametrize("arguments", documented(), ids=" ".join)
+def test_documented_commands_are_understood(arguments):
+    args = cli.parser().parse_args(arguments)
+    if args.command == "mnist":
+        mnist._plan(args)

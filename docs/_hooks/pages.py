@@ -24,7 +24,12 @@ CHECKS = {
     "error budgets": ("forward_budget", "backward_budget", "double_backward_budget"),
     "extremes": ("extremes", "infinite_arguments"),
     "finite differences": ("gradcheck", "gradgradcheck", "third_order"),
-    "forward mode": ("forward_mode", "forward_mode_of_second_derivatives", "forward_mode_of_forward_mode"),
+    "forward mode": (
+        "forward_mode",
+        "forward_mode_of_second_derivatives",
+        "forward_mode_of_forward_mode",
+        "forward_mode_of_forward_mode_of_what_was_pulled_back",
+    ),
     "arguments and memory": ("partial_gradients", "same_tensor_twice", "rows_are_apart", "no_gradients_recorded"),
     "repeats": ("bitwise_repeat",),
     "torch.func": ("vmap", "per_sample_second_order", "functional_gradients", "pull_back_after_its_transform"),

@@ -153,7 +153,8 @@ class CouplingFlow(Flow):
         parameters = self.conditioner(passing, context) if self.context_features else self.conditioner(passing)
         expected = (*z.shape[:-1], tail.outputs_of(self.gate), len(self.transformed))
         if not isinstance(parameters, Tensor) or parameters.shape != expected:
-            raise _checks.value_error(name, "conditioner", f"to return a tensor of shape {expected}", parameters)
+            said = f"a network that returns a tensor of shape {expected}"
+            raise _checks.value_error(name, "conditioner", said, parameters)
         return parameters
 
     def extra_repr(self) -> str:

@@ -282,7 +282,7 @@ class HamiltonianFlow(nn.Module):
         if is_gaussian(potential) and (self.replicas is None or not potential.dense):
             op = functional.dense_gaussian_leapfrog if potential.dense else functional.gaussian_leapfrog
             precision, loc = potential.precision, potential.loc
-            if self.replicas is not None and loc.dim() == 1:  # one potential for all replicas
+            if self.replicas is not None and loc.shape == (self.features,):  # one potential for all replicas
                 precision, loc = (x.expand(self.replicas, 1, -1) for x in (precision, loc))
             return op(z, rho, precision, loc, self.step_size, alpha)
         if self.replicas is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import Any
 
@@ -97,11 +96,8 @@ class LocalReparamLinear(nn.Module):
         _checks.features("LocalReparamLinear", "x", x, self.in_features)
         _checks.generator("LocalReparamLinear", generator)
         if not self.training:
-            mean = functools.partial(nn.functional.linear, weight=self.weight_loc, bias=self.bias_loc)
-            if _library.autocasts(x):
-                return _library.in_float32(mean, x)
-            _checks.same_kind("LocalReparamLinear", weight_loc=self.weight_loc, x=x)
-            return mean(x)
+            inputs = x, self.weight_loc, self.bias_loc
+            return _library.in_float32(_mean, *inputs) if _library.autocasts(x) else _mean(*inputs)
         kind: dict[str, Any] = {"dtype": self.weight_loc.dtype, "device": x.device}
         if generator is not None:  # under torch.compile with symbolic sizes torch refuses None
             kind["generator"] = generator
@@ -132,3 +128,8 @@ class LocalReparamLinear(nn.Module):
         text = f"in_features={self.in_features}, out_features={self.out_features}"
         text += ", bias=False" if self.bias_loc is None else ""
         return text if self.prior_scale == 1 else f"{text}, prior_scale={self.prior_scale:g}"
+
+
+def _mean(x: Tensor, weight_loc: Tensor, bias_loc: Tensor | None) -> Tensor:
+    _checks.same_kind("LocalReparamLinear", weight_loc=weight_loc, x=x)
+    return nn.functional.linear(x, weight_loc, bias_loc)

@@ -255,7 +255,8 @@ class Study(Generic[J, S]):
         path = directory / "results.json"
         if path.exists():
             with runs.understood(path):
-                kept = [row for row in runs.read_results(directory)[1] if row["job"] not in keys]
+                named = [row for row in runs.read_results(directory)[1] if "job" in row]  # not in versions before
+                kept = [row for row in named if row["job"] not in keys]
                 rows = sorted([*rows, *kept], key=lambda row: self.job(row["job"], config).order)
         runs.write_results(directory, config, rows)
         return keys
@@ -277,8 +278,8 @@ class Study(Generic[J, S]):
         jobs = self.finished_jobs(directory, config)
         if keys <= {job.key for job, _ in jobs}:
             parts += self.figures(directory, jobs)
-        elif path.exists():
-            parts.append(_figures_in(path.read_text(encoding="utf-8")))
+        else:
+            parts.append(_figures_in(path.read_text(encoding="utf-8")) if path.exists() else _pictures_of(directory))
         text = "\n\n".join(part.strip() for part in parts) + "\n"
         runs.write(path, text.encode())
 
@@ -300,6 +301,12 @@ def _figures_in(report: str) -> str:
     """A report's figures, which come last, from their first heading on."""
     tables, picture, _ = report.partition("![")
     return report[tables.rfind("\n## ") :] if picture else ""
+
+
+def _pictures_of(directory: Path) -> str:
+    """A report's part of the pictures that lie beside it."""
+    names = sorted(path.name for path in directory.glob("*.png"))
+    return "\n\n".join(["## Figures", *(f"![{name}]({name})" for name in names)]) if names else ""
 
 
 def state_path(directory: Path, job: Job) -> Path:

@@ -33,9 +33,13 @@ class StudyError(Exception):
     """A mistake in the command or a run that cannot go on: one sentence for the user."""
 
 
+class UnreadableError(StudyError):
+    """A file that is corrupt or not of a run."""
+
+
 def unreadable(path: Path) -> StudyError:
     """The error for a file in a run's directory that is corrupt or is not of a run."""
-    return StudyError(f"{path} is corrupt or not a file of this run: delete it and run the command with --resume")
+    return UnreadableError(f"{path} is corrupt or not a file of this run: delete it and run the command with --resume")
 
 
 @contextlib.contextmanager
@@ -51,8 +55,8 @@ def understood(path: Path) -> Iterator[None]:
 def open_directory(args: argparse.Namespace, **fixed: Any) -> Iterator[dict[str, Any]]:
     """Make ``args.out`` and hold it; gives its config, with ``fixed``, the seed among it, in which all its runs agree.
 
-    A directory that holds other results, or at which another command is at work, is refused. What a killed command left
-    half written is removed.
+    A directory that holds other results, or at which another command is at work, is refused. State files that a killed
+    command left half written are removed.
     """
     plain = {name: value if isinstance(value, int | list | None) else str(value) for name, value in vars(args).items()}
     config = {

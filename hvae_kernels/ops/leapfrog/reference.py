@@ -23,6 +23,9 @@ def leapfrog(
         if torch.compiler.is_compiling() or _torch.functorch_is_active():
             grad, _ = functional_gradient(potential, position)
             return grad if full else grad.detach()
+        if torch.is_inference_mode_enabled():  # where nothing is recorded, not even for the potential's own gradient
+            with torch.inference_mode(False):
+                return gradient_of(potential, position.clone(), False)[0]
         return gradient_of(potential, position, full and torch.is_grad_enabled())[0]
 
     return trajectory(z, rho, field, step_size, tempering)

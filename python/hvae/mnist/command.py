@@ -175,7 +175,7 @@ def _decoder(args: argparse.Namespace, setting: Setting) -> tuple[dict[str, Tens
         raise StudyError(f"--decoder {args.decoder}: no such file; expected a job's, DIR/jobs/vae-K0-S1.pt")
     try:
         state = State.load(args.decoder)
-    except StudyError as error:
+    except runs.UnreadableError as error:
         raise StudyError(f"--decoder {args.decoder}: corrupt, or no job's of hvae mnist") from error
     if not state.finished:
         raise StudyError(f"--decoder {args.decoder}: that job is not finished; go on with its run, with --resume")
