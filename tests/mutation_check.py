@@ -132,7 +132,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation("python/hvae/priors/likelihood.py", "log_weight + density", "density", "tests/test_priors.py -k quadrature"),
     Mutation("python/hvae/priors/train.py", "range(state.sandwich.shape[1], n_points", "range(0, n_points", "tests/test_priors.py -k kill"),
     Mutation("python/hvae/experiment.py", "setattr(self.state, name, part.state_dict())", "pass", "tests/test_priors.py -k killed"),
-    Mutation("python/hvae/experiment.py", 'row["job"] not in keys', "False", "tests/test_gaussian_command.py -k without_states"),
+    Mutation("python/hvae/experiment.py", '"job" in row and row["job"] not in keys', "False", "tests/test_gaussian_command.py -k without_states"),
     Mutation("python/hvae/terminal.py", "room = max(1, max(len(line[0]) for line in body) - excess)", "room = WIDTH", _TERMINAL_TESTS + " -k fit"),
     Mutation("python/hvae/terminal.py", "zip(heads, map(max, longest, _widths(*body)), strict=True)", "()", _TERMINAL_TESTS + " -k broken"),
     Mutation("python/hvae/terminal.py", "stream.isatty() and not", "not", _TERMINAL_TESTS + " -k colours"),

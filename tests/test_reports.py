@@ -46,7 +46,7 @@ def test_without_a_report_pictures_are_shown_all_the_same(tmp_path):
     assert set(re.findall(r"\(([^)]+\.png)\)", (out / "report.md").read_text())) == {p.name for p in out.glob("*.png")}
 
 
-def test_results_from_before_rows_named_their_jobs_are_written_anew(tmp_path):
+def test_results_from_before_rows_named_their_jobs_are_written_anew(tmp_path, capsys):
     out, command = tmp_path / "run", ["priors", "--priors", "normal", "--epochs", "1"]
     assert cli.main([*command, "--out", str(out)]) == 0
     results = json.loads((out / "results.json").read_text())
@@ -55,6 +55,11 @@ def test_results_from_before_rows_named_their_jobs_are_written_anew(tmp_path):
     (out / "results.json").write_text(json.dumps(results))
     assert cli.main([*command, "--out", str(out), "--resume"]) == 0
     assert [row["job"] for row in json.loads((out / "results.json").read_text())["rows"]] == ["normal-0"]
+    (out / "results.json").write_text(json.dumps(results))
+    (out / "jobs" / "normal-0.pt").unlink()
+    assert cli.main([*command, "--out", str(out), "--resume"]) == 1
+    assert "state files are not here" in capsys.readouterr().err
+    assert json.loads((out / "results.json").read_text()) == results
 
 
 def documented():

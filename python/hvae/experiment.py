@@ -255,8 +255,11 @@ class Study(Generic[J, S]):
         path = directory / "results.json"
         if path.exists():
             with runs.understood(path):
-                named = [row for row in runs.read_results(directory)[1] if "job" in row]  # not in versions before
-                kept = [row for row in named if row["job"] not in keys]
+                before = runs.read_results(directory)[1]
+                if sum("job" not in row for row in before) > len(rows):
+                    said = "is of an earlier version and has rows whose state files are not here"
+                    raise runs.StudyError(f"{path} {said}: choose another --out")
+                kept = [row for row in before if "job" in row and row["job"] not in keys]
                 rows = sorted([*rows, *kept], key=lambda row: self.job(row["job"], config).order)
         runs.write_results(directory, config, rows)
         return keys
