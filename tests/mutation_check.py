@@ -125,7 +125,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation("python/hvae/mnist/train.py", "            self.bound_gradients(step)\n", "", "tests/test_mnist_annealed.py -k every_update_is_clipped"),
     Mutation("python/hvae/mnist/command.py", "clip_norm=args.clip_norm,", "", "tests/test_mnist_annealed.py -k command_clips"),
     Mutation("python/hvae/mnist/train.py", "if not self.job.clip_norm:", "if False:", "tests/test_mnist_annealed.py -k overflows"),
-    Mutation("python/hvae/mnist/train.py", "(parameters.values(), self.job.clip_norm, norm)", "([], self.job.clip_norm, norm)", "tests/test_mnist_annealed.py -k clipped"),
+    Mutation("python/hvae/mnist/train.py", "(self.model.parameters(), self.job.clip_norm, norm)", "([], self.job.clip_norm, norm)", "tests/test_mnist_annealed.py -k clipped"),
     Mutation("python/hvae/mnist/models.py", "self.decoder.requires_grad_(False)", "self.decoder", "tests/test_mnist_annealed.py -k decoder_is_kept and mlp"),
     Mutation("python/hvae/mnist/study.py", "(self.n_steps + 1) if self.n_steps", "self.n_steps if self.n_steps", "tests/test_mnist_annealed.py -k passes"),
     Mutation("python/hvae/draw/models.py", "gates = held + F.linear(", "gates = F.linear(", "tests/test_draw_study.py -k formulas"),

@@ -1,5 +1,6 @@
 """The study's closed forms against direct computation, Monte Carlo and each other."""
 
+import dataclasses
 import math
 
 import pytest
@@ -103,7 +104,7 @@ def test_mean_field_bound_is_tight_at_the_posterior(seed):
 
 @given(seed=st.integers(0, 10_000), count=st.integers(2, 10_000))
 def test_maximum_likelihood_is_the_stationary_point_of_the_evidence(seed, count):
-    statistics = problem(seed)[1]._replace(count=count)
+    statistics = dataclasses.replace(problem(seed)[1], count=count)
     loc, scale = exact.maximum_likelihood(statistics)
     loc, log_scale = loc.clone().requires_grad_(), scale.log().requires_grad_()
     gradients = torch.autograd.grad(exact.log_evidence(statistics, loc, log_scale).sum(), (loc, log_scale))

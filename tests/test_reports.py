@@ -74,7 +74,7 @@ def documented():
         yield from (shlex.split(x)[1:] for x in re.findall(r"`(hvae [^`]+)`", text) if re.search(r" -", x))
 
 
-@pytest.mark.parametrize("arguments", documented(), ids=" ".join)
+@pytest.mark.parametrize("arguments", list(documented()), ids=" ".join)
 def test_documented_commands_are_understood(arguments):
     args = cli.parser().parse_args(arguments)
     if args.command == "mnist":

@@ -153,7 +153,7 @@ import time
 from hvae.terminal import Screen
 screen = Screen()
 with screen.jobs("three jobs", 3, {"first"}):
-    screen.step("second", 1, 4, bound="-1.5")
+    screen.step("second", 1, 4, figures={"bound": "-1.5"})
     screen.step("third", 2, 4, place=1)
     screen.say("something failed")
     for thing in screen.each("drawing", "chair", range(3)):

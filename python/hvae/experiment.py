@@ -382,7 +382,7 @@ def epochs(
 
     def watch(state: State) -> None:
         said = {name: figure(record) for name, figure in figures.items() for record in state.history[-1:]}
-        screen.step(job.key, state.epoch, count, **said)
+        screen.step(job.key, state.epoch, count, figures=said)
 
     watch(state)
     return watch

@@ -110,7 +110,11 @@ def distances(data: Data, layer: LocalReparamLinear) -> tuple[float, float]:
     loc, scale = data.posterior()
     in_scales = (layer.weight_loc[0] - loc) / scale
     log_ratios = layer.weight_log_scale[0] - scale.log()
-    return tuple(x.square().mean().sqrt().item() for x in (in_scales, log_ratios))
+    return _root_mean_square(in_scales), _root_mean_square(log_ratios)
+
+
+def _root_mean_square(x: Tensor) -> float:
+    return x.square().mean().sqrt().item()
 
 
 def draw(path: Path, variances: dict[str, list[float]]) -> None:

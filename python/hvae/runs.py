@@ -209,7 +209,7 @@ def checksum(value: Any) -> str:
     def add(value: Any) -> None:
         if isinstance(value, Tensor):
             add([str(value.dtype), tuple(value.shape)])
-            digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+            digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
         elif isinstance(value, dict):
             add(list(value.items()))
         elif isinstance(value, list | tuple):

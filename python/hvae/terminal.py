@@ -8,7 +8,7 @@ import os
 import re
 import sys
 import textwrap
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
@@ -17,6 +17,7 @@ T = TypeVar("T")
 #: Columns of the widest table.
 WIDTH = 100
 GAP = "  "
+NO_FIGURES: Mapping[str, str] = {}
 
 
 class Screen:
@@ -50,8 +51,16 @@ class Screen:
                 self._jobs.close()
                 print(file=sys.stderr)
 
-    def step(self, what: str, done: int, total: int, unit: str = "epoch", place: int = 0, **figures: str) -> None:
-        """The worker at a ``place`` is so far with ``what`` it does."""
+    def step(
+        self,
+        what: str,
+        done: int,
+        total: int,
+        unit: str = "epoch",
+        place: int = 0,
+        figures: Mapping[str, str] = NO_FIGURES,
+    ) -> None:
+        """The worker at a ``place`` is so far with ``what`` it does; ``figures`` stand behind the bar."""
         if not self._draws:
             return
         if place not in self._below or self._below[place][0] != what:

@@ -133,16 +133,24 @@ def changed(model: Generator, gallery: Gallery, name: str, before: str, after: s
     index = torch.tensor([(chair, azimuth, 0) for chair in styles for azimuth in azimuths])
     view = gallery.view(index[:, 1], index[:, 2])
     transform = NEUTRAL.expand(len(index), -1)
-    truth = _truth(gallery, [replace(styles[chair], **{name: after}) for chair in index[:, 0].tolist()], index)
+    truth = _truth(gallery, [_given(styles[chair], name, after) for chair in index[:, 0].tolist()], index)
     z = model.loc.detach()[index[:, 0]]
     moved, unmoved = (quality(drawn(model, each, view, transform), truth) for each in (z + step, z))
     return {"chairs": len(styles), "changed": list(moved), "unchanged": list(unmoved)}
 
 
+def _given(style: Style, name: str, kind: str) -> Style:
+    """The chair with another feature."""
+    changes: dict[str, Any] = {name: kind}
+    return replace(style, **changes)
+
+
 def _truth(gallery: Gallery, styles: list[Style], index: Tensor) -> Target:
     """Of any chairs from the views of ``index (B, 3)``."""
-    views = index[:, 1:].tolist()
-    shades = [gallery.draw(style, *view, NEUTRAL[4].item()) for style, view in zip(styles, views, strict=True)]
+    views, zoom = index[:, 1:].tolist(), NEUTRAL[4].item()
+    shades = [
+        gallery.draw(style, azimuth, elevation, zoom) for style, (azimuth, elevation) in zip(styles, views, strict=True)
+    ]
     return coloured(torch.stack(shades), NEUTRAL.expand(len(shades), -1))
 
 
@@ -189,7 +197,7 @@ def _arithmetic(model: Generator, gallery: Gallery, name: str, before: str, afte
     shown = []
     for chair in (chairs[0], chairs[-1]):
         z = model.loc.detach()[chair]
-        truth = _truth(gallery, [replace(gallery.styles[chair], **{name: after})], _oblique(gallery, 1))
+        truth = _truth(gallery, [_given(gallery.styles[chair], name, after)], _oblique(gallery, 1))
         shown += [*_neutral(model, gallery, torch.stack([z, z + step])), *_shown(truth)]
     return torch.stack(shown)
 

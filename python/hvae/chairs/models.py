@@ -47,6 +47,9 @@ class Generator(nn.Module):
     Gaussian a class in place of one-hot vectors.
     """
 
+    middle: Tensor
+    width: Tensor
+
     def __init__(self, n_chairs: int, size: int, latent: int, gaussian: bool):
         super().__init__()
         self.gaussian, self.size = gaussian, size
@@ -108,6 +111,7 @@ def _begin(layer: nn.Module) -> None:
     elif isinstance(layer, nn.ConvTranspose2d):
         inputs = layer.in_channels * 5**2 / 2**2  # every other pixel is a zero, both ways
         nn.init.normal_(layer.weight, std=math.sqrt(2 / ((1 + SLOPE**2) * inputs)))
+        assert layer.bias is not None
         nn.init.zeros_(layer.bias)
 
 

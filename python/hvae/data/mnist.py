@@ -37,7 +37,7 @@ class IdxFile(NamedTuple):
     """
 
     name: str
-    count: int
+    items: int
     sha256: str
     shape: tuple[int, ...] = (SIDE, SIDE)
 
@@ -165,7 +165,7 @@ def read(path: Path, file: IdxFile) -> Tensor:
     """The items of an IDX file, flat, ``(N, ...)``; StudyError where it is not the one that was published."""
     kind = "images" if file.shape else "labels"
     header, item, magic = 4 * (2 + len(file.shape)), math.prod(file.shape), UNSIGNED_BYTES + 1 + len(file.shape)
-    size = header + file.count * item
+    size = header + file.items * item
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
             content = stream.read(size + 1)  # no more of a file that holds something else
@@ -178,8 +178,8 @@ def read(path: Path, file: IdxFile) -> Tensor:
     found, *sizes = struct.unpack(f">{header // 4}I", content[:header])
     if found != magic:
         raise StudyError(f"{path} begins with magic number {found:#x}, not {magic:#x}: no IDX file of {kind}")
-    if sizes != [file.count, *file.shape] or len(content) != size:
-        expected = " x ".join(map(str, [file.count, *file.shape]))
+    if sizes != [file.items, *file.shape] or len(content) != size:
+        expected = " x ".join(map(str, [file.items, *file.shape]))
         raise StudyError(
             f"{path} holds {' x '.join(map(str, sizes))} {kind} in {len(content)} bytes, not {expected} and a header"
         )

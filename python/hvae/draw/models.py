@@ -106,7 +106,9 @@ class Draw(nn.Module):
         canvas, (encoded, decoded) = self._begin(noise)
         encode = self.encoder if self.attention else self.encoder.holding(x)
         divergence = log_ratio = x.new_zeros(len(x))
-        canvases, reads, writes = [], [], []
+        canvases: list[Tensor] = []
+        reads: list[Tensor | None] = []
+        writes: list[Tensor | None] = []
         for step_noise in noise:
             seen, at = self._read(x, x - canvas.sigmoid(), decoded[0])
             encoded = encode(torch.cat([seen, decoded[0]], -1), encoded)
@@ -117,21 +119,23 @@ class Draw(nn.Module):
             log_ratio = log_ratio + standard_normal_log_prob(z) - log_q
             decoded = self.decoder(z, decoded)
             canvas, to = self._write(canvas, decoded[0])
-            for kept, value in ((canvases, canvas), (reads, at), (writes, to)):
-                kept.append(value)
+            canvases.append(canvas)
+            reads.append(at)
+            writes.append(to)
         drawn = Scored(bernoulli_log_prob(canvas, pixels), divergence, log_ratio)
-        return drawn, self._picture(canvases, reads, writes)
+        return drawn, _picture(canvases, reads, writes)
 
     def generate(self, noise: Tensor) -> Picture:
         """Images from standard normals ``(T, B, latent)`` as the z of the prior."""
         canvas, (_, decoded) = self._begin(noise)
-        canvases, writes = [], []
+        canvases: list[Tensor] = []
+        writes: list[Tensor | None] = []
         for z in noise:
             decoded = self.decoder(z, decoded)
             canvas, to = self._write(canvas, decoded[0])
             canvases.append(canvas)
             writes.append(to)
-        return self._picture(canvases, [None], writes)
+        return _picture(canvases, [], writes)
 
     def _begin(self, noise: Tensor) -> tuple[Tensor, tuple[State, State]]:
         batch = noise.shape[1]
@@ -153,9 +157,14 @@ class Draw(nn.Module):
         at = self.write_at(state)
         return canvas + draw_write(patch.view(-1, 1, WRITE, WRITE), at, (SIDE, SIDE)).flatten(1), at
 
-    def _picture(self, canvases: list, reads: list, writes: list) -> Picture:
-        read, written = (torch.stack(each) if each[0] is not None else None for each in (reads, writes))
-        return Picture(torch.stack(canvases), read, written)
+
+def _picture(canvases: list[Tensor], reads: list[Tensor | None], writes: list[Tensor | None]) -> Picture:
+    return Picture(torch.stack(canvases), _stacked(reads), _stacked(writes))
+
+
+def _stacked(parts: list[Tensor | None]) -> Tensor | None:
+    given = [part for part in parts if part is not None]
+    return torch.stack(given) if given else None
 
 
 def attention_of(hidden: int, size: int, side: int = SIDE, span: float = 1.0, log_gamma: float = 0.0) -> nn.Linear:

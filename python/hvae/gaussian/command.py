@@ -13,7 +13,7 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -27,7 +27,7 @@ from hvae.gaussian import report, study, train
 from hvae.gaussian.study import Job
 from hvae.gaussian.train import State
 from hvae.runs import StudyError
-from hvae.terminal import Screen
+from hvae.terminal import NO_FIGURES, Screen
 
 SECONDS_BETWEEN_STEPS = 0.3
 
@@ -107,7 +107,7 @@ def _tasks(jobs: list[Job]) -> list[tuple[Job, ...]]:
     Those of IAF follow one another: their weights fit no core's cache, and two at a time would wait for memory.
     """
     heavy = tuple(job for job in jobs if job.method == "iaf")
-    others = [(job,) for job in jobs if job.method != "iaf"]
+    others: list[tuple[Job, ...]] = [(job,) for job in jobs if job.method != "iaf"]
     return [heavy, *others] if heavy else others
 
 
@@ -135,7 +135,8 @@ def _outcomes_of_processes(
             pipe.send(waiting.popleft())
         places = {pipe: place for place, pipe in enumerate(processes)}
         while places:
-            for pipe in multiprocessing.connection.wait(list(places)):
+            ready = multiprocessing.connection.wait(list(places))
+            for pipe in [pipe for pipe in places if pipe in ready]:
                 place = places[pipe]
                 try:
                     message = pipe.recv()
@@ -147,7 +148,8 @@ def _outcomes_of_processes(
                 if isinstance(message, Outcome):
                     yield place, message
                 elif message is not None:
-                    screen.step(*message[0], place=place, **message[1])
+                    what, done, total, unit, figures = message
+                    screen.step(what, done, total, unit, place, figures)
                 elif waiting:
                     pipe.send(waiting.popleft())
                 else:
@@ -166,11 +168,19 @@ class _FarScreen(Screen):
         self._pipe = pipe
         self._last = "", 0.0
 
-    def step(self, what: str, *so_far: Any, **figures: str) -> None:
-        """Tell it, from time to time."""
+    def step(
+        self,
+        what: str,
+        done: int,
+        total: int,
+        unit: str = "epoch",
+        place: int = 0,
+        figures: Mapping[str, str] = NO_FIGURES,
+    ) -> None:
+        """Tell it, from time to time; the place is the command's to know."""
         now, (before, then) = time.monotonic(), self._last
         if what != before or now - then > SECONDS_BETWEEN_STEPS:
-            self._pipe.send(((what, *so_far), figures))
+            self._pipe.send((what, done, total, unit, figures))
             self._last = what, now
 
 
@@ -188,8 +198,9 @@ def _work(pipe: Connection, one: One) -> None:
 
 
 def _end_with_the_command() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(1)
+    if parent := multiprocessing.parent_process():
+        parent.join()
+        os._exit(1)
 
 
 def _attempt(one: One, job: Job, screen: Screen) -> Outcome:

@@ -8,6 +8,7 @@ nothing of size N is ever touched again.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -19,7 +20,8 @@ BATCH_SIZE = 256
 BATCHES_PER_EPOCH = -(-N_POINTS // BATCH_SIZE)
 
 
-class Statistics(NamedTuple):
+@dataclass(frozen=True)
+class Statistics:
     """What the bounds need of ``count`` points: ``mean`` and ``variance`` (divided by count), ``(R, 1, d)``."""
 
     count: int

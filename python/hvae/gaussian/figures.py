@@ -6,6 +6,7 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from hvae.gaussian import published
 from hvae.gaussian.study import ALL_METHODS, ERRORS, FLOORS, SETTINGS, Job, method_label
@@ -117,7 +118,7 @@ def _panels(rows: int, columns: int, width: float, height: float):
 
 
 def _legend(figure, panels) -> None:
-    handles = {}
+    handles: dict[str, Any] = {}
     for axes in panels:
         handles |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     figure.legend(
@@ -128,7 +129,7 @@ def _legend(figure, panels) -> None:
     )
 
 
-def _by(jobs: Jobs, key: Callable[[Job], tuple]) -> dict[tuple, Jobs]:
+def _by(jobs: Jobs, key: Callable[[Job], tuple]) -> dict[tuple, list[tuple[Job, State]]]:
     groups: dict[tuple, list[tuple[Job, State]]] = {}
     for job, state in jobs:
         groups.setdefault(key(job), []).append((job, state))
@@ -139,5 +140,6 @@ def _floor(name: str, state: State) -> float:
     return sum(_mean(state.oracles[part]) for part in FLOORS[name])
 
 
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
+def _mean(values: Sequence[float | None]) -> float:
+    """NaN, which pictures leave out, where one is unknown."""
+    return sum(math.nan if value is None else value for value in values) / len(values)

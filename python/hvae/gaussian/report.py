@@ -96,7 +96,9 @@ def _printed(name: str, group: list[Row]) -> tuple[float | str | None, str | Non
 
 
 def _floor(name: str, group: list[Row]) -> float | None:
-    return sum(_mean(floor, group) for floor in FLOORS[name]) if group else None
+    floors = [_mean(floor, group) for floor in FLOORS[name]]
+    known = [floor for floor in floors if floor is not None]
+    return sum(known) if len(known) == len(floors) else None
 
 
 def bound_table(rows: list[Row]) -> str:
@@ -109,7 +111,7 @@ def bound_table(rows: list[Row]) -> str:
                 continue
             elbo, evidence, ceiling = (_mean(name, some) for name in ("elbo", "log_evidence", "elbo_ceiling"))
             gap = None if elbo is None or evidence is None else evidence - elbo
-            lost = None if evidence is None else ceiling - evidence
+            lost = None if evidence is None or ceiling is None else ceiling - evidence
             lines.append([dim, method_label(method, n_steps), setting, elbo, evidence, gap, lost])
     headers = ["d", "method", "setting", "bound", "log p(D)", "log p(D) - bound", "ceiling - log p(D)"]
     return table(headers, lines)

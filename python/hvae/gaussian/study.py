@@ -19,6 +19,7 @@ VB              q on z; above d = 100 with HVAE's start values q on y
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -157,7 +158,7 @@ class Job:
         noise = torch.randn(shape, generator=experiment.generator(seed, self.key, epoch))
         return noise.permute(1, 2, 0, 3, 4).contiguous()
 
-    def oracles(self, data: DataSets) -> dict[str, list[float | None]]:
+    def oracles(self, data: DataSets) -> dict[str, Sequence[float | None]]:
         """What the best possible result of this job would be, for each data set.
 
         ``delta_floor`` and ``sigma_floor`` are the errors of the maximum-likelihood estimate, ``elbo_ceiling`` its
@@ -169,7 +170,7 @@ class Job:
         objective = self.objective(data)
         objective_loc, objective_scale = exact.maximum_likelihood(objective)
         optimum, no_flow = self._optimum(data)
-        unknown = [None] * len(data.full.mean)
+        unknown: Sequence[None] = [None] * len(data.full.mean)
         return {
             "delta_floor": error(loc, data.truth.loc),
             "sigma_floor": error(scale, data.truth.scale),

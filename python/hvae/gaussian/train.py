@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,7 +34,7 @@ class State(experiment.State):
     epochs: int
     flat: Tensor
     square_average: Tensor
-    oracles: dict[str, list[float | None]] = field(default_factory=dict)
+    oracles: dict[str, Sequence[float | None]] = field(default_factory=dict)
 
     @property
     def finished(self) -> bool:

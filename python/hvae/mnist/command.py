@@ -264,7 +264,7 @@ def _shown(screen: Screen, trainer: Trainer) -> Watcher:
     def show(trainer: Trainer) -> None:
         if state.epoch < setting.epochs:
             said = {"validation": f"{state.history[-1]['validation']:.2f}"} if state.history else {}
-            screen.step(key, trainer.step, n_steps, "step", **said)
+            screen.step(key, trainer.step, n_steps, "step", figures=said)
         elif setting.likelihood_images:
             done = len(state.log_likelihoods)
             screen.step(f"{key}: log-likelihood", done, setting.likelihood_images, "image")

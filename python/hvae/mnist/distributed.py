@@ -43,7 +43,7 @@ def share(x: Tensor, dim: int = 0) -> Tensor:
     return x.tensor_split(size(), dim)[rank()]
 
 
-def all_reduce(x: Tensor, op: dist.ReduceOp = dist.ReduceOp.SUM) -> Tensor:
+def all_reduce(x: Tensor, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> Tensor:
     """Reduce over all processes, in place; returns the tensor."""
     if dist.is_initialized():
         dist.all_reduce(x, op)

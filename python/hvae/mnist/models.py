@@ -61,6 +61,9 @@ class Model(AutoEncoder):
         ValueError: an estimator that is not known, or one for a model with a flow or a prior made by the encoder.
     """
 
+    encoder: Network
+    decoder: Network
+    hamiltonian: HamiltonianFlow | None
     frozen = False
 
     def __init__(
@@ -148,8 +151,9 @@ class Model(AutoEncoder):
         the decoder, with the batch norms held at z_0 where a potential needs that.
         """
         scale, log_abs_det = code.log_scale.exp(), code.log_scale.sum(-1)
+        decode: Decoder = self.decoder
         if self.hamiltonian is None:
-            z, rho, decode = code.loc + scale * noise, None, self.decoder
+            z, rho = code.loc + scale * noise, None
         else:
             noise, gamma = noise.chunk(2, dim=-1)
             z = code.loc + scale * noise
@@ -182,7 +186,9 @@ class Model(AutoEncoder):
         """Latents ``(count, d)``."""
         if self.prior is None:
             return torch.randn(count, self.latent, generator=generator)
-        return Mixture(*(x.cpu() for x in self.encode(self.prior.pseudo_inputs()[:1]).prior)).sample(count, generator)
+        mixture = self.encode(self.prior.pseudo_inputs()[:1]).prior
+        assert mixture is not None
+        return Mixture(*(x.cpu() for x in mixture)).sample(count, generator)
 
     def pictures(self, pixels: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """Digits along the leapfrog steps, and the first pseudo-inputs."""
@@ -198,11 +204,13 @@ class Model(AutoEncoder):
 
     def first_momentum(self, z: Tensor, code: Code, gamma: Tensor) -> Tensor:
         """Where the leapfrog begins at ``z (B, d)``, of standard normals ``gamma (B, d)``."""
+        assert self.hamiltonian is not None
         return self.hamiltonian.temperatures()[0] * gamma
 
     @torch.no_grad()
     def trajectory(self, pixels: Tensor, noise: Tensor) -> Tensor:
         """Logits ``(K + 1, B, 784)`` along the leapfrog steps, from one row of noise ``(1, B, noise_features)``."""
+        assert self.hamiltonian is not None
         code = self.encode(pixels)
         noise, gamma, *_ = noise[0].split(self.latent, dim=-1)
         z = code.loc + code.log_scale.exp() * noise

@@ -30,13 +30,13 @@ class Held(nn.Module):
         """What :meth:`run` takes beside a batch ``x``."""
         raise NotImplementedError
 
-    def run(self, x: Tensor, *tensors: Tensor) -> Tensor:
+    def run(self, x: Tensor, tensors: Sequence[Tensor]) -> Tensor:
         """The output."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
         """The output, with the batch's own tensors."""
-        return self.run(x, *self.tensors(x))
+        return self.run(x, self.tensors(x))
 
 
 class BatchNorm(Held):
@@ -52,6 +52,8 @@ class BatchNorm(Held):
     """
 
     momentum, eps = 0.1, 1e-5
+    running_mean: Tensor
+    running_var: Tensor
 
     def __init__(self, channels: int, upsampled: int | None = None):
         super().__init__()
@@ -67,9 +69,9 @@ class BatchNorm(Held):
         scale = self.weight * torch.rsqrt(variance + self.eps)
         return (torch.stack([scale, self.bias - mean * scale]),)
 
-    def run(self, x: Tensor, affine: Tensor) -> Tensor:
+    def run(self, x: Tensor, tensors: Sequence[Tensor]) -> Tensor:
         """``(B, C, ...)``."""
-        scale, shift = affine
+        ((scale, shift),) = tensors
         return torch.addcmul(_channels(shift, x), _channels(scale, x), x)
 
     def _moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -106,9 +108,9 @@ class Linear(Held, nn.Linear):
         """Weight and bias."""
         return self.weight, self.bias
 
-    def run(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def run(self, x: Tensor, tensors: Sequence[Tensor]) -> Tensor:
         """``(B, out)``."""
-        return F.linear(x, weight, bias)
+        return F.linear(x, *tensors)
 
 
 class SmallConv2d(Held, nn.Conv2d):
@@ -120,6 +122,9 @@ class SmallConv2d(Held, nn.Conv2d):
         in_size: height and width of the input.
         out_size: those of the output, to which the input is upsampled.
     """
+
+    bias: nn.Parameter
+    sources: Tensor
 
     def __init__(self, in_channels: int, out_channels: int, in_size: int, out_size: int):
         super().__init__(in_channels, out_channels, 5)
@@ -133,9 +138,9 @@ class SmallConv2d(Held, nn.Conv2d):
         matrix = torch.einsum("octu,tri,uqj->rqoijc", self.weight, self.sources, self.sources)
         return matrix.flatten(3).flatten(0, 2), self.bias.repeat(self.out_size**2)
 
-    def run(self, x: Tensor, matrix: Tensor, bias: Tensor) -> Tensor:
+    def run(self, x: Tensor, tensors: Sequence[Tensor]) -> Tensor:
         """``(B, C, in_size, in_size)`` to ``(B, O, out_size, out_size)``."""
-        rows = F.linear(x.movedim(1, -1).flatten(1), matrix, bias)
+        rows = F.linear(x.movedim(1, -1).flatten(1), *tensors)
         return rows.view(len(x), self.out_size, self.out_size, self.out_channels).movedim(-1, 1)
 
 
@@ -145,6 +150,9 @@ class UpConv2d(Held, nn.Conv2d):
     The 25 pixels under an output pixel are copies of 3 x 3 inputs, and which ones depends on whether its row and its
     column are even or odd: one 3 x 3 convolution to four such phases, whose weights are sums of the 5 x 5 ones.
     """
+
+    bias: nn.Parameter
+    sums: Tensor
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__(in_channels, out_channels, 5)
@@ -157,8 +165,9 @@ class UpConv2d(Held, nn.Conv2d):
         weight = torch.einsum("atj,buk,octu->abocjk", self.sums, self.sums, self.weight).flatten(0, 2)
         return weight.contiguous(memory_format=torch.channels_last), self.bias.repeat(4)
 
-    def run(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def run(self, x: Tensor, tensors: Sequence[Tensor]) -> Tensor:
         """``(B, C, H, W)`` to ``(B, O, 2 H, 2 W)``."""
+        weight, bias = tensors
         phases = F.conv2d(x, weight, bias, padding=1).movedim(1, -1).unflatten(-1, (2, 2, self.out_channels))
         return phases.transpose(2, 3).flatten(3, 4).flatten(1, 2).movedim(-1, 1)
 
@@ -211,7 +220,7 @@ class Network(nn.Module):
         for layer in self.layers:
             if isinstance(layer, Held):
                 used.append(layer.tensors(x) if held is None else next(given))
-                x = layer.run(x, *used[-1])
+                x = layer.run(x, used[-1])
             else:
                 x = layer(x)
         return x, used
@@ -267,6 +276,7 @@ def _maxout(linear: type[nn.Linear], inputs: int, outputs: int) -> Network:
 def widen(network: Network, bias: Tensor) -> None:
     """Give a network more outputs behind those that it has, which begin as the constants ``bias (n,)``."""
     last = network.layers[-1]
+    assert isinstance(last, nn.Linear)
     wide = nn.Linear(last.in_features, last.out_features + len(bias), dtype=last.weight.dtype)
     with torch.no_grad():
         wide.weight.copy_(torch.cat([last.weight, last.weight.new_zeros(len(bias), last.in_features)]))

@@ -15,6 +15,7 @@ from hvae import experiment
 from hvae.data.mnist import Digits
 from hvae.mnist import distributed, figures
 from hvae.mnist.likelihood import log_likelihood, sandwich
+from hvae.mnist.models import Model
 from hvae.mnist.state import State
 from hvae.mnist.study import LEARNING_RATE, Job, Setting
 from hvae.runs import StudyError
@@ -55,6 +56,7 @@ class Trainer:
         state, device = self.state, self.device
         self.model = self.job.build(self.setting, digits.train, **self.leapfrog).to(device)
         if self.decoder is not None:
+            assert isinstance(self.model, Model)
             self.model.freeze(self.decoder)
         self.optimizer = torch.optim.Adam(self.model.parameters(), LEARNING_RATE)
         parts = {"model": self.model, "optimizer": self.optimizer}
@@ -110,8 +112,7 @@ class Trainer:
 
         A norm that overflows leaves no direction: clipped, such a gradient is zero.
         """
-        parameters = {name: p for name, p in self.model.named_parameters() if p.grad is not None}
-        gradients = {name: p.grad for name, p in parameters.items()}
+        gradients = {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
         norm = torch.nn.utils.get_total_norm(gradients.values())
         if not bool(norm.isfinite()):
             where = f"{self.job.key}: epoch {self.state.epoch + 1}, step {step}"
@@ -121,7 +122,7 @@ class Trainer:
             if not self.job.clip_norm:
                 raise StudyError(f"{where}: the norm of the gradient is not finite; --clip-norm bounds it")
         if self.job.clip_norm:
-            torch.nn.utils.clip_grads_with_norm_(parameters.values(), self.job.clip_norm, norm)
+            torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), self.job.clip_norm, norm)
 
     @torch.no_grad()
     def evaluate(self, pixels: Tensor) -> tuple[float, float]:
@@ -151,6 +152,7 @@ class Trainer:
         for start in range(self.state.sandwich.shape[1], n_images, LIKELIHOOD_IMAGES):
             images = min(LIKELIHOOD_IMAGES, n_images - start)
             generator = self.setting.generator(self.job.key, "sandwich", start)
+            assert isinstance(self.model, Model)
             done = sandwich(self.model, images, n_bridges, generator)
             self.state.sandwich = torch.cat([self.state.sandwich, done], 1)
             checkpoint()

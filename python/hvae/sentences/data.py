@@ -114,12 +114,12 @@ def of_grammar(seed: int, n_train: int, n_held_out: int) -> Corpus:
     vocabulary = [*SPECIAL, *truth.words()]
     numbers = {word: number for number, word in enumerate(vocabulary)}
     generator = random.Random(seed)
-    parts = [
+    train, held_out = (
         Sentences.of([numbers[word] for word in truth.sample(generator)] for _ in range(count))
         for count in (n_train, n_held_out)
-    ]
-    longest = max(int(part.starts.diff().max()) for part in parts)
-    return Corpus(vocabulary, *parts, longest=longest, checksum="grammar", truth=truth)
+    )
+    longest = max(int(part.starts.diff().max()) for part in (train, held_out))
+    return Corpus(vocabulary, train, held_out, longest, checksum="grammar", truth=truth)
 
 
 def of_file(path: Path, min_count: int, max_words: int) -> Corpus:

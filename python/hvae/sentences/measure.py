@@ -98,14 +98,14 @@ def texts(job: Job, model: SentenceModel, corpus: Corpus) -> tuple[dict[str, Any
     both = (_shown(part[:N_SHOWN], corpus) for part in (originals, rebuilt["mean"], rebuilt["sample"]))
     shown["rebuilt"] = [list(line) for line in zip(*both, strict=True)]
     lines = interpolations(model, loc[: 2 * min(N_LINES, count // 2)], longest)
-    sentences = [written(line) for line in lines]
-    flat = [sentence for line in sentences for sentence in line]
+    along = [written(line) for line in lines]
+    flat = [sentence for line in along for sentence in line]
     found["steps"] = len(flat)
     if corpus.truth:
         found["steps_in_language"] = sum(corpus.truth.log_prob(sentence) > -math.inf for sentence in flat)
-    distinct = [len({" ".join(sentence) for sentence in line}) for line in sentences]
+    distinct = [len({" ".join(sentence) for sentence in line}) for line in along]
     found["distinct_on_a_line"] = sum(distinct) / len(distinct)
-    shown["lines"] = [_shown(line, corpus) for line in sentences[:N_LINES_SHOWN]]
+    shown["lines"] = [_shown(line, corpus) for line in along[:N_LINES_SHOWN]]
     return shown, found
 
 

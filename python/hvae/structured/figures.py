@@ -32,8 +32,16 @@ def draw_graph(path: Path, graph: Tensor, title: str) -> None:
             arrow = {"arrowstyle": "-|>", "shrinkA": 20, "shrinkB": 20, **style}
             axes.annotate("", places[n], places[parent], arrowprops=arrow)
             x, y = (0.3 * a + 0.7 * b for a, b in zip(places[n], places[parent], strict=True))
-            label = {"ha": "center", "va": "center", "fontsize": "small", "color": style["color"]}
-            axes.text(x, y, f"{probabilities[n][parent]:.2f}", bbox={"pad": 1, "facecolor": "white", "lw": 0}, **label)
+            axes.text(
+                x,
+                y,
+                f"{probabilities[n][parent]:.2f}",
+                ha="center",
+                va="center",
+                fontsize="small",
+                color=style["color"],
+                bbox={"pad": 1, "facecolor": "white", "lw": 0},
+            )
     for n, (x, y) in enumerate(places):
         circle = {"boxstyle": "circle,pad=0.5", "facecolor": "white", "edgecolor": "black"}
         axes.text(x, y, f"$z_{n + 1}$", ha="center", va="center", bbox=circle)

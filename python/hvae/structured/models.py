@@ -45,6 +45,9 @@ class Gates(nn.Module):
         nodes: N, of which node n has the parents n + 1, ..., N - 1.
     """
 
+    edges: Tensor
+    fixed_logits: Tensor
+
     def __init__(self, nodes: int):
         super().__init__()
         self.register_buffer("edges", torch.triu_indices(nodes, nodes, 1), persistent=False)
@@ -128,10 +131,10 @@ class StructuredModel(AutoEncoder):
         self.top_down = nn.ModuleList(_perceptron(width * (nodes - 1 - n), 2 * width) for n in range(nodes - 1))
         self.flows = nn.ModuleList()
         if iaf_width:
-            kind = InverseAutoregressiveFlow
-            options = {"context_features": context, "gate": Gate.sigmoid(2.0)}  # affine ones overflow along the nodes
+            kind, gate = InverseAutoregressiveFlow, Gate.sigmoid(2.0)  # affine ones overflow along the nodes
             self.flows.extend(
-                FlowStack.autoregressive(kind, N_IAF_LAYERS, width, iaf_width, **options) for _ in range(nodes)
+                FlowStack.autoregressive(kind, N_IAF_LAYERS, width, iaf_width, context_features=context, gate=gate)
+                for _ in range(nodes)
             )
 
     def encode(self, pixels: Tensor) -> Code:
@@ -150,15 +153,16 @@ class StructuredModel(AutoEncoder):
 
         q is the posterior of what the encoder said, or without that the prior itself.
         """
-        gates, nodes, log_ratio = self.gates(noise[..., self.latent :]), [], 0.0
+        gates, log_ratio = self.gates(noise[..., self.latent :]), noise.new_zeros(noise.shape[:-1])
+        nodes: list[Tensor] = []
         drawn = self._of_nodes(noise[..., : self.latent])
-        encoded = code and [self._of_nodes(x.expand(len(noise), -1, -1)) for x in code[:2]]
+        locs, log_scales = (self._of_nodes(x.expand(len(noise), -1, -1)) for x in code[:2]) if code else ((), ())
         for n in reversed(range(self.nodes)):
             prior = self.prior(n, nodes, gates)
             if code is None:
                 z = drawn[n] if prior is None else prior[0] + prior[1].exp() * drawn[n]
             else:
-                z, log_q = self._posterior(n, (encoded[0][n], encoded[1][n]), prior, drawn[n], code.context)
+                z, log_q = self._posterior(n, (locs[n], log_scales[n]), prior, drawn[n], code.context)
                 log_p = standard_normal_log_prob(z) if prior is None else normal_log_prob(z, *prior)
                 log_ratio = log_ratio + log_p - log_q
             nodes.insert(0, z)

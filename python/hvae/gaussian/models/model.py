@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +20,8 @@ def logit(x: float) -> float:
     return math.log(x / (1 - x))
 
 
-class Batch(NamedTuple):
+@dataclass(frozen=True)
+class Batch:
     """Statistics as training wants them: of the parameters' dtype, every number a tensor."""
 
     log_count: Tensor
@@ -58,8 +60,11 @@ class Model:
         parts = flat.unsqueeze(1).split(list(self.sizes.values()), dim=-1)
         return dict(zip(self.sizes, parts, strict=True))
 
-    def bound(self, values: dict[str, Tensor], data: Statistics, noise: Tensor | None) -> Tensor:
-        """The training bound ``(R,)``, up to terms without parameters, at parameters ``values``."""
+    def bound(self, values: dict[str, Tensor], data: Statistics, noise: Any) -> Tensor:
+        """The training bound ``(R,)``, up to terms without parameters, at parameters ``values``.
+
+        ``noise`` is a tensor as :attr:`noise_rows` says, or None.
+        """
         raise NotImplementedError
 
     def prepare(self, data: Statistics) -> Batch:
@@ -68,7 +73,7 @@ class Model:
         count = torch.tensor(float(data.count), dtype=self.flat.dtype)
         return Batch(count.log(), count, data.mean, data.variance)
 
-    def write_gradient(self, batch: Batch, noise: Tensor | None) -> None:
+    def write_gradient(self, batch: Batch, noise: Any) -> None:
         """Write the gradient of ``-bound`` at ``flat`` to ``gradient``; to be called under ``torch.no_grad()``."""
         raise NotImplementedError
 
