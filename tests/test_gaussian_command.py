@@ -20,11 +20,13 @@ from hvae.gaussian.study import Job
 from seen import check_what_is_seen, terminal
 
 SIZE = ["--datasets", "2", "--epochs", "3", "--workers", "1"]
-COMMAND = ["gaussian", "--dims", "5", "6", "--leapfrog-steps", "1", "2", "--planar-layers", "3", *SIZE]
+DIMS = ["--dims", "5", "6"]
+STEPS = ["--leapfrog-steps", "1", "2", "--planar-layers", "3"]
+COMMAND = ["gaussian", *DIMS, *STEPS, *SIZE]
 
 
-def hvae(out, *more):
-    return cli.main([*COMMAND, "--out", str(out), *more])
+def hvae(out, *more, steps=STEPS):
+    return cli.main(["gaussian", *DIMS, *steps, *SIZE, "--out", str(out), *more])
 
 
 def strict_json(path):
@@ -163,7 +165,7 @@ def test_resume_after_a_kill(finished, tmp_path, monkeypatch, capsys):
 
 
 def test_several_processes_give_the_same_numbers(finished, tmp_path):
-    assert hvae(tmp_path, "--workers", "2", "--dims", "5", "--methods", "iaf", "vb") == 0
+    assert hvae(tmp_path, "--workers", "2", "--dims", "5", "--methods", "iaf", "vb", steps=[]) == 0
     rows = {(row["method"], row["dataset"]): row for row in strict_json(tmp_path / "results.json")["rows"]}
     expected = [row for row in strict_json(finished / "results.json")["rows"] if row["dim"] == 5]
     compared = [row for row in expected if (row["method"], row["dataset"]) in rows]
@@ -178,7 +180,7 @@ def test_a_job_that_fails_does_not_stop_the_others(workers, tmp_path, capsys):
     (tmp_path / "jobs" / runs.RUN).write_text(json.dumps(run))
     other = train.State(epochs=7, flat=torch.zeros(1), square_average=torch.zeros(1))
     other.save(experiment.state_path(tmp_path, Job("corrected", 6, "vb", 0)))
-    assert hvae(tmp_path, "--resume", "--methods", "vb", "--workers", workers) == 1
+    assert hvae(tmp_path, "--resume", "--methods", "vb", "--workers", workers, steps=[]) == 1
     message = capsys.readouterr().err.strip().splitlines()[-1]
     assert message.endswith("is a run of 7 epochs, not 3")
     assert [row["dim"] for row in strict_json(tmp_path / "results.json")["rows"]] == [5, 5]
@@ -253,7 +255,7 @@ def wait_for(condition, seconds=120):
 
 def test_both_settings_in_one_command(tmp_path):
     both = ["--setting", "published", "corrected", "--dims", "5", "--methods", "iaf"]
-    assert hvae(tmp_path, *both) == 0
+    assert hvae(tmp_path, *both, steps=[]) == 0
     rows = strict_json(tmp_path / "results.json")["rows"]
     assert [row["setting"] for row in rows] == ["corrected"] * 2 + ["published"] * 2
     assert rows[0]["delta_floor"] != rows[2]["delta_floor"]
@@ -277,6 +279,18 @@ def test_resume_adds_to_a_finished_run(tmp_path, capsys):
 def test_wrong_arguments(wrong, tmp_path):
     with pytest.raises(SystemExit):
         cli.main(["gaussian", "--out", str(tmp_path), *wrong])
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--methods", "vb", "--leapfrog-steps", "3"], "--leapfrog-steps: only --methods hvae hvae-untempered uha"),
+        (["--methods", "vb", "--planar-layers", "3"], "--planar-layers: only --methods planar has any"),
+    ],
+)
+def test_options_that_no_method_has(options, said, tmp_path, capsys):
+    assert hvae(tmp_path, *options, steps=[]) == 1
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32, 2**64])

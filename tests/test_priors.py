@@ -426,3 +426,8 @@ def test_rows_of_another_form_are_one_sentence(change, finished, tmp_path, capsy
 def test_wrong_arguments(wrong, tmp_path):
     with pytest.raises(SystemExit):
         hvae(tmp_path, wrong)
+
+
+def test_bridges_without_a_sandwich(tmp_path, capsys):
+    assert hvae(tmp_path, "--sandwich-bridges", "3") == 1
+    assert "--sandwich-bridges: only --sandwich-points have any" in capsys.readouterr().err

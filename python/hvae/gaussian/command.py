@@ -30,6 +30,7 @@ from hvae.runs import StudyError
 from hvae.terminal import NO_FIGURES, Screen
 
 SECONDS_BETWEEN_STEPS = 0.3
+LEAPFROG_METHODS = ("hvae", "hvae-untempered", "uha")
 
 
 @dataclass(frozen=True)
@@ -54,11 +55,10 @@ def arguments(add: Callable[..., Any]) -> None:
         "--leapfrog-steps",
         type=integer(),
         nargs="+",
-        default=[1, 10],
         metavar="K",
-        help="of the hvae methods; bridges of uha",
+        help="of the hvae methods; bridges of uha; by default 1 and 10",
     )
-    add("--planar-layers", type=integer(), nargs="+", default=[1, 30], metavar="K", help="for the planar flow")
+    add("--planar-layers", type=integer(), nargs="+", metavar="K", help="of the planar flow, by default 1 and 30")
     add(
         "--setting", choices=study.SETTINGS, nargs="+", default=["corrected"],
         help="corrected bounds, or the printed tables' own",
@@ -73,13 +73,19 @@ def run(args: argparse.Namespace) -> None:
     """Run the command. A job that fails does not stop the others; its error is told in the end."""
     if "uha" in args.methods and "published" in args.setting:
         raise StudyError("--methods uha: nothing was printed of it; --setting corrected alone has it")
+    for option, given, methods in (
+        ("--leapfrog-steps", args.leapfrog_steps, LEAPFROG_METHODS),
+        ("--planar-layers", args.planar_layers, ("planar",)),
+    ):
+        if given and not set(args.methods) & set(methods):
+            raise StudyError(f"{option}: only --methods {' '.join(methods)} has any")
     with runs.open_directory(args, seed=args.seed, datasets=args.datasets) as config:
         _run(args, config)
 
 
 def _run(args: argparse.Namespace, config: dict[str, Any]) -> None:
-    steps = {"planar": args.planar_layers, "iaf": [1], "vb": [0]}
-    steps |= dict.fromkeys(("hvae", "hvae-untempered", "uha"), args.leapfrog_steps)
+    steps = {"planar": args.planar_layers or [1, 30], "iaf": [1], "vb": [0]}
+    steps |= dict.fromkeys(LEAPFROG_METHODS, args.leapfrog_steps or [1, 10])
     jobs = [job for setting in args.setting for job in study.plan(setting, args.dims, args.methods, steps)]
     jobs = sorted(set(jobs), key=lambda job: (-job.dim, job.method != "planar", -job.n_steps, job.key))
     one = functools.partial(_run_job, out=args.out, datasets=args.datasets, epochs=args.epochs, seed=args.seed)

@@ -13,10 +13,12 @@ from hvae.experiment import Study, integer
 from hvae.priors import figures, report, study, train
 from hvae.priors.study import Job
 from hvae.priors.train import State
+from hvae.runs import StudyError
 from hvae.terminal import Screen
 
 #: In a run's config where there is a sandwich.
 SANDWICH = ("sandwich_points", "sandwich_bridges")
+BRIDGES = 200
 
 
 def arguments(add: Callable[..., Any]) -> None:
@@ -27,18 +29,22 @@ def arguments(add: Callable[..., Any]) -> None:
     add("--epochs", type=integer(), default=study.EPOCHS, help=f"of {study.STEPS_PER_EPOCH} steps")
     sandwich = functools.partial(add, metavar="N")
     sandwich("--sandwich-points", type=integer(0), default=0, help="drawn from each model, whose likelihood is bounded")
-    sandwich("--sandwich-bridges", type=integer(), default=200, help="of annealed importance sampling, for that")
+    bridges = f"of annealed importance sampling, for that; by default {BRIDGES}"
+    sandwich("--sandwich-bridges", type=integer(), help=bridges)
     experiment.add_common(add, "priors", "data, initial values and training noise")
 
 
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
+    if args.sandwich_bridges and not args.sandwich_points:
+        raise StudyError("--sandwich-bridges: only --sandwich-points have any")
+    bridges = args.sandwich_bridges or BRIDGES
     kinds = [(prior, dataset) for dataset in range(args.datasets) for prior in dict.fromkeys(args.priors)]
     jobs = [Job(*kind, args.components, args.seed) for kind in kinds]
-    sandwich = {name: getattr(args, name) for name in SANDWICH if args.sandwich_points}
+    sandwich = dict(zip(SANDWICH, (args.sandwich_points, bridges), strict=True)) if args.sandwich_points else {}
     fixed = {"seed": args.seed, "components": args.components, "epochs": args.epochs, **sandwich}
     with runs.open_directory(args, **fixed) as config:
-        train = functools.partial(_train, epochs=args.epochs, sandwich=(args.sandwich_points, args.sandwich_bridges))
+        train = functools.partial(_train, epochs=args.epochs, sandwich=(args.sandwich_points, bridges))
         STUDY.run_jobs(args, config, jobs, train)
 
 
