@@ -76,6 +76,7 @@ bench: $(VENV)/bench
 	$(BIN)/python benchmarks/run.py
 	$(BIN)/python benchmarks/run.py --breakdown
 	$(BIN)/python benchmarks/training_step.py
+	$(BIN)/python benchmarks/draw.py
 	$(BIN)/python benchmarks/autoregressive.py
 	$(BIN)/python benchmarks/accelerate.py
 	$(BIN)/python benchmarks/splines.py

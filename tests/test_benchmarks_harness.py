@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hvae.draw.models import Draw
 
 ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
@@ -26,6 +27,7 @@ from benchmarks import (  # noqa: E402
     autoregressive,
     breakdown,
     cpu,
+    draw,
     gate,
     memory,
     registry,
@@ -324,6 +326,7 @@ def test_cpu_holds_ours_and_rivals(name):
         "accelerate",
         "annealed",
         "autoregressive",
+        "draw",
         "hamiltonian",
         "path_gradient",
         "sbi",
@@ -431,6 +434,16 @@ def test_breakdown_adds_up_to_the_whole():
 
 def test_training_loops_find_the_same_bound():
     training_step.agree(dim=5, steps=3)
+
+
+@pytest.mark.parametrize("attention", [True, False])
+def test_both_draws_find_the_same_bound(attention, monkeypatch):
+    model = Draw(steps=2, attention=attention, hidden=8, latent=3)
+    draw.agree(model)
+    write = draw.Plain.write
+    monkeypatch.setattr(draw.Plain, "write", lambda self, state: 1.001 * write(self, state))
+    with pytest.raises(AssertionError):
+        draw.agree(model)
 
 
 def test_annealed_gradients_are_compared_block_by_block(monkeypatch):
