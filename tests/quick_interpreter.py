@@ -35,6 +35,8 @@ REDUCTIONS = {
 }
 #: Larger constants are made in each launch; all tapes are dropped when they hold so many steps.
 LARGEST_CONSTANT, MOST_STEPS = 4096, 400_000
+#: Programs along the second and the third axis that a GPU takes.
+LARGEST_GRID = 65_535
 
 
 @dataclasses.dataclass(eq=False)
@@ -292,15 +294,27 @@ def _tape_of(kernel: Callable, args: dict[str, Any], n_handles: int) -> Tape:
     return _tapes[key]
 
 
+def _require_exact_numbers(arg: Any) -> None:
+    """A GPU takes Python's floats in single precision; the interpreter would not show it."""
+    if isinstance(arg, float):
+        raise TypeError(f"a kernel is given the number {arg}, which a GPU rounds to float32")
+    if isinstance(arg, tuple | list):
+        for x in arg:
+            _require_exact_numbers(x)
+
+
 def _launch(self, *args_dev: Any, **kwargs: Any) -> None:
     """As ``GridExecutor.__call__``, with tapes; ``triton.language`` is patched where Python code runs."""
     names = inspect.getfullargspec(self.fn).args
     kwargs = {name: x for name, x in kwargs.items() if name in names}
     args_hst, kwargs_hst = self._init_args_hst(args_dev, kwargs)
     args = inspect.getcallargs(self.fn, *args_hst, **kwargs_hst)
+    _require_exact_numbers([x for name, x in args.items() if name not in self.constexprs])
     args = {name: x if name in self.constexprs else interpreter._implicit_cvt(x) for name, x in args.items()}
     grid = self.grid(args) if callable(self.grid) else self.grid
     grid += (1,) * (3 - len(grid))
+    if max(grid[1:]) > LARGEST_GRID:
+        raise ValueError(f"a grid of {grid}: all but the first axis end at {LARGEST_GRID}")
     builder = interpreter.interpreter_builder
     builder.set_grid_dim(*grid)
     handles = _handles(tuple(args.values()))

@@ -659,11 +659,13 @@ def test_the_choice_of_implementation_reaches_the_updates(monkeypatch):
 
 
 @interpreted
-def test_programs_that_take_several_tiles_of_rows(monkeypatch):
-    """As on a GPU from 65,537 rows on."""
+@pytest.mark.parametrize("changed", [{"_MOST_PROGRAMS": 2}, {"_BLOCK": 4, "_FINISHED": 4, "_PARTS": 2}])
+def test_programs_that_take_several_tiles(changed, monkeypatch):
+    """As on a GPU from 65,537 rows on; and several programs' sums, in parts and in groups of columns."""
     from hvae_kernels.ops.annealed_leapfrog import triton
 
-    monkeypatch.setattr(triton, "_MOST_PROGRAMS", 2)
+    for name, value in changed.items():
+        monkeypatch.setattr(triton, name, value)
     state = [torch.randn(900, 7, dtype=torch.float64, requires_grad=True) for _ in range(5)]
     kicks = torch.rand(5, 7, dtype=torch.float64, requires_grad=True)
     inputs = (*state, kicks, torch.tensor([0.6, 0.8], dtype=torch.float64, requires_grad=True))

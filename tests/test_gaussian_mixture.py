@@ -162,6 +162,20 @@ def test_blocks_of_rows_add_up(implementation, monkeypatch):
         close(derivatives(F.gaussian_mixture_log_prob, inputs), expected)
 
 
+@pytest.mark.parametrize("implementation", INTERPRETED)
+def test_programs_share_the_rows_of_few_parameters(implementation, monkeypatch):
+    """With several runs of tiles each."""
+    from hvae_kernels.ops.gaussian_mixture import triton
+
+    monkeypatch.setattr(triton, "_ROWS", 2)
+    monkeypatch.setattr(triton, "_PROGRAMS", 4)
+    inputs = mixture(150, 3, components=2)
+    assert triton._parts(2, 3, 150) == 2
+    expected = derivatives(reference.gaussian_mixture_log_prob, inputs)
+    with hk.use_impl(implementation):
+        close(derivatives(F.gaussian_mixture_log_prob, inputs), expected)
+
+
 @each_kernel
 def test_a_distant_origin_costs_nothing(implementation):
     """Distances are differences: what all values and locations share is gone before anything is squared."""

@@ -1,11 +1,13 @@
 """Properties of one leapfrog update that no implementation can fake."""
 
+import os
+
 import pytest
 import torch
 from opspecs import OPSPECS
 
 import hvae_kernels as hk
-from hvae_kernels.ops.leapfrog_update import leapfrog_update
+from hvae_kernels.ops.leapfrog_update import leapfrog_update, reference
 
 SPEC = next(spec for spec in OPSPECS if spec.name == "leapfrog_update")
 D = 5
@@ -52,3 +54,17 @@ def test_updates_without_forces_add_up(implementation):
         twice = leapfrog_update(*leapfrog_update(z, rho, grad, decay, free, drift), grad, decay, free, drift)
         once = leapfrog_update(z, rho, grad, decay**2, free, (1 / decay + 1) * drift)
     torch.testing.assert_close(twice, once)
+
+
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="of interpreted kernels")
+def test_sums_of_several_programs_add_up(monkeypatch):
+    from hvae_kernels.ops.leapfrog_update import triton
+
+    monkeypatch.setattr(triton._Sums, "PARTS", 2)
+    monkeypatch.setattr(triton._Sums, "BLOCK", 4)
+    inputs = [torch.randn(900, 7, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+    inputs += [torch.rand(shape, dtype=torch.float64, requires_grad=True) for shape in ((), (7,), (7,))]
+    expected = torch.autograd.grad(reference.leapfrog_update(*inputs), inputs, inputs[:2])
+    with hk.use_impl("triton"):
+        found = torch.autograd.grad(leapfrog_update(*inputs), inputs, inputs[:2])
+    torch.testing.assert_close(found, expected)

@@ -370,3 +370,16 @@ def test_constrain_planar_bad_input():
         F.constrain_planar(torch.ones(3, 5), torch.ones(3, 4))
     with pytest.raises(ValueError, match=r"u must be of shape \(\.\.\., d\)"):
         F.constrain_planar(torch.tensor(1.0), torch.tensor(1.0))
+
+
+def test_replicas_lie_on_a_grids_first_axis():
+    """A GPU ends the others at 65,535."""
+    triton = pytest.importorskip("hvae_kernels.ops.planar_flow.triton")
+    grids = []
+
+    class Kernel:
+        def __getitem__(self, grid):
+            return lambda *arguments, **options: grids.append(grid)
+
+    triton._launch(Kernel(), torch.empty(70_000, 2, 33))
+    assert grids == [(140_000,)]

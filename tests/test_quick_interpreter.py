@@ -88,3 +88,11 @@ def test_branches_on_numbers(monkeypatch):
     if device == "cpu":
         monkeypatch.setattr("quick_interpreter.Recording", None)
     check(torch.cat([-3 * first[:24], 5 * first[:24]]))
+
+
+def test_what_a_gpu_would_not_do_is_refused():
+    x = torch.zeros(8)
+    with pytest.raises(TypeError, match="a GPU rounds to float32"):
+        _branches[(1,)](x, x, 8.5, BLOCK=8)
+    with pytest.raises(ValueError, match="all but the first axis end at 65535"):
+        _branches[(1, 65_536)](x, x, 8, BLOCK=8)

@@ -114,7 +114,7 @@ MUTATIONS = (
     Mutation("csrc/cpu/bernoulli_log_prob.cpp", "% samples_ == 0; }", "% samples_ == samples_; }", _BERNOULLI_TESTS + " -k refused"),
     Mutation("hvae_kernels/ops/bernoulli_log_prob/api.py", "(broadcast[stop] or leading[stop] == 1)", "broadcast[stop]", _BERNOULLI_TESTS),
     Mutation(_BERNOULLI_AUTOGRAD, "d_logits = -grad.unsqueeze(-1) * h", "d_logits = grad.unsqueeze(-1) * h", _BERNOULLI_CPP),
-    Mutation(_BERNOULLI_TRITON, "row // (outer * rows) * rows + row % rows", "row % rows", _BERNOULLI_TRITON_TESTS),
+    Mutation(_BERNOULLI_TRITON, "row // events * rows + row % rows", "row % rows", _BERNOULLI_TRITON_TESTS),
     Mutation(_BERNOULLI_TRITON, "tl.where(mask, linear + log1p_unit(decay(logit)), 0.0)", "linear + log1p_unit(decay(logit))", _BERNOULLI_TRITON_TESTS),
     Mutation(_BERNOULLI_TRITON, "small - wrong, wrong - small)", "small - wrong, small - wrong)", _BERNOULLI_TRITON_TESTS),
     Mutation(_BERNOULLI_TRITON, "-g * direction * (small * large)", "-g * direction * small", _BERNOULLI_TRITON_TESTS),

@@ -126,6 +126,8 @@ MUTATIONS = (
     Mutation(_MIXTURE_CPU, "if (!std::isfinite(shift)) shift = 0;", "shift = 0;", _MIXTURE_TESTS),
     Mutation(_MIXTURE_CPU, "chunk < sizes.chunks; ++chunk)", "chunk < 1; ++chunk)", _MIXTURE_CPP),
     Mutation(_MIXTURE_TRITON, "total *= exponential(top - finite)", "total *= 1.0", _MIXTURE_TRITON_TESTS),
+    Mutation(_MIXTURE_TRITON, "along_run += tl.where", "along_run = tl.where", _MIXTURE_TRITON_TESTS),
+    Mutation(_MIXTURE_TRITON, "tl.program_id(2) * tl.num_programs(0) * features + of", "of", _MIXTURE_TRITON_TESTS),
     Mutation(_MIXTURE_TRITON, "weight * (t * t - 1.0)", "weight * t * t", _MIXTURE_TRITON_TESTS),
     Mutation(_MIXTURE_TRITON, "pull += slope_weight * (turned - widened)", "pull += slope_weight * turned", _MIXTURE_TRITON_TESTS),
     Mutation(_MIXTURE_TRITON, "d_weight += weights.sum(1", "d_weight = weights.sum(1", _MIXTURE_TRITON_TESTS),

@@ -122,6 +122,6 @@ MUTATIONS = (
     Mutation(_IWAE_TRITON, "tl.where(tl.abs(largest) == float(\"inf\"), 0.0, largest)", "largest", _IWAE_TESTS + " -k triton"),
     Mutation(_IWAE, "(powered < kNegligible<T> ? T(0) : powered)", "powered", _IWAE_TESTS + " -k cpp"),
     Mutation(_IWAE_TRITON, "tl.where(weight < negligible, 0.0, weight)", "weight", _IWAE_TESTS + " -k triton"),
-    Mutation(_IWAE_TRITON, "(tl.log(total) - log_samples)", "tl.log(total)", _IWAE_TRITON_TESTS),
+    Mutation(_IWAE_TRITON, "(tl.log(total) - tl.log(count))", "tl.log(total)", _IWAE_TRITON_TESTS),
     Mutation(_IWAE_TRITON, "tl.where(weight == 0, 0.0, weight * values)", "weight * values", _IWAE_TESTS + " -k triton"),
 )  # fmt: skip

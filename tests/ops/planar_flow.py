@@ -194,8 +194,9 @@ MUTATIONS = (
     Mutation(_AMORTISED_CPU, "u + offset, .w = w + offset", "u + offset, .w = w", _AMORTISED_CPP),
     Mutation(_AMORTISED_CPU, "else std::fill_n(work.g.data(), n * width, T(0));", "", _PLANAR_TESTS),
     Mutation("hvae_kernels/ops/planar_flow/amortised.py", "raw(*cotangents, z, u", "raw(cotangents[0], None, z, u", _AMORTISED_CPP),
+    Mutation(_PLANAR_TRITON, "kernel[(cdiv(rows, BLOCK) * replicas,)]", "kernel[(cdiv(rows, BLOCK), replicas)]", _PLANAR_TRITON_TESTS),
     Mutation(_PLANAR_TRITON, "turn = value * tl.sum", "turn = tl.sum", _AMORTISED_TRITON_TESTS),
     Mutation(_PLANAR_TRITON, "tl.where(inside & (features > 0), tl.sum(across * across, 1).to(tl.float64), 1.0)", "tl.sum(across * across, 1).to(tl.float64) + 1e-3", _AMORTISED_TRITON_TESTS),
-    Mutation(_PLANAR_TRITON, "here += value.to(DTYPE)[:, None] * along\n    g = load", "here += along\n    g = load", _AMORTISED_TRITON_TESTS),
+    Mutation(_PLANAR_TRITON, "here += value.to(DTYPE)[:, None] * along\n    tl.debug", "here += along\n    tl.debug", _AMORTISED_TRITON_TESTS),
     Mutation("csrc/kernels/planar_flow.h", "x + j * kColumns + l + v * kWidth", "x + j * kColumns + v * kWidth", "tests/test_contract.py -k planar_flow/cpp and budget"),
 )  # fmt: skip

@@ -20,6 +20,8 @@ _TILE, _BLOCK = 1024, 128
 _SUMS = 7
 #: Programs that share the batch's rows, at most.
 _MOST_PROGRAMS = 512
+#: Columns of a program of the second pass, and of how many programs of the first it adds the sums at a time.
+_FINISHED, _PARTS = 32, 32
 
 
 @triton.jit
@@ -73,6 +75,13 @@ def _sum_to(sums, which: tl.constexpr, value, column, inside, features):
 
 
 @triton.jit
+def _total_to(sums, which: tl.constexpr, value, features, BLOCK_FEATURES: tl.constexpr):
+    """What has no columns: one number a program, where its first column is."""
+    at = (tl.program_id(0).to(tl.int64) * 7 + which) * features + tl.program_id(1) * BLOCK_FEATURES
+    tl.store(sums + at, tl.sum(tl.sum(value.to(tl.float64), 0), 0))
+
+
+@triton.jit
 def _backward_kernel(
     grad_z, grad_rho, grad_weight, rho, base_grad, grad, noise, kicks, mixing,
     d_rho, d_base_grad, d_grad, d_noise, sums, rows, features,
@@ -122,33 +131,39 @@ def _backward_kernel(
         _sum_to(sums, 2, begin_base, column, inside, features)
         _sum_to(sums, 3, begin, column, inside, features)
         _sum_to(sums, 4, drift, column, inside, features)
-        _sum_to(sums, 5, of_eta, column, inside, features)
-        _sum_to(sums, 6, of_sigma, column, inside, features)
-
-
-@triton.jit
-def _column(sums, which, column, inside, n_programs, features, BLOCK: tl.constexpr):
-    total = tl.zeros((BLOCK,), tl.float64)
-    for program in range(0, n_programs):
-        total += load(sums, (program * 7 + which) * features + column, inside, tl.float64)
-    return total
+        _total_to(sums, 5, of_eta, features, BLOCK_FEATURES)
+        _total_to(sums, 6, of_sigma, features, BLOCK_FEATURES)
 
 
 @triton.jit
 def _finish_kernel(
-    sums, d_kicks, d_mixing, n_programs, features, DTYPE: tl.constexpr, BLOCK: tl.constexpr
+    sums, d_kicks, d_mixing, n_programs, features,
+    DTYPE: tl.constexpr, WIDTH: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Add the programs' sums in a fixed order, in double: a program a row of kicks, one each of ``d_mixing``."""
-    which = tl.program_id(0)
-    total = tl.zeros((BLOCK,), tl.float64)
-    for start in range(0, features, BLOCK):
-        column = start + tl.arange(0, BLOCK)
+    """Add the programs' sums, of ``WIDTH`` columns each, in a fixed order, in double.
+
+    A program adds ``BLOCK`` columns of a row of kicks; the last two, all numbers of an entry of ``d_mixing``.
+    """
+    blocks = tl.cdiv(features, BLOCK)
+    if tl.program_id(0) < 5 * blocks:
+        which = tl.program_id(0) // blocks
+        column = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
         inside = column < features
-        value = _column(sums, which, column, inside, n_programs, features, BLOCK)
-        store(d_kicks, which * features + column, value.to(DTYPE), inside & (which < 5))
-        total += tl.where(inside, value, 0.0)
-    if which >= 5:
-        tl.store(d_mixing + which - 5, tl.sum(total, 0).to(DTYPE).to(d_mixing.dtype.element_ty))
+        total = tl.zeros((PARTS, BLOCK), tl.float64)
+        for start in range(0, n_programs, PARTS):
+            program = start + tl.arange(0, PARTS)
+            at = (program.to(tl.int64)[:, None] * 7 + which) * features + column[None, :]
+            total += load(sums, at, (program < n_programs)[:, None] & inside[None, :], tl.float64)
+        store(d_kicks, which * features + column, tl.sum(total, 0).to(DTYPE), inside)
+    else:
+        which = 5 + tl.program_id(0) - 5 * blocks
+        groups = tl.cdiv(features, WIDTH)
+        numbers = tl.zeros((PARTS * BLOCK,), tl.float64)
+        for start in range(0, n_programs * groups, PARTS * BLOCK):
+            entry = start + tl.arange(0, PARTS * BLOCK)
+            at = (entry.to(tl.int64) // groups * 7 + which) * features + entry % groups * WIDTH
+            numbers += load(sums, at, entry < n_programs * groups, tl.float64)
+        tl.store(d_mixing + which - 5, tl.sum(numbers, 0).to(DTYPE).to(d_mixing.dtype.element_ty))
 
 
 def _accumulator(x: Tensor) -> tl.dtype:
@@ -203,5 +218,8 @@ def annealed_leapfrog_update_backward(
                 DTYPE=kind, BLOCK_ROWS=block_rows, BLOCK_FEATURES=block_features,
             )  # fmt: skip
             if sums is not None:
-                _finish_kernel[(_SUMS,)](sums, *parameters, programs, features, DTYPE=kind, BLOCK=_BLOCK)
+                _finish_kernel[(5 * cdiv(features, _FINISHED) + 2,)](
+                    sums, *parameters, programs, features,
+                    DTYPE=kind, WIDTH=block_features, PARTS=_PARTS, BLOCK=_FINISHED,
+                )  # fmt: skip
     return tuple(rho.new_empty(0) if x is None else x for x in (*state, *parameters))

@@ -18,7 +18,8 @@ _TILE = 1024
 def _rows(outer, rows, total, BLOCK_ROWS: tl.constexpr):
     """This program's rows, those of the value that go with them, and which there are."""
     row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    return row, row // (outer * rows) * rows + row % rows, row < total
+    events = tl.full([], 1, tl.int64) * outer * rows
+    return row, row // events * rows + row % rows, row < total
 
 
 @triton.jit

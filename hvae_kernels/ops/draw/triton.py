@@ -120,7 +120,7 @@ def _launch(
             *given, d_image, d_patch, d_attention, channels, height, width, size,
             WRITES=writes, DTYPE=tl.float64 if attention.dtype == torch.float64 else tl.float32,
             BLOCK_HEIGHT=block_height, BLOCK_WIDTH=block_width, BLOCK_SIZE=next_power_of_2(size),
-            num_warps=4 if block_height * block_width <= 2048 else 8,
+            num_warps=min(16, max(4, block_height * block_width // 512)),
         )  # fmt: skip
 
 

@@ -18,6 +18,8 @@ _ACCUMULATORS = {torch.float64: tl.float64}
 _RUN = tl.constexpr(16)
 #: A program's tile, and how many weights, (components, rows), there are at a time.
 _ROWS, _COLUMNS, _WEIGHTS = 64, 32, 1 << 22
+#: Programs that a GPU has room for; of fewer rows a program takes fewer, and more components at a time.
+_PROGRAMS, _FEW_ROWS, _MANY_COLUMNS = 1024, 16, 128
 
 
 @triton.jit
@@ -33,7 +35,7 @@ def _log_joint(
         run = tl.zeros_like(total)
         slope_run = tl.zeros_like(slope)
         for j in range(start, tl.minimum(features, start + _RUN)):
-            at, of = j * rows + row, j * components + component
+            at, of = j * tl.full([], 1, tl.int64) * rows + row, j * components + component
             scale = load(inverse, of, known, DTYPE)[:, None]
             t = (load(value, at, inside, DTYPE)[None, :] - load(loc, of, known, DTYPE)[:, None]) * scale
             run += t * t
@@ -80,7 +82,7 @@ def _log_joint_kernel(
         value, loc, inverse, base, h_value, h_loc, h_scale, h_base, row, component, rows, components, features,
         SECOND, DTYPE,
     )  # fmt: skip
-    at = component[:, None] * rows + row[None, :]
+    at = component[:, None].to(tl.int64) * rows + row[None, :]
     mask = (component < components)[:, None] & (row < rows)[None, :]
     tl.store(joint_out + at, joint, mask=mask)
     if SECOND:
@@ -139,20 +141,27 @@ def _parameters_kernel(
     c = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK_FEATURES + tl.arange(0, BLOCK_FEATURES)
     inside = column < features
-    to = c * features + column
+    of = c * features + column
+    to = tl.program_id(2) * tl.num_programs(0) * features + of
     along = load(d_loc, to, inside, tl.float64)
     wide = load(d_log_scale, to, inside, tl.float64)
-    for start in range(0, rows, BLOCK_ROWS):
-        row = start + tl.arange(0, BLOCK_ROWS)
-        at = row[:, None].to(tl.int64) * features + column[None, :]
-        mask = (row < rows)[:, None] & inside[None, :]
-        pull, across, scale = _pull(
-            load(value, at, mask, DTYPE), load(h_value, at, mask, DTYPE), loc, inverse, h_loc, h_scale,
-            load(weights, c * rows + row, row < rows, DTYPE)[:, None],
-            load(slope_weights, c * rows + row, row < rows, DTYPE)[:, None], to, inside, SECOND, DTYPE,
-        )  # fmt: skip
-        along += tl.sum(tl.where(mask, pull * scale, 0.0), 0)
-        wide += tl.sum(tl.where(mask, across, 0.0), 0)
+    step = tl.num_programs(2) * BLOCK_ROWS
+    for first in range(tl.program_id(2) * BLOCK_ROWS, rows, step * _RUN):
+        along_run = tl.zeros((BLOCK_ROWS, BLOCK_FEATURES), DTYPE)
+        wide_run = tl.zeros((BLOCK_ROWS, BLOCK_FEATURES), DTYPE)
+        for start in range(first, tl.minimum(rows, first + step * _RUN), step):
+            row = start + tl.arange(0, BLOCK_ROWS)
+            at = row[:, None].to(tl.int64) * features + column[None, :]
+            mask = (row < rows)[:, None] & inside[None, :]
+            pull, across, scale = _pull(
+                load(value, at, mask, DTYPE), load(h_value, at, mask, DTYPE), loc, inverse, h_loc, h_scale,
+                load(weights, c * rows + row, row < rows, DTYPE)[:, None],
+                load(slope_weights, c * rows + row, row < rows, DTYPE)[:, None], of, inside, SECOND, DTYPE,
+            )  # fmt: skip
+            along_run += tl.where(mask, pull * scale, 0.0)
+            wide_run += tl.where(mask, across, 0.0)
+        along += tl.sum(along_run.to(tl.float64), 0)
+        wide += tl.sum(wide_run.to(tl.float64), 0)
     tl.store(d_loc + to, along, mask=inside)
     tl.store(d_log_scale + to, wide, mask=inside)
 
@@ -188,14 +197,20 @@ def _direction(log_weight: Tensor, loc: Tensor, log_scale: Tensor) -> _Packed:
     return _Packed(loc.contiguous(), log_scale.contiguous(), base.to(loc.dtype))
 
 
-def _launch(kernel, programs: int, columns: int, block: str, *arguments, **options) -> None:
-    """``programs`` for each block of columns: of components or of features."""
+def _launch(kernel, programs: int, columns: int, block: str, *arguments, parts: int = 1, **options) -> None:
+    """``programs`` for each block of columns: of components or of features; ``parts`` of each share its rows."""
     size = _COLUMNS if block == "BLOCK_COMPONENTS" else min(_COLUMNS, next_power_of_2(columns))
     if programs and columns:
         with on_device_of(arguments[0]):
             dtype = _ACCUMULATORS.get(arguments[0].dtype, tl.float32)
-            grid = (programs, cdiv(columns, size))
+            grid = (programs, cdiv(columns, size), parts)
             kernel[grid](*arguments, **options, DTYPE=dtype, BLOCK_ROWS=_ROWS, **{block: size})
+
+
+def _parts(components: int, features: int, rows: int) -> int:
+    """How many programs share the rows of a block of parameters: enough for a GPU, each of which has a run of tiles."""
+    wanted = cdiv(_PROGRAMS, max(1, components * cdiv(features, _COLUMNS)))
+    return max(1, min(wanted, cdiv(rows, _ROWS * _RUN.value)))
 
 
 def _log_joint_of(rows: Tensor, packed: _Packed, h_rows: Tensor | None, h: _Packed | None) -> tuple[Tensor, Tensor]:
@@ -255,8 +270,10 @@ def _gradients(
     grad = grad.contiguous()
     d_output, d_rows = torch.empty_like(grad), torch.empty_like(rows)
     matrices = (None, None) if h is None else h.matrices
-    d_weight, d_loc, d_log_scale = (x.new_zeros(x.shape, dtype=torch.float64) for x in (log_weight, loc, log_scale))
     block = max(_ROWS, _WEIGHTS // components)
+    parts = _parts(components, features, min(n, block))
+    d_weight = log_weight.new_zeros(components, dtype=torch.float64)
+    d_loc, d_log_scale = (x.new_zeros((parts, *x.shape), dtype=torch.float64) for x in (loc, log_scale))
     for start in range(0, n, block):
         part = slice(start, min(n, start + block))
         here, h_here = rows[part], None if h is None else h_rows[part]
@@ -274,10 +291,11 @@ def _gradients(
         )  # fmt: skip
         _launch(
             _parameters_kernel, components, features, "BLOCK_FEATURES", *read, d_loc, d_log_scale, len(here), features,
-            **options,
+            parts=parts, **options,
         )  # fmt: skip
         d_weight += weights.sum(1, dtype=torch.float64)
-    return d_output, d_rows.view(value.shape), *(x.to(value.dtype) for x in (d_weight, d_loc, d_log_scale))
+    of_parameters = d_weight, d_loc.sum(0), d_log_scale.sum(0)
+    return d_output, d_rows.view(value.shape), *(x.to(value.dtype) for x in of_parameters)
 
 
 def gaussian_mixture(
@@ -291,10 +309,15 @@ def gaussian_mixture(
         joint, _ = _log_joint_of(rows, packed, None, None)
         return _responsibilities(joint).mT.contiguous().view(*value.shape[:-1], components)
     output = value.new_empty(value.shape[:-1])
-    _launch(
-        _log_prob_kernel, cdiv(n, _ROWS), 1, "BLOCK_COMPONENTS", rows.mT.contiguous(), *packed.columns, output, shift,
-        n, components, features,
-    )  # fmt: skip
+    is_small = cdiv(n, _ROWS) < _PROGRAMS // 8
+    block_rows, block_components = (_FEW_ROWS, _MANY_COLUMNS) if is_small else (_ROWS, _COLUMNS)
+    if n:
+        with on_device_of(value):
+            _log_prob_kernel[(cdiv(n, block_rows),)](
+                rows.mT.contiguous(), *packed.columns, output, shift, n, components, features,
+                DTYPE=_ACCUMULATORS.get(value.dtype, tl.float32), BLOCK_ROWS=block_rows,
+                BLOCK_COMPONENTS=min(block_components, next_power_of_2(components)),
+            )  # fmt: skip
     return output
 
 

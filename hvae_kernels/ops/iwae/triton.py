@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 import triton
 import triton.language as tl
@@ -14,7 +12,8 @@ from hvae_kernels._triton.launch import cdiv, next_power_of_2, on_device_of
 from hvae_kernels.ops.iwae.autograd import kept_for
 
 _ACCUMULATORS = {torch.float64: tl.float64}
-_TILE = 1024
+#: Numbers of a tile, and columns: a sector of memory at least, fewer where too few programs would be at work.
+_TILE, _COLUMNS, _FEWEST_COLUMNS, _PROGRAMS = 4096, 64, 8, 256
 
 
 @triton.jit
@@ -55,7 +54,7 @@ def _power(x, POWER: tl.constexpr):
 
 @triton.jit
 def _forward_kernel(
-    log_weights, result, kept, samples, columns, log_samples,
+    log_weights, result, kept, samples, columns,
     KEEPS: tl.constexpr, POWER: tl.constexpr,
     DTYPE: tl.constexpr, BLOCK_SAMPLES: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
 ):  # fmt: skip
@@ -78,7 +77,8 @@ def _forward_kernel(
     if POWER:
         value = tl.sum(weighted, 0) / _power(tl.where(total == 0, 1.0, total), POWER)
     else:
-        value = tl.sum(shift, 0).to(tl.float64) + (tl.log(total) - log_samples)
+        count = tl.zeros_like(total) + samples  # a number of Python's would be in single precision on a GPU
+        value = tl.sum(shift, 0).to(tl.float64) + (tl.log(total) - tl.log(count))
     store(result, column, value, column < columns)
 
 
@@ -98,19 +98,21 @@ def _backward_kernel(
         store(d_log_weights, at, g * tl.where(weight < negligible, 0.0, weight), mask)
 
 
-def _launch(kernel, tensors: tuple[Tensor, ...], log_weights: Tensor, *numbers: float, **constants: int) -> None:
-    """Tiles of about ``_TILE`` elements; sizes alone decide."""
+def _launch(kernel, tensors: tuple[Tensor, ...], log_weights: Tensor, **constants: int) -> None:
+    """Tiles of at most ``_TILE`` elements; sizes alone decide."""
     if log_weights.numel() == 0:
         return
     samples = log_weights.shape[0]
     columns = log_weights.numel() // samples
-    block_samples = min(64, next_power_of_2(samples))
-    block_columns = min(_TILE // block_samples, next_power_of_2(columns))
+    block_columns = min(_COLUMNS, next_power_of_2(columns))
+    while block_columns > _FEWEST_COLUMNS and cdiv(columns, block_columns) < _PROGRAMS:
+        block_columns //= 2
+    block_samples = min(_TILE // block_columns, next_power_of_2(samples))
     with on_device_of(log_weights):
         kernel[(cdiv(columns, block_columns),)](
-            *tensors, samples, columns, *numbers, **constants,
+            *tensors, samples, columns, **constants,
             DTYPE=_ACCUMULATORS.get(log_weights.dtype, tl.float32), BLOCK_SAMPLES=block_samples,
-            BLOCK_COLUMNS=block_columns,
+            BLOCK_COLUMNS=block_columns, num_warps=8 if block_samples * block_columns > 1024 else 4,
         )  # fmt: skip
 
 
@@ -118,8 +120,7 @@ def iwae(log_weights: Tensor, power: int, keeps: bool) -> tuple[Tensor, Tensor]:
     """Launch the forward kernel."""
     log_weights = log_weights.contiguous()
     result, kept = log_weights.new_empty(log_weights.shape[1:]), kept_for(log_weights, keeps)
-    tensors, log_samples = (log_weights, result, kept), math.log(log_weights.shape[0])
-    _launch(_forward_kernel, tensors, log_weights, log_samples, KEEPS=keeps, POWER=power)
+    _launch(_forward_kernel, (log_weights, result, kept), log_weights, KEEPS=keeps, POWER=power)
     return result, kept
 
 

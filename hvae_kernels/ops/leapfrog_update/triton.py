@@ -161,33 +161,36 @@ def _double_backward_kernel(
 @triton.jit
 def _finish_kernel(
     column_sums, totals, d_decay, d_kick, d_drift, n_partial, n_totals, features,
-    DTYPE: tl.constexpr, BLOCK: tl.constexpr
+    DTYPE: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Add the partial sums in a fixed order, in double; the program after the last block of columns adds decay's."""
     block = tl.program_id(0)
     if block == tl.num_programs(0) - 1:
-        total = tl.zeros((BLOCK,), tl.float64)
-        for start in range(0, n_totals, BLOCK):
-            at = start + tl.arange(0, BLOCK)
+        total = tl.zeros((PARTS * BLOCK,), tl.float64)
+        for start in range(0, n_totals, PARTS * BLOCK):
+            at = start + tl.arange(0, PARTS * BLOCK)
             total += load(totals, at, at < n_totals, tl.float64)
         _store(d_decay, 0, tl.sum(total, 0).to(DTYPE), None)
     else:
         column = block * BLOCK + tl.arange(0, BLOCK)
         inside = column < features
-        kick_sum = tl.zeros((BLOCK,), tl.float64)
-        drift_sum = tl.zeros((BLOCK,), tl.float64)
-        for partial in range(0, n_partial):
-            at = partial * 2 * features + column
-            kick_sum += load(column_sums, at, inside, tl.float64)
-            drift_sum += load(column_sums, at + features, inside, tl.float64)
-        _store(d_kick, column, kick_sum.to(DTYPE), inside)
-        _store(d_drift, column, drift_sum.to(DTYPE), inside)
+        kick_sum = tl.zeros((PARTS, BLOCK), tl.float64)
+        drift_sum = tl.zeros((PARTS, BLOCK), tl.float64)
+        for start in range(0, n_partial, PARTS):
+            partial = start + tl.arange(0, PARTS)
+            mask = (partial < n_partial)[:, None] & inside[None, :]
+            at = partial.to(tl.int64)[:, None] * 2 * features + column[None, :]
+            kick_sum += load(column_sums, at, mask, tl.float64)
+            drift_sum += load(column_sums, at + features, mask, tl.float64)
+        _store(d_kick, column, tl.sum(kick_sum, 0).to(DTYPE), inside)
+        _store(d_drift, column, tl.sum(drift_sum, 0).to(DTYPE), inside)
 
 
 class _Sums:
     """The two-pass reduction: room for each program's partial sums, and the pass that adds them."""
 
-    BLOCK = 128
+    #: Columns of a program of the second pass, and of how many programs of the first it adds the sums at a time.
+    BLOCK, PARTS = 32, 32
 
     def __init__(self, plan: Launch, features: int, parameters: tuple[Tensor, ...], wanted: int):
         self.plan, self.features = plan, features
@@ -203,7 +206,7 @@ class _Sums:
             _finish_kernel[(cdiv(self.features, self.BLOCK) + 1,)](
                 self.column_sums, self.totals, *self.results,
                 self.plan.row_programs, self.totals.numel(), self.features,
-                DTYPE=_accumulator(self.results[0]), BLOCK=self.BLOCK,
+                DTYPE=_accumulator(self.results[0]), PARTS=self.PARTS, BLOCK=self.BLOCK,
             )  # fmt: skip
         return self.results
 

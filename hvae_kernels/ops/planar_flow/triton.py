@@ -19,6 +19,8 @@ BLOCK = 32
 #: Numbers of a program's rows of amortised layers, and how many rows: few, as it waits for memory at every layer, and
 #: the rows' scalars in double have to fit into registers.
 TILE, MOST_ROWS = 256, 8
+#: Bytes of a row up to which the next layers' u and w are fetched ahead: four such rows lie in shared memory.
+PIPELINED = 16384
 
 
 @triton.jit
@@ -57,11 +59,17 @@ def _determinant(h, slope, s):
 
 
 @triton.jit
+def _place(rows, BLOCK: tl.constexpr):
+    """``(replica, rows)`` of this program; both lie on the first axis, as others end at 65,535."""
+    blocks = tl.cdiv(rows, BLOCK)
+    return (tl.program_id(0) // blocks).to(tl.int64), tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
+
+
+@triton.jit
 def _forward_kernel(
     projections, table, s_of_layers, h, slope, log_det, layers, rows, SINGLE: tl.constexpr, BLOCK: tl.constexpr
 ):
-    replica = tl.program_id(1).to(tl.int64)
-    row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    replica, row = _place(rows, BLOCK)
     inside = row < rows
     stride = tl.full([], 0, tl.int64) + rows
     table += replica * layers * layers
@@ -81,8 +89,7 @@ def _forward_kernel(
 
 @triton.jit
 def _backward_kernel(grad_h, grad_log, h, slope, table, s_of_layers, y, terms, layers, rows, BLOCK: tl.constexpr):
-    replica = tl.program_id(1).to(tl.int64)
-    row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    replica, row = _place(rows, BLOCK)
     inside = row < rows
     stride = tl.full([], 0, tl.int64) + rows
     table += replica * layers * layers
@@ -104,8 +111,7 @@ def _backward_kernel(grad_h, grad_log, h, slope, table, s_of_layers, y, terms, l
 
 @triton.jit
 def _solve_kernel(constant, slope, table, x, layers, rows, TRANSPOSED: tl.constexpr, BLOCK: tl.constexpr):
-    replica = tl.program_id(1).to(tl.int64)
-    row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    replica, row = _place(rows, BLOCK)
     inside = row < rows
     stride = tl.full([], 0, tl.int64) + rows
     table += replica * layers * layers
@@ -152,6 +158,7 @@ def _layer(u, w, at, mask, inside, features, CONSTRAIN: tl.constexpr, DTYPE: tl.
 def _amortised_kernel(
     z, u, w, b, output, log_det, projections, rows, features, layers,
     CONSTRAIN: tl.constexpr, DTYPE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_FEATURES: tl.constexpr,
+    STAGES: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     column = tl.arange(0, BLOCK_FEATURES)
@@ -161,7 +168,7 @@ def _amortised_kernel(
     of_layers = row[:, None] * layers * features + column[None, :]
     here = load(z, at, mask, DTYPE)
     logs = tl.zeros((BLOCK_ROWS,), tl.float64)
-    for k in tl.range(0, layers, num_stages=3):
+    for k in tl.range(0, layers, num_stages=STAGES):
         _, along, across, s, _, _, _ = _layer(u, w, of_layers + k * features, mask, inside, features, CONSTRAIN, DTYPE)
         a = tl.sum(across * here, 1).to(tl.float64) + load(b, row * layers + k, inside, tl.float64)
         value, slope = _bounded(a, here.dtype == tl.float32)
@@ -177,6 +184,7 @@ def _amortised_kernel(
 def _amortised_backward_kernel(
     grad, grad_log, z, u, w, projections, d_z, d_u, d_w, d_b, rows, features, layers,
     CONSTRAIN: tl.constexpr, DTYPE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_FEATURES: tl.constexpr,
+    STAGES: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     column = tl.arange(0, BLOCK_FEATURES)
@@ -185,11 +193,12 @@ def _amortised_backward_kernel(
     at = row[:, None] * features + column[None, :]
     of_layers = row[:, None] * layers * features + column[None, :]
     here = load(z, at, mask, DTYPE)
-    for k in tl.range(0, layers, num_stages=3):  # d_w keeps the layers' inputs, each for the thread that reads it again
+    for k in tl.range(0, layers, num_stages=STAGES):  # d_w keeps the layers' inputs
         _, along, _, _, _, _, _ = _layer(u, w, of_layers + k * features, mask, inside, features, CONSTRAIN, DTYPE)
         value, _ = _bounded(load(projections, row * layers + k, inside, tl.float64), here.dtype == tl.float32)
         tl.store(d_w + of_layers + k * features, here, mask=mask)
         here += value.to(DTYPE)[:, None] * along
+    tl.debug_barrier()  # other threads than those that wrote d_w may read it
     g = load(grad, at, mask, DTYPE)
     gl = load(grad_log, row, inside, tl.float64)
     for step in range(0, layers):
@@ -220,7 +229,7 @@ def _launch(kernel, like: Tensor, *tensors: Tensor | None, **options) -> None:
     if replicas * rows:
         tensors = [x if x is None else x.contiguous() for x in tensors]
         with on_device_of(like):
-            kernel[(cdiv(rows, BLOCK), replicas)](*tensors, layers, rows, BLOCK=BLOCK, num_warps=1, **options)
+            kernel[(cdiv(rows, BLOCK) * replicas,)](*tensors, layers, rows, BLOCK=BLOCK, num_warps=1, **options)
 
 
 def planar_flow(
@@ -272,6 +281,7 @@ def _launch_amortised(kernel, u: Tensor, *tensors: Tensor | None, constrain: boo
             kernel[(cdiv(rows, block_rows),)](
                 *tensors, rows, features, layers, CONSTRAIN=constrain, BLOCK_ROWS=block_rows,
                 DTYPE=tl.float64 if u.dtype is torch.float64 else tl.float32, BLOCK_FEATURES=block_features,
+                STAGES=3 if block_features * u.element_size() <= PIPELINED else 1,
                 num_warps=min(8, max(1, block_features // 256)),
             )  # fmt: skip
 

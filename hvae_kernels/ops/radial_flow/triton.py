@@ -59,6 +59,7 @@ def _backward_kernel(
         y, _, h, _, beta = _layer(here, centers, alphas, betas, k, column, inside, features, DTYPE)
         tl.store(ys + k * plane + at, y, mask=mask)
         here += (beta * h).to(DTYPE)[:, None] * y
+    tl.debug_barrier()  # other threads than those that wrote ys may read it
     g = load(grad, at, mask, DTYPE)
     gl = load(grad_log, row, row < rows, tl.float64)
     for step in range(0, layers):
@@ -72,8 +73,9 @@ def _backward_kernel(
         across = (features - 1) * gl / (1.0 + beta * h)
         along = gl / (1.0 + alpha * beta * h * h)
         d_h = beta * (projected + across + 2.0 * alpha * h * along)
-        tl.store(d_alpha + k * rows + row, h * h * (beta * along - d_h), mask=row < rows)
-        tl.store(d_beta + k * rows + row, h * (projected + across) + alpha * h * h * along, mask=row < rows)
+        of_rows = k * tl.full([], 1, tl.int64) * rows + row
+        tl.store(d_alpha + of_rows, h * h * (beta * along - d_h), mask=row < rows)
+        tl.store(d_beta + of_rows, h * (projected + across) + alpha * h * h * along, mask=row < rows)
         turn = tl.where(radius > 0, -h * h * d_h / tl.where(radius > 0, radius, 1.0), 0.0)
         moved = (beta * h).to(DTYPE)[:, None] * g + turn.to(DTYPE)[:, None] * y
         tl.store(ys + k * plane + at, moved, mask=mask)
@@ -90,6 +92,7 @@ def _launch(kernel, z: Tensor, *tensors: Tensor | None, layers: int) -> None:
         kernel[(cdiv(rows, block_rows),)](
             *tensors, rows, features, layers, DTYPE=_ACCUMULATORS.get(z.dtype, tl.float32),
             BLOCK_ROWS=block_rows, BLOCK_FEATURES=block_features,
+            num_warps=min(16, max(4, block_features // 512)),
         )  # fmt: skip
 
 
