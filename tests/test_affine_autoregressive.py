@@ -295,3 +295,17 @@ def test_codes_are_those_of_the_kernels(codes, file, switch):
 def test_every_gate_and_activation_is_complete():
     assert CODES.keys() == PARAMETERS.keys()
     assert ACTIVATION_CODES.keys() == ACTIVATIONS.keys()
+
+
+@each_implementation
+def test_without_a_cotangent_an_overflowing_scale_is_not_met(implementation):
+    z, log_scale = torch.ones(1, 1, requires_grad=True), torch.full((1, 1), 100.0, requires_grad=True)
+    with hk.use_impl(implementation):
+        _, log_abs_det = F.affine_autoregressive(z, torch.zeros(1, 1), log_scale)
+    found = torch.autograd.grad(log_abs_det.sum(), (z, log_scale), allow_unused=True, materialize_grads=True)
+    assert [x.item() for x in found] == [0.0, 1.0]
+
+
+def test_numbers_of_a_gate_may_be_numpys():
+    numpy = pytest.importorskip("numpy")
+    assert F.Gate.clipped(high=numpy.float32(3)) == F.Gate.clipped(high=3.0)

@@ -145,3 +145,14 @@ def test_bad_input(what, implementation, tail):
         raw = network_autograd.RAW_SOLVE[implementation]
     with pytest.raises(RuntimeError, match="do not fit"):
         raw(*call, *arguments, *rest)
+
+
+@each_kernel
+def test_without_a_cotangent_an_overflowing_scale_is_not_met(implementation):
+    flow = hk.nn.InverseAutoregressiveFlow(2, [4], gate="affine", dtype=torch.float32)
+    bias = flow.made.layers[-1].bias
+    with torch.no_grad():
+        bias[2:] = 100
+    with hk.use_impl(implementation):
+        _, log_abs_det = flow(torch.randn(3, 2, dtype=torch.float32))
+    assert torch.autograd.grad(log_abs_det.sum(), bias)[0].tolist() == [0.0, 0.0, 3.0, 3.0]

@@ -157,6 +157,7 @@ ONE = torch.ones(2, 3)
         ((ONE, ONE.long()), TypeError, "value must have the dtype of logits"),
         ((ONE, 1.0), TypeError, "value must be a tensor"),
         ((ONE, ONE.bool().to("meta")), ValueError, "value must be on the device of logits"),
+        ((ONE, ONE.bool().to_sparse()), TypeError, "value must be a dense tensor"),
         ((ONE, ONE, 1.0), TypeError, "event_ndims must be an integer"),
         ((ONE, ONE, 3), ValueError, "event_ndims must be between 0 and logits' 2 dimensions"),
         ((ONE, ONE, -1), ValueError, "event_ndims must be between 0"),
@@ -170,3 +171,10 @@ ONE = torch.ones(2, 3)
 def test_bad_input(arguments, error, message):
     with pytest.raises(error, match=message):
         bernoulli_log_prob(*arguments)
+
+
+@pytest.mark.parametrize("implementation", ["reference", "cpp"])
+def test_a_single_pixel_without_dimensions(implementation):
+    logit = torch.tensor(0.3, dtype=torch.float64)
+    found = bernoulli_log_prob(logit, torch.tensor(True), 0, implementation=implementation)
+    torch.testing.assert_close(found, torch.nn.functional.logsigmoid(logit))

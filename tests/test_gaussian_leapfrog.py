@@ -521,3 +521,52 @@ def test_bad_flow_input():
 def test_bad_potential(precision, loc, message):
     with pytest.raises(ValueError, match=message):
         hk.nn.GaussianPotential(precision, loc)
+
+
+@each_implementation
+def test_a_distant_centre_costs_no_digits(implementation):
+    """Of positions and of their cotangents' derivatives: both are near z, not near loc."""
+    numbers = [[[1e-3]], [[0.5]], [1e-6], [1000.0], [1e-3], [1.0]]
+
+    def results(dtype, implementation):
+        z, rho, precision, loc, step_size, tempering = (torch.tensor(x, dtype=dtype) for x in numbers)
+        inputs = z.requires_grad_(), rho, precision, loc.requires_grad_(), step_size, tempering
+        position, _ = F.gaussian_leapfrog(*inputs, implementation=implementation)
+        cotangent = torch.ones_like(position, requires_grad=True)
+        by_z, by_loc = torch.autograd.grad(position, (z, loc), cotangent, create_graph=True)
+        (along,) = torch.autograd.grad((z.detach() * by_z).sum() + (loc.detach() * by_loc).sum(), cotangent)
+        return position.detach().double(), along.double()
+
+    torch.testing.assert_close(
+        results(torch.float32, implementation), results(torch.float64, "reference"), rtol=3e-7, atol=0
+    )
+
+
+@each_implementation
+def test_no_steps_return_copies_of_whatever_comes(implementation):
+    z, rho = torch.tensor([[[1.0, math.inf]], [[math.inf, 1.0]]])
+    one, none = torch.ones(2), torch.ones(0)
+    with hk.use_impl(implementation):
+        found = F.gaussian_leapfrog(z, rho, one, one, one, none)
+    assert torch.equal(found[0], z)
+    assert torch.equal(found[1], rho)
+
+
+def test_an_absent_cotangent_meets_no_infinity():
+    """C of the map overflows, which a cotangent of the position does not need."""
+    one = torch.ones(1, 1, dtype=torch.float32)
+    z, precision, step_size = one.clone().requires_grad_(), one[0] * 1e20, one[0] / 10
+    inputs = z, one, precision, one[0] * 0, step_size, torch.ones(2, dtype=torch.float32)
+    found, expected = (
+        torch.autograd.grad(F.gaussian_leapfrog(*inputs, implementation=name)[0].sum(), z)
+        for name in ("cpp", "reference")
+    )
+    assert expected[0].isfinite().all()
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("name", ["precision", "loc"])
+def test_vmap_hides_no_bad_shape(name):
+    inputs = {x: torch.ones(2) for x in ("precision", "loc", "step_size")} | {name: torch.ones(1, 2)}
+    with pytest.raises(ValueError, match=rf"gaussian_leapfrog: {name} must be of shape \(2,\)"):
+        torch.func.vmap(lambda z: F.gaussian_leapfrog(z, z, *inputs.values(), torch.ones(1)))(torch.ones(3, 4, 2))

@@ -255,3 +255,27 @@ def test_bad_input(implementation, name, argument, value, error, message):
     arguments = dict(zip(names, mixture(6, 5, dtype=torch.float32), strict=True)) | {argument: value}
     with hk.use_impl(implementation), pytest.raises(error, match=f"{name}: {message}"):
         getattr(F, name)(*arguments.values())
+
+
+@each_kernel
+def test_responsibilities_without_features_are_the_logits(implementation):
+    logits = torch.tensor([0.0, 1.0], requires_grad=True)
+    with hk.use_impl(implementation):
+        share = F.gaussian_mixture_responsibilities(torch.zeros(3, 0), logits, torch.zeros(2, 0), torch.zeros(2, 0))
+    (found,) = torch.autograd.grad(share[:, 0].sum(), logits)
+    (expected,) = torch.autograd.grad(3 * logits.softmax(0)[0], logits)
+    torch.testing.assert_close(found, expected)
+
+
+@each_kernel
+def test_a_collapsed_component_takes_no_digits_from_the_others(implementation):
+    """Its density without exponent is so large that all others would be rounded to its digits."""
+    errors = {}
+    for log_scale in (0.0, -80.0):
+        inputs = list(mixture(16, 784, components=16, dtype=torch.float32))
+        inputs[3] = torch.zeros_like(inputs[3])
+        inputs[3][0] = log_scale
+        oracle = reference.gaussian_mixture_log_prob(*(x.double() for x in inputs))
+        with hk.use_impl(implementation):
+            errors[log_scale] = testing.relative_error(F.gaussian_mixture_log_prob(*inputs), oracle)
+    assert errors[-80.0] <= 2 * errors[0.0]

@@ -345,6 +345,7 @@ def good():
             TypeError,
             "in_degrees must be an integer tensor, got a torch.bool tensor",
         ),
+        ("in_degrees", [1, 2, 2**70], ValueError, r"in_degrees must be of integers below 2\^63"),
         ("in_degrees", [1, 2], ValueError, r"in_degrees must be of shape \(3,\)"),
         ("in_degrees", [1, 2, 3.0], TypeError, "in_degrees must be an integer tensor or a list or tuple of integers"),
         (

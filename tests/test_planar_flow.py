@@ -383,3 +383,33 @@ def test_replicas_lie_on_a_grids_first_axis():
 
     triton._launch(Kernel(), torch.empty(70_000, 2, 33))
     assert grids == [(140_000,)]
+
+
+@each_implementation
+def test_constrained_layers_without_features(implementation):
+    b = torch.zeros(3, requires_grad=True)
+    none = torch.zeros(3, 0)
+    with hk.use_impl(implementation):
+        _, log_abs_det = F.planar_flow(torch.zeros(5, 0), none, none, b, constrain=True)
+    assert log_abs_det.isfinite().all()
+    assert torch.autograd.grad(log_abs_det.sum(), b)[0].isfinite().all()
+
+
+@each_implementation
+@pytest.mark.parametrize("amortised", [False, True])
+def test_without_its_cotangent_a_singular_determinant_is_not_met(implementation, amortised):
+    shape = (1, 1, 1) if amortised else (1, 1)
+    given = [torch.zeros(1, 1), torch.full(shape, -1.0), torch.ones(shape), torch.zeros(shape[:-1])]
+    inputs = [x.requires_grad_() for x in given]
+    with hk.use_impl(implementation):
+        found = torch.autograd.grad(F.planar_flow(*inputs)[0].sum(), inputs)
+    assert [x.item() for x in found] == [0.0, 0.0, 0.0, -1.0]
+
+
+@each_implementation
+def test_a_saturated_layer_moves_nothing(implementation):
+    """Its slope is zero, not merely tiny: w^2 would make something of that."""
+    z = torch.ones(1, 1, requires_grad=True)
+    with hk.use_impl(implementation):
+        output, log_abs_det = F.planar_flow(z, torch.ones(1, 1), torch.full((1, 1), 1e20), torch.zeros(1))
+    assert torch.autograd.grad((output + log_abs_det).sum(), z)[0].item() == 1

@@ -155,3 +155,26 @@ def test_radial_bad_input(implementation, argument, value, error, message):
     arguments = dict(zip(names, radial(4, 5, dtype=torch.float32), strict=True)) | {argument: value}
     with hk.use_impl(implementation), pytest.raises(error, match=message):
         F.radial_flow(*arguments.values())
+
+
+@each_implementation
+def test_without_its_cotangent_a_singular_determinant_is_not_met(implementation):
+    """alpha = 1, beta = -2 at a distance of 1: the layer turns the sphere inside out."""
+    z, center = torch.tensor([[1.0, 0.0]]), torch.zeros(1, 2)
+    inputs = [x.requires_grad_() for x in (z, center, torch.ones(1), torch.full((1,), -2.0))]
+    with hk.use_impl(implementation):
+        found = torch.autograd.grad(F.radial_flow(*inputs)[0].sum(), inputs)
+    expected = [[[0.5, 0.0]], [[0.5, 1.0]], [0.5], [0.5]]
+    torch.testing.assert_close(found, tuple(map(torch.tensor, expected)))
+
+
+@each_implementation
+def test_all_derivatives_at_a_centre_count_it_as_flat(implementation):
+    z = torch.zeros(1, 2, dtype=torch.float64, requires_grad=True)
+    center, one = torch.zeros(1, 2, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
+    with hk.use_impl(implementation):
+        derivative = F.radial_flow(z, center, one, one)[0].sum()
+        for expected in (2.0, 0.0, 0.0):
+            (derivative,) = torch.autograd.grad(derivative, z, create_graph=True)
+            assert torch.equal(derivative, torch.full_like(z, expected))
+            derivative = derivative.sum()

@@ -62,7 +62,7 @@ void backward(const Chosen& chosen, const RowBlocks& blocks, const MaybeTensor& 
   blocks.run(
       [&](int64_t at, int64_t first, int64_t n, int64_t width, double*) {
         alignas(64) T scratch[4][kRowBlock];
-        run(Backward<T>{.chosen = chosen, .rows = n, .width = width, .grad = spare.in(gs, at),
+        run(Backward<T>{.chosen = chosen, .rows = n, .width = width, .given = gs != nullptr, .grad = spare.in(gs, at),
                         .grad_log = ls ? ls + first : nullptr, .spread_log = scratch[0], .z = zs + at,
                         .shift = spare.in(bs, at), .log_scale = ss + at, .d_z = out(dz, at, scratch[1]),
                         .d_shift = out(db, at, scratch[2]), .d_log_scale = out(ds, at, scratch[3])});

@@ -78,11 +78,11 @@ Parameters<T> parameters_of(const Problem& p, Parameters<T> in, int64_t replica)
 }
 
 // The composed maps of all replicas: exact[4][features] each and, in the batch's dtype, tiled to the row width:
-// A, B, C, D, loc. With `duals` also their tangents.
+// A (less one where positions move), B, C, D, loc. With `duals` also their tangents.
 template <class T>
 class Maps {
  public:
-  Maps(const Problem& p, const Tiling& tiling, const Parameters<T>& in, const T* loc, bool duals)
+  Maps(const Problem& p, const Tiling& tiling, const Parameters<T>& in, const T* loc, bool moves, bool duals)
       : features_(p.shape.features), width_(tiling.width), exact_(p.replicas * 4 * features_),
         exact_tangents_(duals ? p.replicas * 4 * features_ : 0), values_(p.replicas * 5 * width_),
         tangents_(duals ? p.replicas * 5 * width_ : 0) {
@@ -92,23 +92,28 @@ class Maps {
                      .tangent = duals ? exact_tangents_.data() + r * 4 * features_ : nullptr});
     });
     for (int64_t r = 0; r < p.replicas; ++r) {
-      spread(values_.data() + r * 5 * width_, exact(r), tiling.repeat);
-      if (duals) spread(tangents_.data() + r * 5 * width_, exact_tangent(r), tiling.repeat);
+      spread(values_.data() + r * 5 * width_, exact(r), tiling.repeat, moves);
+      if (duals) spread(tangents_.data() + r * 5 * width_, exact_tangent(r), tiling.repeat, false);
       tiling.spread(loc + r * features_, values_.data() + (r * 5 + 4) * width_);
     }
   }
 
+  // What multiplies an absent cotangent might not be finite.
+  void drop_column(int64_t column) {
+    for (int64_t r = 0; r < int64_t(values_.size()) / (5 * width_); ++r)
+      std::fill_n(values_.data() + (r * 5 + column) * width_, width_, T(0));
+  }
   Map<T> map(int64_t replica) const { return at(values_, replica); }
   Map<T> tangent(int64_t replica) const { return at(tangents_, replica); }
   const double* exact(int64_t replica) const { return exact_.data() + replica * 4 * features_; }
   const double* exact_tangent(int64_t replica) const { return exact_tangents_.data() + replica * 4 * features_; }
 
  private:
-  void spread(T* to, const double* from, int64_t repeat) const {
+  void spread(T* to, const double* from, int64_t repeat, bool moves) const {
     for (int64_t i = 0; i < 4; ++i)
       for (int64_t r = 0; r < repeat; ++r)
         for (int64_t j = 0; j < features_; ++j)
-          to[i * width_ + r * features_ + j] = static_cast<T>(from[i * features_ + j]);
+          to[i * width_ + r * features_ + j] = static_cast<T>(from[i * features_ + j] - (moves && i == 0));
   }
 
   Map<T> at(const Buffer<T>& all, int64_t replica) const {
@@ -155,9 +160,14 @@ void forward(const Problem& p, const Tensor& z, const Tensor& rho, const Tensor&
   check_finite<T>(step_size, "step_size");
   check_finite<T>(tempering, "tempering");
   if (z.numel() == 0) return;
+  if (p.shape.n_steps == 0) {
+    std::copy_n(data<T>(z), z.numel(), written<T>(z_out));
+    std::copy_n(data<T>(rho), rho.numel(), written<T>(rho_out));
+    return;
+  }
   const Tiling tiling(p.replicas, p.rows, p.shape.features);
   const Parameters<T> in{data<T>(precision), data<T>(step_size), data<T>(tempering)};
-  const Maps<T> maps(p, tiling, in, data<T>(loc), false);
+  const Maps<T> maps(p, tiling, in, data<T>(loc), true, false);
   const T *z_in = data<T>(z), *rho_in = data<T>(rho);
   T *z_to = written<T>(z_out), *rho_to = written<T>(rho_out);
   const auto aligned = [&](auto address) { return reinterpret_cast<uintptr_t>(address) % 64 == 0; };
@@ -185,7 +195,11 @@ void backward(const Problem& p, const MaybeTensor& grad_z, const MaybeTensor& gr
   const int64_t d = p.shape.features;
   const Tiling tiling(p.replicas, p.rows, d);
   const Parameters<T> in{data<T>(precision), data<T>(step_size), data<T>(tempering)};
-  const Maps<T> maps(p, tiling, in, data<T>(loc), false);
+  Maps<T> maps(p, tiling, in, data<T>(loc), false, false);
+  for (int64_t column : {0, 1})
+    if (!grad_z) maps.drop_column(column);
+  for (int64_t column : {2, 3})
+    if (!grad_rho) maps.drop_column(column);
   const Rows<T> rows(tiling);
   const T *gz = data<T>(grad_z), *gr = data<T>(grad_rho), *zs = data<T>(z), *rs = data<T>(rho);
   T *dz = written<T>(d_state[0]), *dr = written<T>(d_state[1]);
@@ -219,7 +233,7 @@ void double_backward(const Problem& p, const MaybeTensor* h, const MaybeTensor& 
   const Tiling tiling(p.replicas, p.rows, d);
   const Parameters<T> in{data<T>(precision), data<T>(step_size), data<T>(tempering),
                    data<T>(h[2]),      data<T>(h[4]),      data<T>(h[5])};
-  const Maps<T> maps(p, tiling, in, data<T>(loc), true);
+  const Maps<T> maps(p, tiling, in, data<T>(loc), true, true);
   const Rows<T> rows(tiling);
   Buffer<T> h_loc(p.replicas * tiling.width);
   if (const T* given = data<T>(h[3]))

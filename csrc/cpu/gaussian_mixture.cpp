@@ -1,6 +1,10 @@
 // Gaussian mixtures on the CPU: checks, allocation, parallel loops. The arithmetic is in kernels/gaussian_mixture.h.
 #include "../kernels/gaussian_mixture.h"
 
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
 #include "rows.h"
 
 namespace hk {
@@ -54,10 +58,22 @@ struct Packed {
   void set(int64_t i, int64_t j, T first, T second) { packed[at(i, j)] = first, packed[at(i, j) + kTile<T>] = second; }
 };
 
+// 0 where there is none.
+double median_of_finite(const Buffer<double>& values) {
+  std::vector<double> finite;
+  for (int64_t i = 0; i < int64_t(values.size()); ++i)
+    if (std::isfinite(values[i])) finite.push_back(values[i]);
+  if (finite.empty()) return 0;
+  const auto middle = finite.begin() + (finite.size() - 1) / 2;
+  std::nth_element(finite.begin(), middle, finite.end());
+  return *middle;
+}
+
 template <class T>
 struct PackedComponents : Packed<T> {
-  // What all log joint densities lack, so that they keep digits.
-  double shift = -std::numeric_limits<double>::infinity();
+  // What all log joint densities lack, so that they keep digits: one that is typical of them, not the largest, which
+  // is that of a component that has collapsed.
+  double shift;
 
   PackedComponents(const Sizes& sizes, const T* log_weight, const T* loc, const T* log_scale)
       : Packed<T>(sizes, -std::numeric_limits<T>::infinity()) {
@@ -72,9 +88,8 @@ struct PackedComponents : Packed<T> {
         this->set(i, j, loc[at], inverse[j]);
         bases[i] -= log_scale[at];
       }
-      shift = std::max(shift, bases[i]);
     }
-    if (!std::isfinite(shift)) shift = 0;
+    shift = median_of_finite(bases);
     for (int64_t i = 0; i < sizes.components; ++i) this->base[i] = static_cast<T>(bases[i] - shift);
     this->repeat_last(sizes.components, d);
   }

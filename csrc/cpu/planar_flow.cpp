@@ -123,7 +123,7 @@ struct Layers {
         double* table = tables.data() + r * count * stride;
         load(given_u + r * count * d, count, d, u_to, width);
         pad_rows(count, d, given_w + r * count * d, w_to, width);
-        hk::run(Prepare<T>{.layers = count, .width = width, .constrain = constrain, .w = w_to, .u = u_to,
+        hk::run(Prepare<T>{.layers = count, .d = d, .width = width, .constrain = constrain, .w = w_to, .u = u_to,
                            .products = products.data() + r * count, .squares = squares.data() + r * count,
                            .diagonal = diagonals.data() + r * count});
         std::fill_n(table, count * stride, 0.0);

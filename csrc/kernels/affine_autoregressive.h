@@ -144,11 +144,13 @@ struct Forward {
   }
 };
 
-// `y` is the derivative of z' by sigma: z, or z - shift where the gate blends.
+// `y` is the derivative of z' by sigma: z, or z - shift where the gate blends. Without a cotangent of z' (not `given`)
+// nothing is multiplied by zero: y or the scale might be infinite.
 template <class T>
 struct Backward {
   const Chosen& chosen;
   int64_t rows, width;
+  bool given;
   const T *grad, *grad_log;  // grad_log: one a row, or null
   T* spread_log;             // scratch of a block
   const T *z, *shift, *log_scale;
@@ -159,6 +161,10 @@ struct Backward {
     chosen.template with<T>([&](const auto& gate) __attribute__((always_inline)) {
       const T *gs = grad, *ls = spread_log, *zs = z, *bs = shift, *ss = log_scale;
       T *dz = d_z, *db = d_shift, *ds = d_log_scale;
+      if (!given) {
+        for (int64_t j = 0; j < rows * width; ++j) dz[j] = db[j] = 0, ds[j] = ls[j] * gate.at(ss[j]).d_log;
+        return;
+      }
       HK_IVDEP
       for (int64_t j = 0; j < rows * width; ++j) {
         const auto p = gate.at(ss[j]);

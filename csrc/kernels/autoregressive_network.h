@@ -153,9 +153,10 @@ struct BackwardTail {
       for (int64_t i = 0; i < n; ++i) {
         const auto p = gate.at(raw[i]);
         const T v = g[i], blend = gate.kBlends ? x[i] - shift[i] : x[i];
-        raw[i] = v * p.d_scale * blend + h[i] * p.d_log;
+        // a cotangent that is absent is 0, whatever it meets
+        raw[i] = (v == 0 ? 0 : v * p.d_scale * blend) + h[i] * p.d_log;
         shift[i] = v * p.rest;
-        g[i] = v * p.scale;
+        g[i] = v == 0 ? 0 : v * p.scale;
       }
     });
   }

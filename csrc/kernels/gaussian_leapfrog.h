@@ -175,6 +175,7 @@ struct ChainBackward {
 
 // ---- Row kernels: `width` entries a row, coefficients as long as a row ----
 
+// Where positions move, A is less one: z + (A - 1) (z - loc) keeps the digits of z where loc is far away.
 template <class T>
 struct Map {
   const T *A, *B, *C, *D, *loc;
@@ -199,7 +200,7 @@ struct Forward {
       HK_IVDEP
       for (int64_t j = 0; j < width; ++j) {
         const T y = zi[j] - l[j], r = ri[j];
-        to_z[j] = l[j] + (A[j] * y + B[j] * r);
+        to_z[j] = zi[j] + (A[j] * y + B[j] * r);
         to_rho[j] = C[j] * y + D[j] * r;
       }
       zi += width, ri += width, to_z += width, to_rho += width;
@@ -212,8 +213,8 @@ struct Forward {
     using Lanes = Vector<T, Set>;
     for (int64_t row = 0, i = 0; row < rows; ++row)
       for (int64_t j = 0; j < width; j += kLanes<T, Set>, i += kLanes<T, Set>) {
-        const Lanes l = *vectors<Set>(map.loc + j), y = *vectors<Set>(z + i) - l, r = *vectors<Set>(rho + i);
-        stream<Set>(l + (*vectors<Set>(map.A + j) * y + *vectors<Set>(map.B + j) * r), z_out + i);
+        const Lanes at = *vectors<Set>(z + i), y = at - *vectors<Set>(map.loc + j), r = *vectors<Set>(rho + i);
+        stream<Set>(at + (*vectors<Set>(map.A + j) * y + *vectors<Set>(map.B + j) * r), z_out + i);
         stream<Set>(*vectors<Set>(map.C + j) * y + *vectors<Set>(map.D + j) * r, rho_out + i);
       }
     end_stores();
@@ -292,7 +293,7 @@ struct DoubleBackward {
       HK_IVDEP
       for (int64_t j = 0; j < n; ++j) {
         const T a = gz[j], b = gr[j], y = zi[j] - l[j], r = ri[j], u = hz[j] - hl[j], v = hr[j];
-        ggz[j] = A[j] * u + B[j] * v + hl[j] + tA[j] * y + tB[j] * r;
+        ggz[j] = hz[j] + (A[j] * u + B[j] * v + tA[j] * y + tB[j] * r);
         ggr[j] = C[j] * u + D[j] * v + tC[j] * y + tD[j] * r;
         dz[j] = tA[j] * a + tC[j] * b;
         dr[j] = tB[j] * a + tD[j] * b;

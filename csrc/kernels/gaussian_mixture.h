@@ -283,7 +283,8 @@ struct Backward {
   HK_INLINE void operator()(Set) const {
     // Features whose rows and gradients stay in the first-level cache.
     constexpr int64_t kChunk = (1 << 13) / (kTile<T> * Set::kVectorBytes);
-    for (int64_t j = 0; j < c.features; j += kChunk) features<Set, kChunk>(j, std::min(kChunk, c.features - j));
+    for (int64_t j = 0; j == 0 || j < c.features; j += kChunk)  // once without features: for the weights' sums
+      features<Set, kChunk>(j, std::min(kChunk, c.features - j));
   }
 
  private:

@@ -179,7 +179,7 @@ struct Constraint {
 // Of each layer 1 + u.w, u.w and, where u is constrained here, w.w.
 template <class T>
 struct Prepare {
-  int64_t layers, width;
+  int64_t layers, d, width;
   bool constrain;
   const T* w;
   T* u;
@@ -196,7 +196,7 @@ struct Prepare {
       squares[k] = dot<Set>(across, across);
       const Constraint constraint(products[k], squares[k]);
       diagonal[k] = constraint.target;
-      for (int64_t j = 0; j < width; ++j) along[j] = static_cast<T>(along[j] + constraint.ratio * across[j]);
+      for (int64_t j = 0; j < d; ++j) along[j] = static_cast<T>(along[j] + constraint.ratio * across[j]);
     }
   }
 
@@ -273,7 +273,7 @@ HK_INLINE Bounded bounded(double a);
 template <>
 HK_INLINE Bounded bounded<float>(double a) {
   const double x = a < 0 ? 2 * a : -2 * a;
-  const Powers exp(x < -80 ? -80 : x);
+  const Powers exp(x < -700 ? -700 : x);
   const double inverse = 1 / (2 + exp.less), value = exp.less * inverse;
   return {a < 0 ? value : -value, 4 * exp.e * inverse * inverse};
 }
@@ -366,7 +366,7 @@ struct Backward {
       double* __restrict to = y + i * kColumns;
       add_coupled<Set>(i + 1, layers, lanes, couplings.table + i, couplings.stride, y, to);
       for (int64_t l = 0; l < lanes; ++l) {
-        const double weight = grad_log[l] / determinant(at[l], slopes[l], s);
+        const double log = grad_log[l], weight = log == 0 ? 0 : log / determinant(at[l], slopes[l], s);
         terms[l] = slopes[l] * weight;
         to[l] = slopes[l] * (to[l] + 2 * at[l] * (1 - s) * weight);
       }

@@ -264,7 +264,7 @@ struct AmortisedBackward {
         const Constraint constraint = constraint_of<T>(along[r], square[r]);
         s = constraint.target, ratio[r] = constraint.ratio, sigmoid[r] = constraint.slope, squares[r] = square[r];
       }
-      const double rest = log[r] / determinant(p.value, p.slope, s);
+      const double rest = log[r] == 0 ? 0 : log[r] / determinant(p.value, p.slope, s);
       value[r] = p.value, slope[r] = p.slope, term[r] = 2 * p.value * (1 - s) * rest, weight[r] = p.slope * rest;
     }
     for (int64_t r = 0; r < rows; ++r) {

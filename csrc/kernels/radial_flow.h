@@ -170,7 +170,7 @@ struct Backward {
       for (int r = 0; r < R; ++r) {
         const Layer& p = stack[k * R + r];
         const double a = layers.alpha[k], b = layers.beta[k], square = p.h * p.h, log = grads_log ? grads_log[r] : 0;
-        const double across = double(layers.d - 1) * log / p.stretch, along = log / p.along;
+        const double across = log == 0 ? 0 : double(layers.d - 1) * log / p.stretch, along = log == 0 ? 0 : log / p.along;
         const double d_h = b * (projected[r] + across + 2 * a * p.h * along);
         d_alpha[k] += square * (b * along - d_h);
         d_beta[k] += p.h * (projected[r] + across) + a * square * along;

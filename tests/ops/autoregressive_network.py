@@ -252,7 +252,7 @@ MUTATIONS = (
     Mutation("csrc/cpu/sweep.h", "for (int64_t s = last(); s > source; --s) {", "for (int64_t s = source + 1; s == source + 1; ++s) {", _NETWORK_CPP, _BACKWARD),
     Mutation("csrc/cpu/autoregressive_network_backward.cpp", "const T sign = inverse ? T(-1) : T(1);\n  const bool in_tiles", "const T sign = T(1);\n  const bool in_tiles", _NETWORK_CPP),
     Mutation("csrc/cpu/autoregressive_network_backward.cpp", "sweep.raw(s, unit)[i] * sweep.ungated(s, unit)[i]", "sweep.raw(s, unit)[i]", _NETWORK_CPP),
-    Mutation("csrc/kernels/autoregressive_network.h", "raw[i] = v * p.d_scale * blend + h[i] * p.d_log;\n        shift[i] = v * p.rest;\n        g[i] = v * p.scale;", "raw[i] = v * p.d_scale * blend;\n        shift[i] = v * p.rest;\n        g[i] = v * p.scale;", _NETWORK_CPP, _BACKWARD),
+    Mutation("csrc/kernels/autoregressive_network.h", "blend) + h[i] * p.d_log;", "blend);", _NETWORK_CPP, _BACKWARD),
     Mutation("csrc/kernels/autoregressive_network.h", "x[i] = (y[i] - p.rest * shift[i]) / p.scale;", "x[i] = (y[i] - shift[i]) / p.scale;", _NETWORK_CPP, _FORWARD),
     Mutation("csrc/kernels/autoregressive_network.h", "double sum = sums[r];", "T sum = sums[r];", "tests/test_contract.py -k autoregressive and cpp and long_sums", _BACKWARD),
     Mutation("csrc/cpu/autoregressive_network_backward.cpp", "blind / kMostUnits * kMostUnits", "blind / kMostUnits * kMostUnits + kMostUnits", "tests/test_cpu_sets.py -k narrow"),

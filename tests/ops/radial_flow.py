@@ -72,6 +72,7 @@ MUTATIONS = (
     Mutation(_RADIAL, "p.radius > 0 ? -square * d_h / p.radius : 0", "-square * d_h / p.radius", _RADIAL_TESTS),
     Mutation("csrc/cpu/radial_flow.cpp", "chunk < sizes.chunks; ++chunk)", "chunk < 1; ++chunk)", _RADIAL_CPP),
     Mutation("csrc/kernels/radial_flow.h", "grad_log ? grad_log + r : nullptr", "grad_log", _RADIAL_CPP),
+    Mutation("csrc/kernels/radial_flow.h", "across = log == 0 ? 0 : double", "across = double", "tests/test_radial_flow.py -k singular"),
     Mutation(_RADIAL_TRITON, "tl.store(ys + k * plane + at, moved, mask=mask)", "tl.store(ys + k * plane + at, moved - g, mask=mask)", _RADIAL_TRITON_TESTS),
     Mutation(_RADIAL_TRITON, "h * (projected + across) + alpha * h * h * along", "h * (projected + across)", _RADIAL_TRITON_TESTS),
 )  # fmt: skip

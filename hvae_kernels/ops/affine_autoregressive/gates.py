@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -125,7 +126,7 @@ class Gate:
 
 
 def _finite(name: str, label: str, number: object) -> float:
-    if isinstance(number, bool) or not isinstance(number, (int, float)):
+    if isinstance(number, bool) or not isinstance(number, Real):
         raise TypeError(f"gate {name!r}: {label} must be a number, got {_checks.describe(number)}")
     if not math.isfinite(number):
         raise ValueError(f"gate {name!r}: {label} must be finite, got {number}")

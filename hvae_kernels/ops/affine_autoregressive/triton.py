@@ -82,9 +82,14 @@ def _backward_kernel(
         y = load(z, at, mask, DTYPE)
         if GATE == SIGMOID:
             y -= load(shift, at, mask, DTYPE)
-        _store(d_z, at, g * scale, mask)
-        _store(d_shift, at, g * rest, mask)
-        _store(d_log_scale, at, g * d_scale * y + gl * d_log, mask)
+        pulled = g  # without a cotangent nothing is multiplied by zero: y or the scale might be infinite
+        if grad is not None:
+            scale, rest, pulled = g * scale, g * rest, g * d_scale * y
+        else:
+            scale, rest = g, g
+        _store(d_z, at, scale, mask)
+        _store(d_shift, at, rest, mask)
+        _store(d_log_scale, at, pulled + gl * d_log, mask)
 
 
 @triton.jit

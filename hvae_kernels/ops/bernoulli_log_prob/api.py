@@ -81,7 +81,7 @@ def bernoulli_log_prob(
     first, stop = _broadcast_run(leading, shape)
     groups, outer, rows = math.prod(leading[:first]), math.prod(leading[first:stop]), math.prod(leading[stop:])
     size = math.prod(event)
-    value = value.expand(*shape[:stop], *leading[stop:], *event).reshape(groups, rows, size)
+    value = value.expand((*shape[:stop], *leading[stop:], *event)).reshape(groups, rows, size)
     try:
         log_prob = autograd.call(implementation, logits.reshape(groups, outer, rows, size), value)
     except RuntimeError:  # the kernel does not say what it met
@@ -111,6 +111,8 @@ def _broadcast_run(leading: Sequence[int], shape: Sequence[int]) -> tuple[int, i
 def _validate(logits: Tensor, value: Tensor, event_ndims: int) -> None:
     if not (isinstance(value, Tensor) and value.dtype in BITS):
         _checks.same_kind(NAME, logits=logits, value=value)
+    if value.layout is not torch.strided:
+        raise _checks.type_error(NAME, "value", "a dense tensor", value)
     if value.device != logits.device:
         raise _checks.value_error(NAME, "value", f"on the device of logits, {logits.device}", value)
     _checks.integer(NAME, "event_ndims", event_ndims)

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from hvae_kernels import _checks, _dispatch, _library
+from hvae_kernels import _checks, _dispatch, _library, _torch
 from hvae_kernels.ops.gaussian_leapfrog import autograd, dense, reference
 
 DENSE, WITH_VJP = "dense_gaussian_leapfrog", "gaussian_leapfrog_with_vjp"
@@ -161,7 +161,9 @@ def _pull_back(name: str, implementation: str, *arguments: Tensor) -> autograd.G
 
 def _kernel_checks(implementation: str, arguments: tuple[Tensor, ...]) -> bool:
     """Whether the kernel itself refuses what does not fit: in a tenth of the time, and :func:`_checked` explains."""
-    return implementation == "cpp" and not torch.compiler.is_compiling() and all(x.is_cpu for x in arguments)
+    if implementation != "cpp" or torch.compiler.is_compiling() or _torch.functorch_is_active():
+        return False  # vmap's rule reshapes what the kernel would refuse
+    return all(x.is_cpu for x in arguments)
 
 
 def dense_gaussian_leapfrog(

@@ -187,7 +187,7 @@ def _components(log_weight: Tensor, loc: Tensor, log_scale: Tensor) -> tuple[_Pa
     """The components, and what all their log joint densities lack, so that they keep digits."""
     normaliser = log_scale.sum(-1, dtype=torch.float64) + 0.5 * math.log(2 * math.pi) * loc.shape[1]
     base = log_weight - normaliser
-    shift = base.max().nan_to_num(neginf=0.0)
+    shift = base.where(base.isfinite(), math.nan).nanmedian().nan_to_num()  # a collapsed component's is far from it
     inverse = torch.exp(-log_scale).contiguous()
     return _Packed(loc.contiguous(), inverse, (base - shift).to(loc.dtype)), shift
 

@@ -122,6 +122,9 @@ def _degrees(argument: str, degrees: Tensor | Sequence[int], size: int, x: Tenso
         if not isinstance(degrees, (list, tuple)) or not all(type(degree) is int for degree in degrees):
             expected = "an integer tensor or a list or tuple of integers"
             raise TypeError(f"{NAME}: {argument} must be {expected}, got {_checks.describe(degrees)}")
+        largest = max((abs(degree) for degree in degrees), default=0)
+        if largest >= 2**63:
+            raise _checks.value_error(NAME, argument, "of integers below 2^63", largest)
         degrees = torch.tensor(degrees, dtype=torch.int64, device=x.device)
     if degrees.dtype not in _INTEGERS:
         raise TypeError(f"{NAME}: {argument} must be an integer tensor, got {_checks.describe(degrees)}")

@@ -28,7 +28,7 @@ def _bounded(a, SINGLE: tl.constexpr):
     """``(tanh a, 1 - tanh(a)^2)`` without cancellation; to 1e-8 for float32 batches."""
     x = -2.0 * tl.abs(a)
     if SINGLE:
-        x = tl.where(x < -80.0, -80.0, x)
+        x = tl.where(x < -700.0, -700.0, x)
         k = tl.floor(x * 1.4426950408889634 + 0.5)
         r = x - k * 0.6931471805599453
         p = 1.9908904235e-4 * r + 1.3934544233e-3
@@ -100,7 +100,7 @@ def _backward_kernel(grad_h, grad_log, h, slope, table, s_of_layers, y, terms, l
         value = load(h, i * stride + at, inside, tl.float64)
         rest = load(slope, i * stride + at, inside, tl.float64)
         s = tl.load(s_of_layers + replica * layers + i).to(tl.float64)
-        weight = gl / tl.where(inside, _determinant(value, rest, s), 1.0)
+        weight = gl / tl.where(gl == 0, 1.0, _determinant(value, rest, s))
         cotangent = load(grad_h, i * stride + at, inside, tl.float64) + 2.0 * value * (1.0 - s) * weight
         for k in range(i + 1, layers):
             cotangent += tl.load(table + k * layers + i).to(tl.float64) * load(y, k * stride + at, inside, tl.float64)
@@ -206,7 +206,7 @@ def _amortised_backward_kernel(
         place = of_layers + k * features
         given, along, across, s, ratio, sigmoid, square = _layer(u, w, place, mask, inside, features, CONSTRAIN, DTYPE)
         value, slope = _bounded(load(projections, row * layers + k, inside, tl.float64), g.dtype == tl.float32)
-        rest = gl / tl.where(inside, _determinant(value, slope, s), 1.0)
+        rest = gl / tl.where(gl == 0, 1.0, _determinant(value, slope, s))
         y = slope * (tl.sum(g * along, 1).to(tl.float64) + 2.0 * value * (1.0 - s) * rest)
         mixed = slope * rest
         d_across = y.to(DTYPE)[:, None] * load(d_w, place, mask, DTYPE)

@@ -70,8 +70,8 @@ def _backward_kernel(
         radius = tl.sqrt(tl.sum((y * y).to(tl.float64), 1))
         h = 1.0 / (alpha + radius)
         projected = tl.sum((g * y).to(tl.float64), 1)
-        across = (features - 1) * gl / (1.0 + beta * h)
-        along = gl / (1.0 + alpha * beta * h * h)
+        across = (features - 1) * gl / tl.where(gl == 0, 1.0, 1.0 + beta * h)
+        along = gl / tl.where(gl == 0, 1.0, 1.0 + alpha * beta * h * h)
         d_h = beta * (projected + across + 2.0 * alpha * h * along)
         of_rows = k * tl.full([], 1, tl.int64) * rows + row
         tl.store(d_alpha + of_rows, h * h * (beta * along - d_h), mask=row < rows)

@@ -82,14 +82,16 @@ def forward_kernel(
         A, B, C, D = compose(inputs, None, here, here.mask, n_steps, STEP, False)
     else:
         A, B, C, D = load_composed(prefixes, here, n_steps, False)
-    A, B, C, D = as_row(A, DTYPE), as_row(B, DTYPE), as_row(C, DTYPE), as_row(D, DTYPE)
+    # z + (A - 1) (z - loc) keeps the digits of z where loc is far away
+    A, B, C, D = as_row(Plain(A.value - 1.0), DTYPE), as_row(B, DTYPE), as_row(C, DTYPE), as_row(D, DTYPE)
     for tile in range(tiles):
-        y, r = Plain(z_here.to(DTYPE) - mu), Plain(rho_here.to(DTYPE))
+        begun = z_here.to(DTYPE)
+        y, r = Plain(begun - mu), Plain(rho_here.to(DTYPE))
         next_at, next_inside = _tile(here, first, tile + 1, rows, BLOCK_ROWS)
         next_inside = next_inside & (tile + 1 < tiles)
         z_here = tl.load(z + next_at, mask=next_inside, other=0.0)
         rho_here = tl.load(rho + next_at, mask=next_inside, other=0.0)
-        tl.store(z_out + at, mu + dot(A, y, B, r).value, mask=inside)
+        tl.store(z_out + at, begun + dot(A, y, B, r).value, mask=inside)
         tl.store(rho_out + at, dot(C, y, D, r).value, mask=inside)
         at, inside = next_at, next_inside
 
@@ -132,6 +134,8 @@ def backward_kernel(
         A, B, C, D = compose(inputs, prefixes, here, here.mask & (chunk == 0), n_steps, STEP, DUAL)
     else:
         A, B, C, D = load_composed(prefixes, here, n_steps, DUAL)
+    if OUTPUTS:
+        A = Dual(A.value - 1.0, A.tangent)
     A, B, C, D = as_row(A, DTYPE), as_row(B, DTYPE), as_row(C, DTYPE), as_row(D, DTYPE)
     if OUTPUTS or PARAMETERS:
         mu = load_number(inputs.loc, here.replica * here.features + here.cols, here.mask, DTYPE)
@@ -145,13 +149,14 @@ def backward_kernel(
     for tile in range(tiles):
         at, inside = _tile(here, first, tile, rows, BLOCK_ROWS)
         if OUTPUTS or PARAMETERS:
-            y = sub(load_number(inputs.z, at, inside, DTYPE), mu)
+            begun = load_number(inputs.z, at, inside, DTYPE)
+            y = sub(begun, mu)
             r = load_number(inputs.rho, at, inside, DTYPE)
         if STATE or PARAMETERS:
             gz = load(grad_z, at, inside, DTYPE)
             gr = load(grad_rho, at, inside, DTYPE)
         if OUTPUTS:
-            tl.store(gg_z + at, mu.tangent + dot(A, y, B, r).tangent, mask=inside)
+            tl.store(gg_z + at, begun.tangent + dot(A, y, B, r).tangent, mask=inside)
             tl.store(gg_rho + at, dot(C, y, D, r).tangent, mask=inside)
         if STATE:
             tl.store(gradients.z + at, derivative_part(A) * gz + derivative_part(C) * gr, mask=inside)
