@@ -270,7 +270,9 @@ def leapfrog_rows(dtype: torch.dtype, *size: int) -> Iterator[Case]:
     p = precision, loc, uniform(0.05, 0.5, d, dtype=dtype), uniform(0.7, 1.1, 3, dtype=dtype)
     h = [torch.randn_like(x) for x in p]
     exact, along = ([x.double() for x in (some[0], *some[2:])] for some in (p, h))
-    map_ = *composed(*exact)[0].to(dtype), loc
+    maps = composed(*exact)[0]
+    map_ = *maps.to(dtype), loc
+    moving = (maps[0] - 1).to(dtype), *map_[1:]
     tangent = *composed_tangent(exact, along).to(dtype), torch.zeros_like(loc)
 
     def backward(z, rho, gz, gr, *p):
@@ -291,7 +293,7 @@ def leapfrog_rows(dtype: torch.dtype, *size: int) -> Iterator[Case]:
 
     out, (acc, sums), spare = (fresh(z), fresh(z)), room_for_sums(6, z), scratch(2 * d, dtype)
     for streams in (0, 1) if d % 16 == 0 else (0,):
-        fields = *size, *map_, z, rho, *out, streams
+        fields = *size, *moving, z, rho, *out, streams
         yield Case("leapfrog::Forward", fields, gaussian_leapfrog, (z, rho, *p), "past the caches" * streams)
     for streams in (0, 1):
         fields = 1, *size, *map_, *strided(gz, gr, z, rho), *strided_room(2, z), acc, spare, sums, streams
@@ -299,7 +301,7 @@ def leapfrog_rows(dtype: torch.dtype, *size: int) -> Iterator[Case]:
     absent, unwanted = (torch.zeros_like(loc), 0), (scratch(loc), 0)
     fields = 1, *size, *map_, *absent, *strided(gr, z, rho), *unwanted, *strided_room(1, z), acc, spare, sums, 0
     yield Case("leapfrog::Backward", fields, backward_in_part, (z, rho, gr, *p), "a cotangent and a result absent")
-    fields = *map_, *tangent, h[1], *strided(hz, hr, gz, gr, z, rho), *strided_room(4, z), *room_for_sums(10, z)
+    fields = *moving, *tangent, h[1], *strided(hz, hr, gz, gr, z, rho), *strided_room(4, z), *room_for_sums(10, z)
     yield Case("leapfrog::DoubleBackward", (1, *size, *fields), double_backward, (z, rho, gz, gr, hz, hr, *p, *h))
 
 
@@ -434,13 +436,20 @@ def autoregressive(dtype: torch.dtype, gate: str, rows: int, width: int, scale: 
     def backward_in_part(g, *x):
         return backward(g, g.new_zeros(rows), *x)
 
+    def backward_of_log(gl, *x):
+        return backward(torch.zeros_like(x[0]), gl, *x)
+
     def double_backward(sums, g, gl, *x):
         gg, gg_log, *d = second_order(op, x[:3], (g, gl), x[3:])
         return gg, sums + gg_log, *d
 
     yield Case("autoregressive::Forward", (*head, *x, out, block, Writes(sums)), forward, (sums, *x))
-    yield Case("autoregressive::Backward", (*head, g, gl, block, *x, out, out, out), backward, (g, gl, *x))
-    fields = *head, g, None, block, *x, out, out, out
+    yield Case("autoregressive::Backward", (*head, 1, g, gl, block, *x, out, out, out), backward, (g, gl, *x))
+    fields = *head, 0, None, gl, block, *x, out, out, out
+    yield Case(
+        "autoregressive::Backward", fields, backward_of_log, (gl, *x), "a cotangent of the log-determinant alone"
+    )
+    fields = *head, 1, g, None, block, *x, out, out, out
     yield Case("autoregressive::Backward", fields, backward_in_part, (g, *x), "no cotangent of the log-determinant")
     fields = *head, *h, g, gl, block, *x, out, block, Writes(sums), out, out, out
     yield Case("autoregressive::DoubleBackward", fields, double_backward, (sums, g, gl, *x, *h))
@@ -731,7 +740,7 @@ def planar_layers(dtype: torch.dtype, layers: int, d: int, chunks: int) -> Itera
         note = "constrained" * constrain
         products, squares, diagonal = numbers
         squares = squares if constrain else Writes(squares.before, checked=False)
-        fields = layers, width, int(constrain), wide(w), Writes(wide(u)), products, squares, diagonal
+        fields = layers, d, width, int(constrain), wide(w), Writes(wide(u)), products, squares, diagonal
         yield Case("planar::Prepare", fields, prepare, (u, w), note)
         head = layers, k, d, width, chunks, width, *sums, d_table, wide(made(u, w)[0]), wide(w)
         dots = [(x[k].double() * w[k].double()).sum().item() for x in (u, w)]
