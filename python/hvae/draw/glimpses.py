@@ -9,7 +9,7 @@ from typing import Any
 from hvae import runs
 from hvae.data.clutter import PIECE
 from hvae.draw.classifiers import GLIMPSE
-from hvae.draw.classify import Job, Setting
+from hvae.draw.classify import LEARNING_RATE, Job, Setting
 from hvae.draw.models import HIDDEN, window
 from hvae.draw.study import BATCH_SIZE
 from hvae.draw.train import State
@@ -24,8 +24,8 @@ and pieces are drawn anew in every epoch. Errors are in per cent of the images.
 - *printed*: the papers' errors, from memory: 100 x 100 pixels, 8 pieces, all of MNIST, many more updates; of RAM, whose
   glimpses are not differentiable, beside that of differentiable ones. Shown, not chased.
 - A reader sees {GLIMPSE} x {GLIMPSE} filters of each glimpse, with an LSTM of {HIDDEN} units. The convolutional network
-  is RAM's baseline. Adam at 1e-3, batches of {BATCH_SIZE}, gradients clipped to a norm of 10. All jobs take the same
-  images."""
+  is RAM's baseline. Adam at {LEARNING_RATE:g}, batches of {BATCH_SIZE}, gradients clipped to a norm of 10. All jobs
+  take the same images."""
 
 
 def row_of(job: Job, state: State, setting: Setting) -> Row:
