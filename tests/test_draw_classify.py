@@ -118,8 +118,9 @@ def test_measures_are_the_cross_entropy_and_the_wrong_ones():
 
 
 @pytest.mark.parametrize("glimpses", [0, 2])
-def test_digits_in_place_are_learned(glimpses, tmp_path):
-    """Some dozen steps, little room and one piece: less than half the error of chance, which is 0.9."""
+def test_digits_in_place_are_learned(glimpses, tmp_path, monkeypatch):
+    """Some dozen long steps, little room and one piece: less than half the error of chance, which is 0.9."""
+    monkeypatch.setattr(classify, "LEARNING_RATE", 1e-3)
     setting = Setting(1, "classify", "sample", 1_500, 200, 5, 30, 1)
     with experiment.threads(1):
         state = State()
@@ -129,7 +130,7 @@ def test_digits_in_place_are_learned(glimpses, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
-    monkeypatch.setattr(classify.study, "LEARNING_RATE", 1e30)
+    monkeypatch.setattr(classify, "LEARNING_RATE", 1e30)
     setting = Setting(1, "classify", "sample", 200, 10, 3, 40, 1)
     with pytest.raises(runs.StudyError, match=r"convolutional: the loss of epoch \d is not finite"):
         classify.train(Job(0), setting, setting.digits(), State(), tmp_path / "state.pt", lambda state: None)
