@@ -171,3 +171,13 @@ def test_bad_calls():
     torch.nn.init.constant_(underflows.conditioner.layers[-1].bias, -2000.0)
     with pytest.raises(RuntimeError, match="a scale is below the least normal number"):
         underflows.inverse(z)
+
+
+def test_the_inverse_is_of_float32_under_autocast():
+    flow = hk.nn.CouplingFlow(64, [8])
+    x = torch.randn(16, 64, dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        z, log_abs_det = flow.float().inverse(x)
+        _, forward = flow(z)
+    assert (z.dtype, log_abs_det.dtype) == (torch.float32, torch.float32)
+    torch.testing.assert_close(log_abs_det, -forward, rtol=0, atol=0.05)

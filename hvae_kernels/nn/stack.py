@@ -62,7 +62,7 @@ class FlowStack(Flow):
     @property
     def forward_is_parallel(self) -> bool:  # type: ignore[override]
         """By majority of the flows."""
-        return 2 * sum(flow.forward_is_parallel for flow in self.flows) >= len(self.flows)
+        return 2 * sum(getattr(flow, "forward_is_parallel", True) for flow in self.flows) >= len(self.flows)
 
     @classmethod
     def autoregressive(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+
 from torch import Tensor
 
-from hvae_kernels import _checks
+from hvae_kernels import _checks, _library
 from hvae_kernels.ops.affine_autoregressive import Gate, affine_autoregressive, gates
 from hvae_kernels.ops.rational_quadratic_spline import Spline, rational_quadratic_spline
 
@@ -33,6 +35,8 @@ def invert(gate: Gate | Spline, image: Tensor, parameters: Tensor) -> tuple[Tens
     """``(z, log_abs_det)`` of the inverse map, and the scale of an affine one, which may have underflowed."""
     if isinstance(gate, Spline):
         return *rational_quadratic_spline(image, parameters.mT, gate, inverse=True), None
+    if _library.autocasts(image):
+        return _library.in_float32(functools.partial(invert, gate), image, parameters)
     z, logs, scale = gates.invert(gate, image, *parameters.unbind(-2))
     return z, logs.sum(-1), scale
 
