@@ -279,3 +279,18 @@ def test_a_collapsed_component_takes_no_digits_from_the_others(implementation):
         with hk.use_impl(implementation):
             errors[log_scale] = testing.relative_error(F.gaussian_mixture_log_prob(*inputs), oracle)
     assert errors[-80.0] <= 2 * errors[0.0]
+
+
+@each_kernel
+@pytest.mark.parametrize("switched_off", [-1e4, -1e9, -math.inf])
+def test_components_that_are_switched_off_change_nothing(implementation, switched_off):
+    """However many they are, and however it is done."""
+    value, logits, loc, log_scale = mixture(16, 4, components=16, dtype=torch.float32)
+    on = [3, 5]
+    masked = torch.full_like(logits, switched_off)
+    masked[on] = logits[on]
+    with hk.use_impl(implementation):
+        few = F.gaussian_mixture_log_prob(value, logits[on], loc[on], log_scale[on])
+        torch.testing.assert_close(
+            F.gaussian_mixture_log_prob(value, masked, loc, log_scale), few, rtol=1e-6, atol=1e-6
+        )

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 #include <vector>
 
 #include "rows.h"
@@ -58,21 +59,29 @@ struct Packed {
   void set(int64_t i, int64_t j, T first, T second) { packed[at(i, j)] = first, packed[at(i, j) + kTile<T>] = second; }
 };
 
-// 0 where there is none.
-double median_of_finite(const Buffer<double>& values) {
-  std::vector<double> finite;
-  for (int64_t i = 0; i < int64_t(values.size()); ++i)
-    if (std::isfinite(values[i])) finite.push_back(values[i]);
-  if (finite.empty()) return 0;
-  const auto middle = finite.begin() + (finite.size() - 1) / 2;
-  std::nth_element(finite.begin(), middle, finite.end());
-  return *middle;
+// The median of the finite bases, each as often as its component's weight says; 0 where there is none. What is typical
+// by number alone may be switched off, and the largest base may be that of a component that has collapsed.
+template <class T>
+double weighted_median(const Buffer<double>& bases, const T* log_weight) {
+  std::vector<std::pair<double, double>> all;
+  double top = -std::numeric_limits<double>::infinity(), total = 0;
+  for (int64_t i = 0; i < int64_t(bases.size()); ++i)
+    if (std::isfinite(bases[i])) top = std::max<double>(top, log_weight[i]);
+  for (int64_t i = 0; i < int64_t(bases.size()); ++i)
+    if (std::isfinite(bases[i])) {
+      all.emplace_back(bases[i], std::exp(log_weight[i] - top));
+      total += all.back().second;
+    }
+  std::sort(all.begin(), all.end());
+  double below = 0;
+  for (const auto& [base, weight] : all)
+    if ((below += weight) >= total / 2) return base;
+  return 0;
 }
 
 template <class T>
 struct PackedComponents : Packed<T> {
-  // What all log joint densities lack, so that they keep digits: one that is typical of them, not the largest, which
-  // is that of a component that has collapsed.
+  // What all log joint densities lack, so that they keep digits.
   double shift;
 
   PackedComponents(const Sizes& sizes, const T* log_weight, const T* loc, const T* log_scale)
@@ -89,7 +98,7 @@ struct PackedComponents : Packed<T> {
         bases[i] -= log_scale[at];
       }
     }
-    shift = median_of_finite(bases);
+    shift = weighted_median(bases, log_weight);
     for (int64_t i = 0; i < sizes.components; ++i) this->base[i] = static_cast<T>(bases[i] - shift);
     this->repeat_last(sizes.components, d);
   }

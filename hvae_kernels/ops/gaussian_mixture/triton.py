@@ -183,11 +183,22 @@ class _Packed:
         return self.loc.mT.contiguous(), self.other.mT.contiguous(), self.base
 
 
+def _typical(base: Tensor, log_weight: Tensor) -> Tensor:
+    """The median of the finite bases, each as often as its component's weight says; 0 where there is none.
+
+    What is typical by number alone may be switched off, and the largest may be that of a component that has collapsed.
+    """
+    is_finite = base.isfinite()
+    base, order = base.where(is_finite, -math.inf).sort()
+    below = log_weight.double().where(is_finite, -math.inf).softmax(0)[order].cumsum(0)
+    return base[(below < 0.5).sum().clamp(max=len(base) - 1)].nan_to_num(neginf=0.0)
+
+
 def _components(log_weight: Tensor, loc: Tensor, log_scale: Tensor) -> tuple[_Packed, Tensor]:
     """The components, and what all their log joint densities lack, so that they keep digits."""
     normaliser = log_scale.sum(-1, dtype=torch.float64) + 0.5 * math.log(2 * math.pi) * loc.shape[1]
     base = log_weight - normaliser
-    shift = base.where(base.isfinite(), math.nan).nanmedian().nan_to_num()  # a collapsed component's is far from it
+    shift = _typical(base, log_weight)
     inverse = torch.exp(-log_scale).contiguous()
     return _Packed(loc.contiguous(), inverse, (base - shift).to(loc.dtype)), shift
 
