@@ -26,6 +26,7 @@ from torch.nn.modules.module import (
 )
 from torch.nn.utils import prune
 from torch.utils.flop_counter import FlopCounterMode
+from zuko import flows as zuko_flows
 from zuko.bayesian import BayesianModel
 
 import hvae_kernels as hk
@@ -312,6 +313,17 @@ def test_restored_flows_are_what_they_were(name):
     for direction in (library.there, library.back):
         torch.testing.assert_close(direction(ours, x, c), direction(flow, x, c), rtol=0, atol=0)
     assert len(hk.accelerate(hk.restore(ours))[1].swapped) == FLOWS[name].layers
+
+
+@pytest.mark.parametrize("make", [zuko_flows.NICE, zuko_flows.MAF, zuko_flows.NSF])
+def test_a_distribution_outlives_restore(make):
+    flow, context, x = make(4, 2), torch.randn(2), torch.randn(5, 4)
+    expected = flow(context).log_prob(x)
+    hk.accelerate(flow)
+    made_before = flow(context)
+    hk.restore(flow)
+    torch.testing.assert_close(made_before.log_prob(x), expected)
+    assert made_before.sample((3,)).shape == (3, 4)
 
 
 def test_only_modules_are_restored():

@@ -306,7 +306,7 @@ class FusedMaskedAutoregressiveTransform(MaskedAutoregressiveTransform, _network
         """The map of the features, where the library's own code has to run: circular splines are fused in it."""
         spline, circular = _splines(self)
         if spline is None or not circular or _network.is_recorded():
-            return super().meta(c, x)
+            return MaskedAutoregressiveTransform.meta(self, c, x)  # restored since, it is no instance any more
         return _mapped(self, c, x, spline, circular)
 
     @classmethod
@@ -400,7 +400,7 @@ class FusedGeneralCouplingTransform(GeneralCouplingTransform, _network.Swapped):
         """The map of the transformed features, splines in one kernel."""
         spline, circular = _splines(self)
         if spline is None or _network.is_recorded():
-            return super().meta(c, x)
+            return GeneralCouplingTransform.meta(self, c, x)  # restored since, it is no instance any more
         return _mapped(self, c, x, spline, circular)
 
     @classmethod
