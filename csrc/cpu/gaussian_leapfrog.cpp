@@ -98,10 +98,10 @@ class Maps {
     }
   }
 
-  // What multiplies an absent cotangent might not be finite.
-  void drop_column(int64_t column) {
-    for (int64_t r = 0; r < int64_t(values_.size()) / (5 * width_); ++r)
-      std::fill_n(values_.data() + (r * 5 + column) * width_, width_, T(0));
+  // Two of A, B, C, D, from the first-th on, which multiply an absent cotangent alone: they might not be finite.
+  void drop(int64_t first) {
+    for (T* to = values_.data(); to < values_.data() + values_.size(); to += 5 * width_)
+      std::fill_n(to + first * width_, 2 * width_, T(0));
   }
   Map<T> map(int64_t replica) const { return at(values_, replica); }
   Map<T> tangent(int64_t replica) const { return at(tangents_, replica); }
@@ -196,10 +196,8 @@ void backward(const Problem& p, const MaybeTensor& grad_z, const MaybeTensor& gr
   const Tiling tiling(p.replicas, p.rows, d);
   const Parameters<T> in{data<T>(precision), data<T>(step_size), data<T>(tempering)};
   Maps<T> maps(p, tiling, in, data<T>(loc), false, false);
-  for (int64_t column : {0, 1})
-    if (!grad_z) maps.drop_column(column);
-  for (int64_t column : {2, 3})
-    if (!grad_rho) maps.drop_column(column);
+  if (!grad_z) maps.drop(0);
+  if (!grad_rho) maps.drop(2);
   const Rows<T> rows(tiling);
   const T *gz = data<T>(grad_z), *gr = data<T>(grad_rho), *zs = data<T>(z), *rs = data<T>(rho);
   T *dz = written<T>(d_state[0]), *dr = written<T>(d_state[1]);

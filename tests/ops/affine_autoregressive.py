@@ -117,7 +117,7 @@ MUTATIONS = (
     Mutation(_TAIL_CPU, ".grad = spare.in(gs, at),\n                        .grad_log = ls ? ls + first : nullptr,", ".grad = spare.in(gs, at),\n                        .grad_log = ls,", _TAIL_CPP),
     Mutation(_TAIL_TRITON, "+ rest * load(shift, at, mask, DTYPE), mask)", "+ load(shift, at, mask, DTYPE), mask)", _TAIL_TRITON_TESTS),
     Mutation("csrc/kernels/affine_autoregressive.h", "if (!given) {", "if (false) {", "tests/test_affine_autoregressive.py -k overflowing"),
-    Mutation(_TAIL_TRITON, "pulled + gl * d_log, mask)", "pulled, mask)", _TAIL_TRITON_TESTS),
+    Mutation(_TAIL_TRITON, "by_scale + gl * d_log, mask)", "by_scale, mask)", _TAIL_TRITON_TESTS),
     Mutation(_TAIL_TRITON, "            hy = hz - hb\n", "", _TAIL_TRITON_TESTS),
     Mutation(_TAIL_TRITON, "logs += tl.where(mask, log, 0.0)", "logs += log", _TAIL_TRITON_TESTS),
     Mutation("hvae_kernels/ops/affine_autoregressive/gates.py", "s.clamp(low, high).detach() + (s - s.detach())", "s.clamp(low, high)", _TAIL_TESTS),

@@ -167,7 +167,7 @@ MUTATIONS = (
     Mutation(f"{_TRITON}/kernels.py", "third += load(partials, at + 2 * features", "third += load(partials, at + 3 * features", _TRITON_TESTS),
     Mutation(f"{_TRITON}/kernels.py", "sums.tangent + g * x.tangent.to", "sums.tangent + g * x.value.to", _TRITON_TESTS),
     Mutation(f"{_TRITON}/launch.py", "totals[..., :-1], totals[..., -1]", "totals[..., :-1], totals[..., 0]", f"{_TRITON_TESTS} and wide_scalar_step"),
-    Mutation(_CPU, "if (!grad_rho) maps.drop_column(column);", "", "tests/test_gaussian_leapfrog.py -k absent"),
+    Mutation(_CPU, "if (!grad_rho) maps.drop(2);", "", "tests/test_gaussian_leapfrog.py -k absent"),
     Mutation(_CPU, "    std::copy_n(data<T>(z), z.numel(), written<T>(z_out));\n    std::copy_n(data<T>(rho), rho.numel(), written<T>(rho_out));\n    return;\n", "", "tests/test_gaussian_leapfrog.py -k copies"),
     Mutation("csrc/kernels/gaussian_leapfrog.h", "stream<Set>(*vectors<Set>(map.C + j) * y", "stream<Set>(*vectors<Set>(map.B + j) * y", "tests/test_cpu_sets.py -k past_the_caches"),
     Mutation(_DENSE, "return product + product.mT", "return 2 * product", _DENSE_TESTS),

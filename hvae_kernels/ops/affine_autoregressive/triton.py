@@ -82,14 +82,12 @@ def _backward_kernel(
         y = load(z, at, mask, DTYPE)
         if GATE == SIGMOID:
             y -= load(shift, at, mask, DTYPE)
-        pulled = g  # without a cotangent nothing is multiplied by zero: y or the scale might be infinite
+        by_z, by_shift, by_scale = g, g, g  # zeros where it is absent, which might meet an infinite y or scale
         if grad is not None:
-            scale, rest, pulled = g * scale, g * rest, g * d_scale * y
-        else:
-            scale, rest = g, g
-        _store(d_z, at, scale, mask)
-        _store(d_shift, at, rest, mask)
-        _store(d_log_scale, at, pulled + gl * d_log, mask)
+            by_z, by_shift, by_scale = g * scale, g * rest, g * d_scale * y
+        _store(d_z, at, by_z, mask)
+        _store(d_shift, at, by_shift, mask)
+        _store(d_log_scale, at, by_scale + gl * d_log, mask)
 
 
 @triton.jit
